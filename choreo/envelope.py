@@ -1,0 +1,221 @@
+"""CloudEvents 1.0 attributes to and from Kafka record headers.
+
+Binary mode is written (`ce_id`, `ce_source`, ..., `content-type`); binary and structured mode are read. The
+attribute names are CloudEvents' own; `correlationid` and `causationid` are its Correlation extension. The
+version of an event travels in `dataschema` as `urn:choreo:<type>:<version>`: CloudEvents gives the shape of
+the data no other place, and a `dataschema` of somebody else's is left alone.
+
+Source: CloudEvents 1.0.2, "Kafka Protocol Binding" and "JSON Event Format"; W3C Trace Context.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import orjson
+
+from choreo.errors import DecodeError
+from choreo.record import Header, Headers, last_headers
+
+ID_BYTES_MAX = 1024
+"""Longest id, source or type read. An id is copied into every follow-on event; a megabyte of it is an attack."""
+TRACESTATE_BYTES_MAX = 512
+"""W3C asks to propagate at least 512 characters; what is longer is dropped whole."""
+SCHEMA_PREFIX = "urn:choreo:"
+CORE = ("specversion", "id", "source", "type", "time", "subject", "dataschema")
+_PREFIX = "ce_"
+_EXTENSION = re.compile(r"[a-z0-9]{1,64}\Z")
+_NO_EXTENSIONS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What is known of an event beside its data.
+
+    Attributes:
+        id: Unique within `source`; two events with one `source` and `id` are the same event.
+        source: URI-reference of who emitted it; choreo writes `/<service>`.
+        type: The event's type, such as `order.placed`.
+        version: The version its producer stated, or None where it stated none.
+        time: RFC 3339 text as it was sent, never interpreted by choreo.
+        correlationid: Id of the event that began the flow.
+        causationid: Id of the event that caused this one, None at the beginning of a flow.
+        traceparent: W3C header of the span that sent it, unchecked.
+        extensions: Further CloudEvents extensions by name.
+    """
+
+    id: str
+    source: str
+    type: str
+    version: int | None = None
+    time: str | None = None
+    subject: str | None = None
+    dataschema: str | None = None
+    correlationid: str = ""
+    causationid: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+    def traced(self, traceparent: str | None, tracestate: str | None) -> "Envelope":
+        """The same envelope sent from another span."""
+        return replace(self, traceparent=traceparent, tracestate=tracestate)
+
+
+def event_type(headers: Mapping[str, bytes | None]) -> str | None:
+    """The `ce_type` of a record in binary mode, without reading anything else; None if there is none."""
+    return _text(headers.get("ce_type"))
+
+
+def is_structured(headers: Mapping[str, bytes | None]) -> bool:
+    """Whether the record holds the whole event, attributes included, in its value."""
+    return (headers.get("content-type") or b"")[:23].lower() == b"application/cloudevents"
+
+
+def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
+    """The envelope and data (JSON bytes) of a record that is not a tombstone.
+
+    Raises:
+        DecodeError: `not_cloudevents`, `missing_attribute`, `bad_attribute`, `unsupported_specversion`,
+            `unsupported_content_type`, `not_json`.
+    """
+    by_name = last_headers(headers)
+    if is_structured(by_name):
+        return _read_structured(by_name, value)
+    attributes = {
+        name[3:].lower(): text
+        for name, raw in by_name.items()
+        if name[:3].lower() == _PREFIX and (text := _text(raw)) is not None
+    }
+    for name in ("id", "source", "type"):
+        if f"ce_{name}" in by_name and name not in attributes:
+            raise DecodeError("bad_attribute", f"the header ce_{name} is not UTF-8")
+    if not attributes:
+        raise DecodeError("not_cloudevents", "the record has no ce_ headers and is not in structured mode")
+    _require_json(_text(by_name.get("content-type")))
+    return _envelope(attributes, by_name), value
+
+
+def write(envelope: Envelope) -> Headers:
+    """Record headers of an event in binary mode: UTF-8, none null, no name twice."""
+    headers: list[Header] = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", envelope.id.encode()),
+        ("ce_source", envelope.source.encode()),
+        ("ce_type", envelope.type.encode()),
+        ("content-type", b"application/json"),
+        ("ce_correlationid", envelope.correlationid.encode()),
+    ]
+    schema = envelope.dataschema
+    if schema is None and envelope.version is not None:
+        schema = f"{SCHEMA_PREFIX}{envelope.type}:{envelope.version}"
+    optional = (
+        ("ce_time", envelope.time),
+        ("ce_subject", envelope.subject),
+        ("ce_dataschema", schema),
+        ("ce_causationid", envelope.causationid),
+        ("traceparent", envelope.traceparent),
+        ("tracestate", envelope.tracestate),
+    )
+    headers += [(name, text.encode()) for name, text in optional if text]
+    headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
+    return tuple(headers)
+
+
+def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]) -> Envelope:
+    specversion = attributes.get("specversion", "1.0")
+    if specversion != "1.0":
+        raise DecodeError("unsupported_specversion", "specversion is not 1.0")
+    for name in ("id", "source", "type"):
+        text = attributes.get(name)
+        if not text:
+            raise DecodeError("missing_attribute", f"the CloudEvents attribute {name} is missing or empty")
+        if len(text.encode()) > ID_BYTES_MAX:
+            raise DecodeError("bad_attribute", f"{name} is longer than {ID_BYTES_MAX} bytes")
+    id_, dataschema = attributes["id"], attributes.get("dataschema")
+    extensions = {
+        name: text
+        for name, text in attributes.items()
+        if name not in CORE and name not in ("correlationid", "causationid") and _EXTENSION.match(name)
+    }
+    tracestate = by_name.get("tracestate")
+    return Envelope(
+        id=id_,
+        source=attributes["source"],
+        type=attributes["type"],
+        version=_version(attributes["type"], dataschema),
+        time=attributes.get("time"),
+        subject=attributes.get("subject"),
+        dataschema=dataschema,
+        correlationid=_short(attributes.get("correlationid")) or id_,
+        causationid=_short(attributes.get("causationid")),
+        traceparent=_text(by_name.get("traceparent")),
+        tracestate=_text(tracestate) if tracestate and len(tracestate) <= TRACESTATE_BYTES_MAX else None,
+        extensions=extensions or _NO_EXTENSIONS,
+    )
+
+
+def _read_structured(by_name: Mapping[str, bytes | None], value: bytes) -> tuple[Envelope, bytes]:
+    content_type = (_text(by_name.get("content-type")) or "").split(";")[0].strip().lower()
+    if content_type != "application/cloudevents+json":
+        # The Kafka binding has no batch mode, and other formats than JSON (Avro, Protobuf) are not read.
+        raise DecodeError("unsupported_content_type", "only application/cloudevents+json is read")
+    try:
+        event = orjson.loads(value)
+    except ValueError as error:
+        raise DecodeError("not_json", f"the structured event cannot be read as JSON: {error.args[0]}") from None
+    if not isinstance(event, dict):
+        raise DecodeError("not_cloudevents", "the structured event is not a JSON object")
+    attributes = {
+        name: text if isinstance(text, str) else orjson.dumps(text).decode()
+        for name, text in event.items()
+        if name not in ("data", "data_base64") and isinstance(text, (str, int, bool))
+    }
+    for name in ("id", "source", "type"):
+        if name in event and not isinstance(event[name], str):
+            raise DecodeError("bad_attribute", f"{name} is not a string")
+    envelope = _envelope(attributes, {**by_name, **_trace_headers(attributes, by_name)})
+    if "data_base64" in event:
+        try:
+            data = base64.b64decode(event["data_base64"], validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise DecodeError("bad_attribute", "data_base64 is not base64") from None
+    else:
+        data = orjson.dumps(event.get("data"))
+    _require_json(attributes.get("datacontenttype"))
+    return envelope, data
+
+
+def _trace_headers(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
+    """The Distributed Tracing extension, where a producer in structured mode sends no plain header."""
+    names = ("traceparent", "tracestate") if by_name.get("traceparent") is None else ()
+    return {name: attributes[name].encode() for name in names if name in attributes}
+
+
+def _require_json(content_type: str | None) -> None:
+    if not content_type:
+        return
+    media_type = content_type.split(";")[0].strip().lower()
+    if media_type not in ("application/json", "text/json") and not media_type.endswith("+json"):
+        raise DecodeError("unsupported_content_type", "the content type is not JSON")
+
+
+def _version(type_: str, dataschema: str | None) -> int | None:
+    start = f"{SCHEMA_PREFIX}{type_}:"
+    if dataschema is None or not dataschema.startswith(start):
+        return None
+    digits = dataschema[len(start) :]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else -1
+
+
+def _short(text: str | None) -> str | None:
+    return text if text and len(text.encode()) <= ID_BYTES_MAX else None
+
+
+def _text(raw: bytes | None) -> str | None:
+    try:
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+        return None
