@@ -1,0 +1,84 @@
+"""What a handler may know of the event it is handling, beside the event."""
+
+import logging
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+from choreo.envelope import Envelope
+
+_log = logging.getLogger("choreo.handler")
+
+
+class Context:
+    """One invocation of one handler. Ask for it by annotating a parameter with `Context`.
+
+    Attributes:
+        idempotency_key: The same text for every attempt and redelivery of this (event, handler): give it to
+            whatever is called outside, since no transaction of choreo's covers that.
+        envelope: Id, source, correlation id and the rest of the event's attributes.
+        attempt: 1 at the first invocation.
+        transaction: The unit's transaction as the store's own driver has it, in a plain handler that asks for one.
+        log: A logger that adds service, handler, event id and correlation id to each record.
+    """
+
+    __slots__ = ("_now", "attempt", "envelope", "idempotency_key", "log", "transaction")
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: str,
+        envelope: Envelope,
+        attempt: int,
+        now: Callable[[], datetime],
+        handler: str,
+        transaction: Any = None,
+    ) -> None:
+        self.idempotency_key = idempotency_key
+        self.envelope = envelope
+        self.attempt = attempt
+        self.transaction = transaction
+        self._now = now
+        self.log = _EventLog(
+            _log,
+            {
+                "choreo_handler": handler,
+                "event_id": envelope.id,
+                "event_type": envelope.type,
+                "correlation_id": envelope.correlationid,
+                "attempt": attempt,
+            },
+        )
+
+    def now(self) -> datetime:
+        """The time, in UTC, by the app's clock: virtual in `TestApp`. Use it instead of `datetime.now`."""
+        return self._now()
+
+    @classmethod
+    def fake(
+        cls,
+        *,
+        idempotency_key: str = "fake-key",
+        envelope: Envelope | None = None,
+        attempt: int = 1,
+        now: datetime | None = None,
+        transaction: Any = None,
+    ) -> "Context":
+        """A context for calling a handler as a function in a test."""
+        moment = now or datetime.now(UTC)
+        return cls(
+            idempotency_key=idempotency_key,
+            envelope=envelope or Envelope("fake-id", "/fake", "fake.event", correlationid="fake-id"),
+            attempt=attempt,
+            now=lambda: moment,
+            handler="fake",
+            transaction=transaction,
+        )
+
+
+class _EventLog(logging.LoggerAdapter[logging.Logger]):
+    """Puts the event's coordinates beside what the caller passes as `extra`."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs

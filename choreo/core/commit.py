@@ -1,0 +1,102 @@
+"""What waits to be made durable, and the one flush that is on its way."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from choreo.core.messages import Commit, Limits
+from choreo.core.partition import Lane, Partition
+from choreo.core.units import Signal, State, Unit
+from choreo.record import TopicPartition
+
+
+class Flush(NamedTuple):
+    """The one commit in flight. One at a time keeps the emits of a lane in order."""
+
+    number: int
+    units: Sequence[Unit]
+    transact: Sequence[Unit]
+    offsets: dict[TopicPartition, int]
+
+
+class Commits:
+    """Results waiting for a flush, and the flush in flight."""
+
+    def __init__(self, limits: Limits, partitions: dict[TopicPartition, Partition]) -> None:
+        self.flight: Flush | None = None
+        self.returned: list[Unit] = []
+        self.due_s: float | None = None
+        self.after_s = 0.0
+        self._limits = limits
+        self._partitions = partitions
+        self._number = 0
+
+    def units(self) -> Iterator[Unit]:
+        """Units that returned and are not durable yet."""
+        yield from self.returned
+        if self.flight is not None:
+            yield from self.flight.units
+
+    def note(self, now_s: float) -> None:
+        """Something is to be flushed, at the latest `flush_s` from the first such note."""
+        if self.due_s is None:
+            self.due_s = now_s + self._limits.flush_s
+
+    def due(self, now_s: float, *, idle: bool) -> bool:
+        """Whether results or progress should be flushed now: by number, by time, or since nothing else is at work."""
+        if self.due_s is None:
+            return False
+        return idle or now_s >= self.due_s or len(self.returned) >= self._limits.flush_units
+
+    def begin(self, transact: Sequence[Unit]) -> Commit | None:
+        """Put all that returned and `transact` into a flush; None when there turns out to be nothing."""
+        units, self.returned, self.due_s = self.returned, [], None
+        for unit in units:
+            unit.advance(Signal.FLUSH)
+            self._partitions[unit.partition].settle(unit)
+        offsets = {
+            id_: watermark
+            for id_, partition in self._partitions.items()
+            if (watermark := partition.watermark()) > partition.committed
+        }
+        if not (units or transact or offsets):
+            return None
+        self._number += 1
+        self.flight = Flush(self._number, units, transact, offsets)
+        return Commit(self._number, units, transact, offsets)
+
+    def land(self, number: int, refused: frozenset[TopicPartition]) -> Flush:
+        """The flush is durable but for `refused`: finish its units; returns it."""
+        flush = self._take(number)
+        for unit in flush.units:
+            if unit.state is State.COMMITTING and unit.partition not in refused:
+                unit.advance(Signal.COMMITTED)
+                lane: Lane = unit.lane
+                lane.unflushed -= 1
+        for id_, offset in flush.offsets.items():
+            partition = self._partitions.get(id_)
+            if partition is not None and id_ not in refused:
+                partition.committed = max(partition.committed, offset)
+                partition.forget_finished()
+        return flush
+
+    def fail(self, number: int, now_s: float) -> Flush:
+        """The same values are to be flushed again, after a pause; returns the flush."""
+        flush = self._take(number)
+        again = [unit for unit in flush.units if unit.state is State.COMMITTING]
+        for unit in again:
+            unit.advance(Signal.FAILED)
+            self._partitions[unit.partition].unsettle(unit)
+        self.returned = again + self.returned
+        self.after_s = now_s + self._limits.failure_s
+        self.note(now_s)
+        return flush
+
+    def forget(self, partition: TopicPartition) -> None:
+        """The partition is gone, its results with it."""
+        self.returned = [unit for unit in self.returned if unit.partition != partition]
+
+    def _take(self, number: int) -> Flush:
+        flush, self.flight = self.flight, None
+        assert flush is not None
+        assert flush.number == number
+        return flush

@@ -1,0 +1,53 @@
+"""Identities that are computed, so that what is done twice carries the same name twice.
+
+Parts are length-prefixed before hashing: ("a", "bc") and ("ab", "c") are different keys.
+"""
+
+from hashlib import blake2b
+from uuid import UUID
+
+
+def _hash(size: int, person: bytes, *parts: str) -> bytes:
+    state = blake2b(digest_size=size, person=person)
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        state.update(len(raw).to_bytes(4, "big"))
+        state.update(raw)
+    return state.digest()
+
+
+def key_digest(service: str, handler: str, source: str, id_: str) -> bytes:
+    """The idempotency key of one (event, handler), 16 bytes.
+
+    CloudEvents: two events with one `source` and `id` are duplicates. Service and handler are part of the key,
+    since each handler is a unit of its own.
+    """
+    return _hash(16, b"choreo-key", service, handler, source, id_)
+
+
+def business_digest(service: str, handler: str, value: str) -> bytes:
+    """The idempotency key of a handler that names a field of its event as the key, 16 bytes."""
+    return _hash(16, b"choreo-business", service, handler, value)
+
+
+def fingerprint(payload: bytes) -> bytes:
+    """8 bytes of the payload, to tell a duplicate from a collision of ids."""
+    return blake2b(payload, digest_size=8).digest()
+
+
+def derived_id(service: str, handler: str, source: str, id_: str, type_: str, ordinal: int) -> str:
+    """Id of the `ordinal`-th (from 0) event of `type_` that a handler emits for the event (`source`, `id_`).
+
+    A UUID of version 8 (RFC 9562) over blake2b: what is emitted again has the same id and is dropped by
+    whoever handled it before. Four times cheaper than uuid5.
+    """
+    digest = _hash(16, b"choreo-id", service, handler, source, id_, type_, str(ordinal))
+    number = int.from_bytes(digest, "big")
+    number = number & ~(0xF << 76) | 0x8 << 76  # version 8
+    number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
+    return str(UUID(int=number))
+
+
+def is_derived(id_: str, causation_id: str | None) -> bool:
+    """Whether an id was computed by choreo: a re-run may then carry other data under it, and is a duplicate."""
+    return causation_id is not None and len(id_) == 36 and id_[14] == "8"

@@ -1,0 +1,441 @@
+"""The engine of one service in one process: `step(input, now_s) -> effects`.
+
+It owns what is in flight and in which order things happen. It must not know brokers, stores, handlers or time:
+`now_s` comes with every input, and what a handler returned is an opaque value that goes into the commit.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from choreo.core import messages as m
+from choreo.core.commit import Commits
+from choreo.core.partition import Lane, Partition
+from choreo.core.retry import delay_s
+from choreo.core.units import UNFLUSHED, Signal, State, Unit
+from choreo.record import TopicPartition
+
+
+class Engine:
+    """State of everything in flight; `step` is deterministic in its inputs."""
+
+    def __init__(self, limits: m.Limits | None = None) -> None:
+        self.limits = limits or m.Limits()
+        self.partitions: dict[TopicPartition, Partition] = {}
+        self.running = 0
+        self._keys: dict[bytes, Unit] = {}
+        self._ready: deque[Lane] = deque()
+        self._transactable: deque[Lane] = deque()
+        self._suspects: deque[Lane] = deque()
+        self._solo: Unit | None = None
+        self._claiming = 0
+        self._commits = Commits(self.limits, self.partitions)
+        self._timers: list[tuple[float, int, Unit]] = []
+        self._timer_number = 0
+        self._wait_until_s: float | None = None
+        self._now_s = 0.0
+        self._out: list[m.Effect] = []
+        self._on: dict[type, Callable[[Any], None]] = {
+            m.Assigned: self._assigned,
+            m.Fetched: self._fetched,
+            m.Claimed: self._claimed,
+            m.ClaimFailed: self._claim_failed,
+            m.Returned: self._handler_returned,
+            m.Raised: self._raised,
+            m.Committed: self._committed,
+            m.CommitFailed: self._commit_failed,
+            m.Tick: lambda _: None,
+            m.Draining: self._draining,
+            m.Revoked: self._revoked,
+        }
+
+    def step(self, message: m.Input, now_s: float) -> list[m.Effect]:
+        """Take one input in; returns what is to be done, in order."""
+        self._now_s = now_s
+        self._out = []
+        self._on[type(message)](message)
+        self._wake()
+        self._schedule()
+        self._flush_if_due()
+        self._balance()
+        self._wait()
+        return self._out
+
+    # ---- what the runtime asks
+
+    def unflushed(self, partitions: Iterable[TopicPartition]) -> int:
+        """Units of `partitions` a drain has to wait for."""
+        wanted = set(partitions)
+        held = [self.partitions[p] for p in wanted if p in self.partitions]
+        queued = sum(unit.state in UNFLUSHED for partition in held for unit in partition.units())
+        return queued + sum(unit.partition in wanted and unit.state in UNFLUSHED for unit in self._commits.units())
+
+    def unfinished(self, correlation_id: str | None = None) -> int:
+        """Units of one flow, or of all, that are not durable yet."""
+        units = [unit for partition in self.partitions.values() for unit in partition.units()]
+        units += self._commits.units()
+        open_ = {id(u): u for u in units if u.state not in (State.FINISHED, State.DROPPED)}
+        return sum(correlation_id in (None, unit.correlation_id) for unit in open_.values())
+
+    def waiting(self) -> bool:
+        """Whether nothing goes on but waiting for a time: no handler, store or broker is at work."""
+        return not (self.running or self._claiming or self._commits.flight)
+
+    @property
+    def wake_at_s(self) -> float | None:
+        """When the next `Tick` is due, if ever."""
+        return self._wait_until_s
+
+    # ---- partitions come and go
+
+    def _assigned(self, message: m.Assigned) -> None:
+        self.partitions[message.partition] = Partition(message.partition, message.offset)
+
+    def _draining(self, message: m.Draining) -> None:
+        for id_ in message.partitions:
+            partition = self.partitions.get(id_)
+            if partition is not None:
+                partition.draining = True
+                self._drop([unit for unit in partition.units() if unit.state not in UNFLUSHED])
+
+    def _revoked(self, message: m.Revoked) -> None:
+        for id_ in message.partitions:
+            partition = self.partitions.pop(id_, None)
+            if partition is None:
+                continue
+            flushing = [unit for unit in self._commits.units() if unit.partition == id_]
+            self._drop([*partition.units(), *flushing])
+            self._commits.forget(id_)
+            for lane in partition.lanes.values():
+                lane.units.clear()
+
+    def _drop(self, units: Sequence[Unit]) -> None:
+        """Give units up, and let a follower elsewhere take a dropped leader's place."""
+        dropped: list[Unit] = []
+        for unit in units:
+            if unit.state in (State.FINISHED, State.DROPPED):
+                continue
+            if unit.state is State.RUNNING and self._counted(unit):
+                self.running -= 1
+            if unit is self._solo:
+                self._solo = None
+            unit.advance(Signal.REVOKED)
+            dropped.append(unit)
+        heirs: list[Unit] = []
+        for unit in dropped:
+            if self._keys.get(unit.digest) is not unit:
+                continue
+            del self._keys[unit.digest]
+            followers = [follower for follower in unit.followers if follower.state is State.FOLLOWING]
+            if followers:
+                heir, heir.followers = followers[0], followers[1:]
+                self._keys[heir.digest] = heir
+                heir.advance(Signal.CLAIM)
+                heirs.append(heir)
+        self._claim(heirs)
+
+    # ---- fetch and claim
+
+    def _fetched(self, message: m.Fetched) -> None:
+        partition = self.partitions.get(message.partition)
+        if partition is None or partition.draining:
+            return
+        new: list[Unit] = []
+        for delivery in message.deliveries:
+            partition.take_in(delivery)
+            for unit in delivery.units:
+                leader = self._keys.setdefault(unit.digest, unit)
+                if leader is unit:
+                    unit.advance(Signal.CLAIM)
+                    new.append(unit)
+                else:
+                    leader.followers.append(unit)
+        self._claim(new)
+        self._note_progress(partition)
+
+    def _claim(self, units: Sequence[Unit], *, solo: bool = False) -> None:
+        if units:
+            self._claiming += 1
+            self._out.append(m.Claim(units, solo))
+
+    def _claimed(self, message: m.Claimed) -> None:
+        self._claiming -= 1
+        for unit, verdict in zip(message.units, message.verdicts, strict=True):
+            if unit.state is not State.CLAIMING:
+                continue
+            if verdict.verdict == "done" or (verdict.verdict == "conflict" and unit.derived):
+                self._duplicate(unit)
+            elif verdict.verdict == "busy":
+                self._ask_again(unit, self.limits.busy_s)
+            else:
+                self._fresh(unit, verdict)
+            self._enqueue(unit.lane)
+
+    def _fresh(self, unit: Unit, verdict: Any) -> None:
+        unit.deliveries = verdict.deliveries
+        if verdict.verdict == "conflict":
+            unit.poison = "id_collision"
+        elif unit.deliveries > self.limits.deliveries_max:
+            unit.poison = "crashed"
+        suspect = unit.deliveries > 1 and not unit.solo and unit.poison is None
+        unit.advance(Signal.DIED if suspect else Signal.FRESH)
+
+    def _claim_failed(self, message: m.ClaimFailed) -> None:
+        self._claiming -= 1
+        for unit in message.units:
+            if unit.state is State.CLAIMING:
+                self._ask_again(unit, self.limits.failure_s)
+
+    def _ask_again(self, unit: Unit, delay_s: float) -> None:
+        if unit is self._solo:
+            self._solo, unit.solo = None, False
+        unit.advance(Signal.BUSY)
+        self._set_timer(unit, delay_s)
+
+    def _duplicate(self, unit: Unit) -> None:
+        """Handled before, by whomever: it and what follows it here are done."""
+        self._keys.pop(unit.digest, None)
+        for each in (unit, *unit.followers):
+            if each.state in (State.CLAIMING, State.FOLLOWING):
+                each.advance(Signal.DONE)
+                self._out.append(m.Duplicate(each))
+                partition = self.partitions[each.partition]
+                partition.settle(each)
+                self._note_progress(partition)
+                self._enqueue(each.lane)
+        if unit is self._solo:
+            self._solo = None
+
+    # ---- turns
+
+    def _enqueue(self, lane: Lane) -> None:
+        """Queue a lane whose head can go on."""
+        if lane.queued or lane.partition.draining:
+            return
+        head = lane.head()
+        if head is None:
+            if not lane.unflushed:
+                lane.partition.lanes.pop(lane.key, None)
+            return
+        if head.state is State.SUSPECT:
+            queue = self._suspects
+        elif head.state is State.READY:
+            queue = self._transactable if head.transacts and head.poison is None else self._ready
+        else:
+            return
+        lane.queued = True
+        queue.append(lane)
+
+    def _schedule(self) -> None:
+        """Give turns: a suspect alone, everybody else up to the bound on concurrency."""
+        solo = self._solo
+        if solo is not None:
+            if solo.state is State.READY and self._counted(solo):
+                solo.lane.queued = False
+                self._ready.remove(solo.lane)
+                self._begin(solo)
+            return
+        transacting = self._commits.flight is not None and self._commits.flight.transact
+        while self._suspects:
+            if self.running or transacting:
+                return
+            lane = self._suspects.popleft()
+            lane.queued = False
+            head = lane.head()
+            if head is not None and head.state is State.SUSPECT and not lane.partition.draining:
+                self._solo, head.solo = head, True
+                head.advance(Signal.CLAIM)
+                self._claim([head], solo=True)
+                return
+        while self._ready and self.running < self.limits.concurrency:
+            lane = self._ready.popleft()
+            lane.queued = False
+            head = lane.head()
+            if head is not None and head.state is State.READY and not lane.partition.draining:
+                self._begin(head)
+
+    def _begin(self, unit: Unit) -> None:
+        unit.advance(Signal.TURN)
+        self.running += 1
+        if unit.poison is not None:
+            self._out.append(m.DeadLetter(unit, unit.poison))
+            return
+        unit.attempts += 1
+        self._out.append(m.Invoke(unit))
+
+    def _handler_returned(self, message: m.Returned) -> None:
+        unit = message.unit
+        if unit.state is not State.RUNNING:
+            return
+        unit.advance(Signal.RETURNED)
+        unit.result = message.result
+        if self._counted(unit):
+            self.running -= 1
+        lane: Lane = unit.lane
+        assert lane.head() is unit
+        lane.units.popleft()
+        lane.unflushed += 1
+        self._commits.returned.append(unit)
+        self._commits.note(self._now_s)
+        if unit is self._solo:
+            self._solo = None
+        self._enqueue(lane)
+
+    def _counted(self, unit: Unit) -> bool:
+        """Whether the unit occupies one of the places of `concurrency`."""
+        return not unit.transacts or unit.poison is not None
+
+    def _raised(self, message: m.Raised) -> None:
+        unit = message.unit
+        if unit.state is not State.RUNNING:
+            return
+        if message.disposition == "dead_letter" or unit.attempts >= unit.retry.attempts_max:
+            if not self._counted(unit):
+                self.running += 1
+                unit.poison = message.reason
+            self._out.append(m.DeadLetter(unit, message.reason))
+            return
+        if self._counted(unit):
+            self.running -= 1
+        if unit is self._solo:
+            self._solo = None
+        unit.advance(Signal.RAISED)
+        if self.partitions[unit.partition].draining:
+            self._drop([unit])
+            return
+        wait_s = message.delay_s
+        if wait_s is None:
+            wait_s = delay_s(unit.retry, attempt=unit.attempts, seed=unit.digest)
+        self._set_timer(unit, wait_s)
+
+    # ---- commits
+
+    def _flush_if_due(self) -> None:
+        commits = self._commits
+        if commits.flight is not None or self._now_s < commits.after_s:
+            return
+        transact = self._take_transactable()
+        idle = not (self.running or self._claiming or self._ready)
+        if transact or commits.due(self._now_s, idle=idle):
+            effect = commits.begin(transact)
+            if effect is not None:
+                self._out.append(effect)
+
+    def _take_transactable(self) -> list[Unit]:
+        """Units to invoke inside the next commit; runs of a lane stay together and in order."""
+        solo = self._solo
+        if solo is not None:
+            if solo.state is not State.READY or self._counted(solo) or self.running:
+                return []
+            solo.lane.queued = False
+            self._transactable = deque(lane for lane in self._transactable if lane is not solo.lane)
+            return [self._transact(solo)]
+        if self._suspects:
+            return []
+        taken: list[Unit] = []
+        while self._transactable and len(taken) < self.limits.transact_units:
+            lane = self._transactable.popleft()
+            lane.queued = False
+            if lane.partition.draining:
+                continue
+            for unit in list(lane.units):
+                ready = unit.state is State.READY and unit.transacts and unit.poison is None
+                if not ready or len(taken) >= self.limits.transact_units:
+                    break
+                taken.append(self._transact(unit))
+        return taken
+
+    def _transact(self, unit: Unit) -> Unit:
+        unit.advance(Signal.TURN)
+        unit.attempts += 1
+        return unit
+
+    def _committed(self, message: m.Committed) -> None:
+        flush = self._commits.land(message.flush, message.refused)
+        for unit in flush.units:
+            if unit.state is State.FINISHED:
+                self._finished(unit)
+        if message.refused:
+            self._revoked(m.Revoked(tuple(message.refused)))
+        for each in message.transacted:
+            self._transacted(each)
+        for partition in self.partitions.values():
+            self._note_progress(partition)
+
+    def _transacted(self, message: m.Transacted) -> None:
+        unit = message.unit
+        if unit.state is not State.RUNNING:
+            return
+        if message.raised is not None:
+            self._raised(message.raised)
+            return
+        if unit is self._solo:
+            self._solo = None
+        if message.result is None:
+            unit.attempts -= 1
+            unit.advance(Signal.SKIPPED)
+            if self.partitions[unit.partition].draining:
+                self._drop([unit])
+            else:
+                self._enqueue(unit.lane)
+            return
+        unit.result = message.result
+        unit.advance(Signal.COMMITTED)
+        self.partitions[unit.partition].settle(unit)
+        self._finished(unit)
+
+    def _finished(self, unit: Unit) -> None:
+        """Durable: whatever followed it with the same key is a duplicate."""
+        self._duplicate(unit)
+        self._enqueue(unit.lane)
+
+    def _commit_failed(self, message: m.CommitFailed) -> None:
+        flush = self._commits.fail(message.flush, self._now_s)
+        for unit in flush.transact:
+            self._transacted(m.Transacted(unit))
+
+    def _note_progress(self, partition: Partition) -> None:
+        if partition.watermark() > partition.committed:
+            self._commits.note(self._now_s)
+
+    # ---- time and balance
+
+    def _set_timer(self, unit: Unit, delay_s: float) -> None:
+        self._timer_number += 1
+        heapq.heappush(self._timers, (self._now_s + delay_s, self._timer_number, unit))
+
+    def _wake(self) -> None:
+        """Let go on whatever waited for a time that has come."""
+        again: list[Unit] = []
+        while self._timers and self._timers[0][0] <= self._now_s:
+            unit = heapq.heappop(self._timers)[2]
+            if unit.state is State.BACKOFF:
+                unit.advance(Signal.DUE)
+                self._enqueue(unit.lane)
+            elif unit.state is State.BUSY:
+                unit.advance(Signal.CLAIM)
+                again.append(unit)
+        self._claim(again)
+
+    def _balance(self) -> None:
+        """Back-pressure: pause a partition that has too much unfinished, resume it well below."""
+        for id_, partition in self.partitions.items():
+            if not partition.paused and partition.over(self.limits):
+                partition.paused = True
+                self._out.append(m.Pause(id_))
+            elif partition.paused and partition.under(self.limits):
+                partition.paused = False
+                self._out.append(m.Resume(id_))
+
+    def _wait(self) -> None:
+        commits = self._commits
+        times = [self._timers[0][0]] if self._timers else []
+        if commits.flight is None and commits.due_s is not None:
+            times.append(max(commits.due_s, commits.after_s))
+        if commits.flight is None and self._transactable and commits.after_s > self._now_s:
+            times.append(commits.after_s)
+        until_s = min(times, default=None)
+        if until_s is not None and until_s != self._wait_until_s:
+            self._out.append(m.Wait(until_s))
+        self._wait_until_s = until_s

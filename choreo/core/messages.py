@@ -1,0 +1,207 @@
+"""What goes into the engine and what comes out of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from choreo.core.units import Unit
+from choreo.errors import Disposition
+from choreo.ports import Claimed as Verdict
+from choreo.record import TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one service in one process; every queue has one.
+
+    Attributes:
+        concurrency: Handlers running at once.
+        flush_units: A flush is due when so many results wait.
+        flush_s: A flush is due so long after the first waiting result, in seconds.
+        transact_units: Units invoked inside one commit at most, so that a database lock is held briefly.
+        unfinished_max: Unfinished records of a partition at which it is paused; it flows again at half of it.
+        unfinished_bytes_max: The same, by payload bytes.
+        unfinished_span_max: Records a partition may be ahead of its watermark; what one slow event can cost
+            in redeliveries after a crash.
+        deliveries_max: A unit whose process died with it more often is dead-lettered as `crashed`.
+        busy_s: Seconds until a key claimed elsewhere is asked for again.
+        failure_s: Seconds until a store that failed is asked again.
+    """
+
+    concurrency: int = 64
+    flush_units: int = 256
+    flush_s: float = 0.005
+    transact_units: int = 128
+    unfinished_max: int = 1_000
+    unfinished_bytes_max: int = 32 * 1024 * 1024
+    unfinished_span_max: int = 10_000
+    deliveries_max: int = 5
+    busy_s: float = 0.2
+    failure_s: float = 0.5
+
+
+# ---- inputs
+
+
+class Assigned(NamedTuple):
+    """The partition is ours and will be fetched from `offset` on."""
+
+    partition: TopicPartition
+    offset: int
+
+
+class Delivery(NamedTuple):
+    """One fetched record; `units` is empty for a record nobody here handles."""
+
+    offset: int
+    payload_bytes: int
+    timestamp_ms: int
+    units: Sequence[Unit]
+
+
+class Fetched(NamedTuple):
+    """Records of one partition, n >= 1, ascending offset."""
+
+    partition: TopicPartition
+    deliveries: Sequence[Delivery]
+
+
+class Claimed(NamedTuple):
+    """The store's verdicts, one for each unit of a `Claim`, in its order."""
+
+    units: Sequence[Unit]
+    verdicts: Sequence[Verdict]
+
+
+class ClaimFailed(NamedTuple):
+    """The store did not answer a `Claim`."""
+
+    units: Sequence[Unit]
+
+
+class Returned(NamedTuple):
+    """A handler returned, or a dead letter was made: `result` is what the flush needs."""
+
+    unit: Unit
+    result: Any
+
+
+class Raised(NamedTuple):
+    """A handler raised; `delay_s` where it named one."""
+
+    unit: Unit
+    disposition: Disposition
+    reason: str
+    delay_s: float | None = None
+
+
+class Transacted(NamedTuple):
+    """What became of a unit invoked inside a commit: `result`, or `raised`, or neither: not invoked."""
+
+    unit: Unit
+    result: Any = None
+    raised: Raised | None = None
+
+
+class Committed(NamedTuple):
+    """The flush is durable, its emits sent. `refused` partitions wrote nothing: a newer owner has them."""
+
+    flush: int
+    refused: frozenset[TopicPartition] = frozenset()
+    transacted: Sequence[Transacted] = ()
+
+
+class CommitFailed(NamedTuple):
+    """It is not known to be durable; the same values are to be committed again."""
+
+    flush: int
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+class Draining(NamedTuple):
+    """Invoke nothing more of these partitions; give back what has not begun."""
+
+    partitions: Sequence[TopicPartition]
+
+
+class Revoked(NamedTuple):
+    """These partitions are not ours any more: drop every result."""
+
+    partitions: Sequence[TopicPartition]
+
+
+Input = (
+    Assigned
+    | Fetched
+    | Claimed
+    | ClaimFailed
+    | Returned
+    | Raised
+    | Committed
+    | CommitFailed
+    | Tick
+    | Draining
+    | Revoked
+)
+
+
+# ---- effects
+
+
+class Claim(NamedTuple):
+    """Ask the store for these keys in one call; `solo`: one suspect, about to run alone."""
+
+    units: Sequence[Unit]
+    solo: bool = False
+
+
+class Invoke(NamedTuple):
+    """Call the unit's handler."""
+
+    unit: Unit
+
+
+class DeadLetter(NamedTuple):
+    """Make the unit's dead letter and return it as its result."""
+
+    unit: Unit
+    reason: str
+
+
+class Commit(NamedTuple):
+    """Make a flush durable: `units` with their results, `transact` to be invoked inside, `offsets` next to read."""
+
+    flush: int
+    units: Sequence[Unit]
+    transact: Sequence[Unit]
+    offsets: Mapping[TopicPartition, int]
+
+
+class Pause(NamedTuple):
+    """Fetch no more of it for now."""
+
+    partition: TopicPartition
+
+
+class Resume(NamedTuple):
+    """Fetch of it again."""
+
+    partition: TopicPartition
+
+
+class Duplicate(NamedTuple):
+    """The unit was handled before; nothing is invoked."""
+
+    unit: Unit
+
+
+class Wait(NamedTuple):
+    """Send a `Tick` at `until_s` unless something else comes first."""
+
+    until_s: float
+
+
+Effect = Claim | Invoke | DeadLetter | Commit | Pause | Resume | Duplicate | Wait

@@ -1,0 +1,121 @@
+"""What the engine keeps of one assigned partition: unfinished records, the watermark, and lanes."""
+
+from collections import deque
+from collections.abc import Iterator
+
+from choreo.core.messages import Delivery, Limits
+from choreo.core.units import Entry, State, Unit
+from choreo.record import TopicPartition
+
+
+class Lane:
+    """Units of one key in one partition, in log order. Order holds within it and nowhere else."""
+
+    __slots__ = ("key", "partition", "queued", "unflushed", "units")
+
+    def __init__(self, key: object, partition: "Partition") -> None:
+        self.key = key
+        self.partition = partition
+        self.units: deque[Unit] = deque()
+        self.unflushed = 0  # returned and not yet durable
+        self.queued = False
+
+    def head(self) -> Unit | None:
+        """The unit whose turn it is; those found to be duplicates are passed over."""
+        units = self.units
+        while units and units[0].state in (State.FINISHED, State.DROPPED):
+            units.popleft()
+        return units[0] if units else None
+
+
+class Partition:
+    """One assigned partition from its assignment to its revocation."""
+
+    __slots__ = (
+        "_entries",
+        "committed",
+        "draining",
+        "id",
+        "lanes",
+        "paused",
+        "position",
+        "unfinished",
+        "unfinished_bytes",
+    )
+
+    def __init__(self, partition: TopicPartition, offset: int) -> None:
+        self.id = partition
+        self.lanes: dict[object, Lane] = {}
+        self.position = offset
+        self.committed = offset
+        self.paused = False
+        self.draining = False
+        self.unfinished = 0
+        self.unfinished_bytes = 0
+        self._entries: deque[Entry] = deque()
+
+    def take_in(self, delivery: Delivery) -> None:
+        """Queue the units of one fetched record behind what their lane already has."""
+        self.position = delivery.offset + 1
+        if not delivery.units:
+            return
+        entry = Entry(delivery.offset, len(delivery.units), delivery.payload_bytes, delivery.timestamp_ms)
+        self._entries.append(entry)
+        self.unfinished += 1
+        self.unfinished_bytes += entry.payload_bytes
+        for unit in delivery.units:
+            lane = self.lanes.get(unit.lane)
+            if lane is None:
+                lane = self.lanes[unit.lane] = Lane(unit.lane, self)
+            unit.lane, unit.entry = lane, entry
+            lane.units.append(unit)
+
+    def settle(self, unit: Unit) -> None:
+        """The unit no longer holds the watermark back: it is finished, or in the flush that moves it."""
+        entry = unit.entry
+        entry.remaining -= 1
+        if entry.remaining == 0:
+            self.unfinished -= 1
+            self.unfinished_bytes -= entry.payload_bytes
+
+    def unsettle(self, unit: Unit) -> None:
+        """The flush failed: the unit holds the watermark back again."""
+        entry = unit.entry
+        if entry.remaining == 0:
+            self.unfinished += 1
+            self.unfinished_bytes += entry.payload_bytes
+        entry.remaining += 1
+
+    def watermark(self) -> int:
+        """Offset of the lowest record with an unfinished handler; what may be committed as next to read."""
+        for entry in self._entries:
+            if entry.remaining:
+                return entry.offset
+        return self.position
+
+    def forget_finished(self) -> None:
+        """Let go of the records below the committed watermark."""
+        entries = self._entries
+        while entries and entries[0].remaining == 0 and entries[0].offset < self.committed:
+            entries.popleft()
+
+    def units(self) -> Iterator[Unit]:
+        """Every unit still queued in a lane."""
+        for lane in self.lanes.values():
+            yield from lane.units
+
+    def over(self, limits: Limits) -> bool:
+        """Whether too much is unfinished to fetch more."""
+        return (
+            self.unfinished >= limits.unfinished_max
+            or self.unfinished_bytes >= limits.unfinished_bytes_max
+            or self.position - self.watermark() >= limits.unfinished_span_max
+        )
+
+    def under(self, limits: Limits) -> bool:
+        """Whether enough is finished to flow again; half the bound, since a pause drops what was prefetched."""
+        return (
+            self.unfinished <= limits.unfinished_max // 2
+            and self.unfinished_bytes <= limits.unfinished_bytes_max // 2
+            and self.position - self.watermark() <= limits.unfinished_span_max // 2
+        )

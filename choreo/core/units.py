@@ -1,0 +1,170 @@
+"""One (event, handler): the atomic unit, its states, and the only table that moves it between them.
+
+The table runs the code, and `mermaid()` draws it: no transition exists anywhere else.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from choreo.core.retry import RetryPolicy
+from choreo.record import TopicPartition
+
+
+class State(StrEnum):
+    """Where a unit stands."""
+
+    FOLLOWING = "following"  # another unit in flight here has the same key
+    CLAIMING = "claiming"  # the store was asked
+    BUSY = "busy"  # a live owner elsewhere has the key, or the store did not answer
+    SUSPECT = "suspect"  # a former owner died with it: to be run alone
+    READY = "ready"  # waits for its turn in the lane
+    RUNNING = "running"  # its handler was invoked
+    BACKOFF = "backoff"  # failed, waits at the head of its lane
+    RETURNED = "returned"  # its result waits for a flush
+    COMMITTING = "committing"  # its result is in a flush
+    FINISHED = "finished"
+    DROPPED = "dropped"  # the partition is no longer ours; somebody else will do it
+
+
+class Signal(StrEnum):
+    """What happens to a unit."""
+
+    CLAIM = "claim"
+    FRESH = "fresh"
+    DIED = "died"
+    DONE = "done"
+    BUSY = "busy"
+    TURN = "turn"
+    RAISED = "raised"
+    SKIPPED = "skipped"
+    DUE = "due"
+    RETURNED = "returned"
+    FLUSH = "flush"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    REVOKED = "revoked"
+
+
+TRANSITIONS: dict[tuple[State, Signal], State] = {
+    (State.FOLLOWING, Signal.CLAIM): State.CLAIMING,
+    (State.FOLLOWING, Signal.DONE): State.FINISHED,
+    (State.CLAIMING, Signal.FRESH): State.READY,
+    (State.CLAIMING, Signal.DIED): State.SUSPECT,
+    (State.CLAIMING, Signal.DONE): State.FINISHED,
+    (State.CLAIMING, Signal.BUSY): State.BUSY,
+    (State.BUSY, Signal.CLAIM): State.CLAIMING,
+    (State.SUSPECT, Signal.CLAIM): State.CLAIMING,
+    (State.READY, Signal.TURN): State.RUNNING,
+    (State.RUNNING, Signal.RAISED): State.BACKOFF,
+    (State.RUNNING, Signal.SKIPPED): State.READY,
+    (State.RUNNING, Signal.RETURNED): State.RETURNED,
+    (State.RUNNING, Signal.COMMITTED): State.FINISHED,
+    (State.BACKOFF, Signal.DUE): State.READY,
+    (State.RETURNED, Signal.FLUSH): State.COMMITTING,
+    (State.COMMITTING, Signal.COMMITTED): State.FINISHED,
+    (State.COMMITTING, Signal.FAILED): State.RETURNED,
+    **{(state, Signal.REVOKED): State.DROPPED for state in State if state not in (State.FINISHED, State.DROPPED)},
+}
+
+UNFLUSHED = frozenset({State.RUNNING, State.RETURNED, State.COMMITTING})
+"""A drain waits for these; every other unfinished unit is given back at once."""
+
+
+class Entry:
+    """One record with unfinished units."""
+
+    __slots__ = ("offset", "payload_bytes", "remaining", "timestamp_ms")
+
+    def __init__(self, offset: int, remaining: int, payload_bytes: int, timestamp_ms: int) -> None:
+        self.offset = offset
+        self.remaining = remaining
+        self.payload_bytes = payload_bytes
+        self.timestamp_ms = timestamp_ms
+
+
+class Unit:
+    """One event to be handled by one handler.
+
+    Attributes:
+        lane: Events of one lane run in order; the record's key, or something unique when it has none.
+        digest: The idempotency key, 16 bytes.
+        derived: The event's id was computed by choreo, so another payload under it is no conflict.
+        transacts: The handler writes its rows in the commit's own transaction.
+        poison: Reason to dead-letter it without invoking anything, or None.
+        work: What the runtime needs to invoke it; the core never looks inside.
+    """
+
+    __slots__ = (
+        "attempts",
+        "correlation_id",
+        "deliveries",
+        "derived",
+        "digest",
+        "entry",
+        "fingerprint",
+        "followers",
+        "handler",
+        "lane",
+        "offset",
+        "partition",
+        "poison",
+        "result",
+        "retry",
+        "solo",
+        "state",
+        "transacts",
+        "work",
+    )
+
+    def __init__(
+        self,
+        partition: TopicPartition,
+        offset: int,
+        lane: object,
+        handler: str,
+        digest: bytes,
+        fingerprint: bytes,
+        *,
+        correlation_id: str,
+        derived: bool,
+        transacts: bool,
+        retry: RetryPolicy,
+        poison: str | None = None,
+        work: Any = None,
+    ) -> None:
+        self.partition = partition
+        self.offset = offset
+        self.lane: Any = lane
+        self.handler = handler
+        self.digest = digest
+        self.fingerprint = fingerprint
+        self.correlation_id = correlation_id
+        self.derived = derived
+        self.transacts = transacts
+        self.retry = retry
+        self.poison = poison
+        self.work = work
+        self.state = State.FOLLOWING
+        self.attempts = 0
+        self.deliveries = 1
+        self.solo = False
+        self.entry: Entry = None  # type: ignore[assignment]  # set when its record is taken in
+        self.followers: list[Unit] = []
+        self.result: Any = None
+
+    def advance(self, signal: Signal) -> None:
+        """Move along the table; a transition it does not have is a bug in choreo."""
+        self.state = TRANSITIONS[self.state, signal]
+
+    def __repr__(self) -> str:
+        return f"<Unit {self.handler} {self.partition}@{self.offset} {self.state}>"
+
+
+def mermaid() -> str:
+    """The table as a Mermaid state diagram, for docs/engine.md."""
+    lines = ["stateDiagram-v2", "    [*] --> following", "    [*] --> claiming"]
+    for (state, signal), target in TRANSITIONS.items():
+        if signal is not Signal.REVOKED:
+            lines.append(f"    {state} --> {target}: {signal}")
+    lines += ["    note right of dropped: revoked, from every unfinished state", "    finished --> [*]"]
+    return "\n".join(lines) + "\n"
