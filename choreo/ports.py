@@ -186,15 +186,13 @@ class CommitResult:
     """What became of a flush.
 
     Attributes:
-        refused: Partitions whose lease a newer epoch has taken; nothing of them was written.
-        lost: Digests whose claim another owner took over; those units were not written.
+        refused: Partitions whose lease, or a claim of them, a newer owner has taken; nothing of them was written.
         transacted: For each `Transacted`, in order: the finished unit, the exception it raised, or None when it
             was not invoked (refused, or behind one of its lane that raised).
         outbox: Emits that are durable but not sent yet, in order, with the row id to confirm them by.
     """
 
     refused: frozenset[TopicPartition] = frozenset()
-    lost: frozenset[bytes] = frozenset()
     transacted: Sequence[Finished | BaseException | None] = ()
     outbox: Sequence[tuple[int, ProducerRecord]] = ()
 

@@ -97,7 +97,7 @@ class Service:
         """
         if len(events) == 1 and not isinstance(events[0], type) and callable(events[0]):
             raise DeclarationError(
-                f"@{self.name}.handler: name the event: write @{self.name}.handler(OrderPlaced), with the event's class"
+                f"@{self.name}.handler: name the event's class: write @{self.name}.handler(OrderPlaced)"
             )
         if not events:
             raise DeclarationError(f"@{self.name}.handler(): name at least one event class to subscribe to")
@@ -139,7 +139,7 @@ class Service:
     ) -> None:
         if not callable(function):
             raise DeclarationError(f"@{self.name}.handler decorates a function, not {function!r}")
-        name = name or getattr(function, "__name__", "")
+        name = name or str(getattr(function, "__name__", ""))
         if not re.match(r"[A-Za-z_][A-Za-z0-9_.-]{0,126}\Z", name):
             raise DeclarationError(f"{self.name}: {name!r} is no handler name; give name= to the decorator")
         if name in self.handlers:

@@ -1,0 +1,198 @@
+"""Handlers made ready to call: annotations resolved, parameters matched, emits known. Done when the App is built."""
+
+import inspect
+import types
+import typing
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from choreo.context import Context
+from choreo.errors import DeclarationError, UndeclaredEmission
+from choreo.event import Event
+from choreo.service import Handler
+
+Around = typing.Callable[[Context], AbstractAsyncContextManager[Any]]
+Kind = Literal["coroutine", "function", "async_generator", "generator"]
+
+TRANSACTION_TYPES = ("sqlite3.Connection", "psycopg.AsyncConnection", "sqlalchemy.ext.asyncio.session.AsyncSession")
+"""Parameter types that mean the unit's transaction, by qualified name so that no driver is imported for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundHandler:
+    """A handler and how its parameters are filled.
+
+    Attributes:
+        classes: Event class by (type, version).
+        contexts, transactions: Names of parameters that take the Context, the unit's transaction.
+        resources: Parameter name -> the annotated type, given by the App's resources.
+        emits: What it may emit.
+    """
+
+    handler: Handler
+    kind: Kind
+    classes: Mapping[tuple[str, int], type[Event]]
+    contexts: tuple[str, ...]
+    transactions: tuple[str, ...]
+    resources: Mapping[str, Any]
+    emits: tuple[type[Event], ...]
+
+    @property
+    def transacts(self) -> bool:
+        """Whether it is invoked inside the commit's own transaction."""
+        return bool(self.transactions)
+
+    def arguments(self, context: Context, resources: Mapping[Any, Any]) -> dict[str, Any]:
+        """Keyword arguments of one call, but for the event."""
+        arguments: dict[str, Any] = dict.fromkeys(self.contexts, context)
+        arguments.update(dict.fromkeys(self.transactions, context.transaction))
+        arguments.update({name: resources[wanted] for name, wanted in self.resources.items()})
+        return arguments
+
+    def emitted(self, result: Any) -> list[Event]:
+        """What a handler returned, as a list of declared events.
+
+        Raises:
+            UndeclaredEmission: Something else than declared was returned.
+        """
+        if result is None:
+            return []
+        events = [result] if isinstance(result, Event) else self._listed(result)
+        for event in events:
+            if not isinstance(event, self.emits):
+                declared = " | ".join(each.__name__ for each in self.emits) or "None"
+                raise UndeclaredEmission(
+                    f"{self.handler.label} returned {type(event).__name__}, and its annotation declares {declared}; "
+                    "add it to the return annotation or to emits="
+                )
+        return events
+
+    def _listed(self, result: Any) -> list[Event]:
+        if isinstance(result, (list, tuple, set, frozenset)) or self.kind == "generator":
+            return [each for each in result if each is not None]
+        raise UndeclaredEmission(
+            f"{self.handler.label} returned {type(result).__name__}: return an event, a list of events or None"
+        )
+
+
+def bind(handler: Handler) -> BoundHandler:
+    """Resolve a handler's annotations.
+
+    Raises:
+        DeclarationError: A parameter or the return annotation is missing or cannot be what it says.
+    """
+    hints = _hints(handler)
+    parameters = list(inspect.signature(handler.function).parameters.values())
+    if not parameters:
+        raise DeclarationError(
+            f"{handler.label} takes no parameter; its first one is the event: "
+            f"def {handler.name}(event: {handler.events[0].__name__})"
+        )
+    _check_event_parameter(handler, parameters[0].name, hints)
+    contexts, transactions, resources = [], [], {}
+    for parameter in parameters[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise DeclarationError(
+                f"{handler.label}: *args and **kwargs cannot be filled by type; name the parameters"
+            )
+        wanted = hints.get(parameter.name)
+        if wanted is None:
+            raise DeclarationError(
+                f"{handler.label}: the parameter {parameter.name!r} has no annotation, and parameters are filled by "
+                f"type; annotate it with Context, a database connection or the type of a resource"
+            )
+        if wanted is Context:
+            contexts.append(parameter.name)
+        elif is_transaction(wanted):
+            transactions.append(parameter.name)
+        else:
+            resources[parameter.name] = wanted
+    kind = _kind(handler.function)
+    if transactions and kind != "function":
+        raise DeclarationError(
+            f"{handler.label}: SQLite's write lock must not be held while a handler is awaited; make it a plain def "
+            f"(it runs inside the commit), and do calls to the outside in an async handler of their own"
+        )
+    classes = {(event.event_type, event.event_version): event for event in handler.events}
+    emits = handler.emits if handler.emits is not None else _declared_emits(handler, hints)
+    return BoundHandler(handler, kind, classes, tuple(contexts), tuple(transactions), resources, emits)
+
+
+def is_transaction(wanted: Any) -> bool:
+    """Whether a parameter of this type stands for the unit's transaction."""
+    return isinstance(wanted, type) and f"{wanted.__module__}.{wanted.__qualname__}" in TRANSACTION_TYPES
+
+
+def _kind(function: Any) -> Kind:
+    if inspect.isasyncgenfunction(function):
+        return "async_generator"
+    if inspect.iscoroutinefunction(function):
+        return "coroutine"
+    return "generator" if inspect.isgeneratorfunction(function) else "function"
+
+
+def _hints(handler: Handler) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(handler.function)
+    except NameError as error:
+        raise DeclarationError(
+            f"{handler.label}: the name {error.name!r} in its annotations is not defined at run time; import it "
+            "outside of `if TYPE_CHECKING:`, since choreo reads annotations to know the flow"
+        ) from None
+
+
+def _check_event_parameter(handler: Handler, name: str, hints: Mapping[str, Any]) -> None:
+    wanted = " | ".join(event.__name__ for event in handler.events)
+    hint = hints.get(name)
+    if hint is None:
+        raise DeclarationError(f"{handler.label}: annotate its first parameter with the event: {name}: {wanted}")
+    accepted = tuple(each for each in _alternatives(hint) if isinstance(each, type))
+    missing = [event.__name__ for event in handler.events if not accepted or not issubclass(event, accepted)]
+    if missing:
+        raise DeclarationError(
+            f"{handler.label} subscribes to {', '.join(missing)}, which its first parameter does not take; "
+            f"write {name}: {wanted}"
+        )
+
+
+def _declared_emits(handler: Handler, hints: Mapping[str, Any]) -> tuple[type[Event], ...]:
+    if "return" not in hints:
+        raise DeclarationError(
+            f"{handler.label} has no return annotation, which declares what it may emit; write `-> None`, "
+            "`-> StockReserved`, `-> A | B | None`, `-> list[A | B]`, or give emits= to the decorator"
+        )
+    found: list[type[Event]] = []
+    for each in _leaves(hints["return"]):
+        if each in (None, type(None)):
+            continue
+        if not (isinstance(each, type) and issubclass(each, Event) and each.event_type):
+            raise DeclarationError(
+                f"{handler.label}: its return annotation names {each!r}, which is no Event class with a type; "
+                "a handler returns events, lists of events or None"
+            )
+        if each not in found:
+            found.append(each)
+    return tuple(found)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    """The types at the ends of unions and collections: `list[A | B] | None` -> A, B, None."""
+    for each in _alternatives(hint):
+        origin = get_origin(each)
+        if origin is None:
+            yield each
+        elif origin is typing.Annotated:
+            yield from _leaves(get_args(each)[0])
+        else:
+            arguments = get_args(each)
+            if "Generator" in getattr(origin, "__name__", ""):
+                arguments = arguments[:1]  # what is sent in or returned at the end is no emit
+            for argument in arguments:
+                if argument is not Ellipsis:
+                    yield from _leaves(argument)

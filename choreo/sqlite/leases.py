@@ -1,0 +1,62 @@
+"""Leases of input partitions: one row each, with an epoch that fences. Functions on a connection."""
+
+import sqlite3
+
+from choreo.ports import Lease
+from choreo.record import TopicPartition
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS choreo_lease (
+    "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
+    expires_ms INTEGER NOT NULL, PRIMARY KEY ("group", topic, "partition")
+) WITHOUT ROWID;
+"""
+_WHERE = '"group" = ? AND topic = ? AND "partition" = ?'
+
+
+def take(db: sqlite3.Connection, group: str, partition: TopicPartition, owner: str, expires_ms: int) -> Lease:
+    """Own the partition at once, with a newer epoch than anyone had."""
+    row = db.execute(
+        'INSERT INTO choreo_lease VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT ("group", topic, "partition") DO UPDATE '
+        "SET epoch = epoch + 1, owner = excluded.owner, expires_ms = excluded.expires_ms RETURNING epoch",
+        (group, *partition, owner, expires_ms),
+    ).fetchone()
+    return Lease(group, partition, row[0], owner)
+
+
+def holds(db: sqlite3.Connection, lease: Lease) -> bool:
+    """Whether the lease is still the newest. Its age does not matter as long as nobody took over."""
+    row = db.execute(f"SELECT epoch FROM choreo_lease WHERE {_WHERE}", (lease.group, *lease.partition)).fetchone()
+    return row is not None and row[0] == lease.epoch
+
+
+def renew(db: sqlite3.Connection, lease: Lease, expires_ms: int) -> bool:
+    """Keep the lease; False if somebody took over."""
+    return bool(
+        db.execute(
+            f"UPDATE choreo_lease SET expires_ms = ? WHERE {_WHERE} AND epoch = ?",
+            (expires_ms, lease.group, *lease.partition, lease.epoch),
+        ).rowcount
+    )
+
+
+def give_up(db: sqlite3.Connection, lease: Lease) -> None:
+    """Let others take the partition without waiting."""
+    db.execute(
+        f"UPDATE choreo_lease SET owner = '', expires_ms = 0 WHERE {_WHERE} AND epoch = ?",
+        (lease.group, *lease.partition, lease.epoch),
+    )
+
+
+def live(db: sqlite3.Connection, group: str, partition: TopicPartition, epoch: int, now_ms: int) -> bool:
+    """Whether a claim made under `epoch` still has a living owner."""
+    row = db.execute(f"SELECT epoch, expires_ms FROM choreo_lease WHERE {_WHERE}", (group, *partition)).fetchone()
+    return row is not None and row[0] == epoch and row[1] > now_ms
+
+
+def owners(db: sqlite3.Connection, group: str, now_ms: int) -> dict[TopicPartition, str]:
+    """Who owns what, leases that ran out left aside."""
+    rows = db.execute(
+        'SELECT topic, "partition", owner FROM choreo_lease WHERE "group" = ? AND expires_ms > ?', (group, now_ms)
+    )
+    return {TopicPartition(topic, partition): owner for topic, partition, owner in rows}

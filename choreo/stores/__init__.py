@@ -1,0 +1,1 @@
+"""Idempotency stores behind one Protocol, `choreo.ports.IdempotencyStore`."""
