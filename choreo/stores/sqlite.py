@@ -124,7 +124,8 @@ class SqliteStore:
 
         def query(db: sqlite3.Connection) -> list[dict[str, Any]]:
             cursor = db.execute(
-                'SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, duration_s, done_ms '
+                'SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, '
+                "duration_s, done_ms "
                 "FROM choreo_key WHERE correlation_id = ? ORDER BY done_ms",
                 (correlation_id,),
             )

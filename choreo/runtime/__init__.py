@@ -1,0 +1,1 @@
+"""Runs one service against real ports: fetch, step the core, perform its effects."""

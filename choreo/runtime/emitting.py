@@ -1,0 +1,107 @@
+"""From what a handler returned, or failed with, to records: derived ids, envelopes, dead letters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from choreo import envelope as cloudevents
+from choreo.core.emission import derived_id
+from choreo.envelope import Envelope
+from choreo.event import Event
+from choreo.record import Header, ProducerRecord, Record
+from choreo.runtime.routing import Work
+from choreo.service import Service
+
+DLQ_PREFIX = "choreo-dlq-"
+"""Headers of a dead letter. Those an incoming record bears already are forged or stale, and replaced."""
+
+Sending = Callable[[str, Envelope], Envelope]
+
+
+class Emitter:
+    """Makes the records one service emits.
+
+    Args:
+        topic: Logical to actual topic name.
+        propagate: CloudEvents extensions copied from the cause to its follow-on events.
+    """
+
+    def __init__(self, service: Service, topic: Callable[[str], str], propagate: Sequence[str] = ()) -> None:
+        self._service = service
+        self._topic = topic
+        self._propagate = tuple(propagate)
+
+    def emits(
+        self, work: Work, handler: str, events: Sequence[Event], now_s: float, sending: Sending
+    ) -> tuple[ProducerRecord, ...]:
+        """Records of follow-on events; `sending` gives each envelope the context of its own `send` span."""
+        cause = work.envelope
+        assert cause is not None
+        counts: dict[str, int] = {}
+        records = []
+        for event in events:
+            type_ = event.event_type
+            ordinal = counts[type_] = counts.get(type_, -1) + 1
+            id_ = derived_id(self._service.name, handler, cause.source, cause.id, type_, ordinal)
+            envelope = Envelope(
+                id_,
+                self._service.source,
+                type_,
+                version=event.event_version,
+                time=rfc3339(now_s),
+                correlationid=cause.correlationid,
+                causationid=cause.id,
+                traceparent=cause.traceparent,
+                tracestate=cause.tracestate,
+                extensions=self._propagated(cause.extensions),
+            )
+            topic = self._topic(event.event_topic)
+            headers = cloudevents.write(sending(topic, envelope))
+            records.append(ProducerRecord(topic, event.record_key(), event.payload(), headers))
+        return tuple(records)
+
+    def dead_letter(
+        self, work: Work, handler: str, reason: str, detail: str, attempts: int, now_s: float, sending: Sending
+    ) -> ProducerRecord:
+        """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
+        record, topic = work.record, self._topic(self._service.dlq_topic)
+        traced = sending(topic, work.envelope or Envelope("", "", ""))
+        told = {
+            "reason": reason,
+            "detail": detail[:1000],
+            "service": self._service.name,
+            "handler": handler,
+            "attempts": str(attempts),
+            "time": rfc3339(now_s),
+            "original-topic": record.topic,
+            "original-partition": str(record.partition),
+            "original-offset": str(record.offset),
+            "original-timestamp-ms": str(record.timestamp_ms),
+        }
+        headers: list[Header] = [
+            (name, value)
+            for name, value in record.headers
+            if not name.startswith(DLQ_PREFIX) and name not in ("traceparent", "tracestate")
+        ]
+        headers += [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
+        if traced.traceparent:
+            headers.append(("traceparent", traced.traceparent.encode()))
+        if traced.tracestate:
+            headers.append(("tracestate", traced.tracestate.encode()))
+        return ProducerRecord(topic, record.key, record.value, tuple(headers))
+
+    def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
+        return {name: extensions[name] for name in self._propagate if name in extensions}
+
+
+def original(record: Record) -> dict[str, str]:
+    """What a dead letter says of itself, by name without the prefix."""
+    return {
+        name.removeprefix(DLQ_PREFIX): (value or b"").decode("utf-8", "replace")
+        for name, value in record.headers
+        if name.startswith(DLQ_PREFIX)
+    }
+
+
+def rfc3339(now_s: float) -> str:
+    """A time as CloudEvents wants it."""
+    return datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

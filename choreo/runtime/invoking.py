@@ -1,0 +1,131 @@
+"""Calls a handler: its arguments, the hooks around it, threads for plain functions, and what its failure means."""
+
+import asyncio
+import contextvars
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+from choreo.binding import Around, BoundHandler
+from choreo.context import Context
+from choreo.core.messages import Raised
+from choreo.core.units import Unit
+from choreo.errors import ChoreoError, Disposition, RetryLater
+from choreo.event import Event
+from choreo.ports import Clock
+from choreo.runtime.routing import Work
+
+
+class Invoker:
+    """Invokes handlers of one service.
+
+    Args:
+        inline: Call plain functions on the event loop: one order of things, for tests.
+    """
+
+    def __init__(
+        self, resources: Mapping[Any, Any], around: Sequence[Around], clock: Clock, *, inline: bool = False
+    ) -> None:
+        self._resources = resources
+        self._around = tuple(around)
+        self._clock = clock
+        self._inline = inline
+
+    def context(self, unit: Unit, transaction: Any = None) -> Context:
+        """The Context of one invocation."""
+        work: Work = unit.work
+        assert work.envelope is not None
+        assert work.bound is not None
+        return Context(
+            idempotency_key=unit.digest.hex(),
+            envelope=work.envelope,
+            attempt=unit.attempts,
+            now=lambda: datetime.fromtimestamp(self._clock.now_s(), UTC),
+            handler=work.bound.handler.label,
+            transaction=transaction,
+        )
+
+    async def invoke(self, unit: Unit) -> list[Event]:
+        """Call the handler and collect what it emits."""
+        bound: BoundHandler = unit.work.bound
+        context = self.context(unit)
+        async with AsyncExitStack() as stack:
+            for around in self._around:
+                await stack.enter_async_context(around(context))
+            return bound.emitted(await self._call(bound, unit.work.event, context))
+        raise AssertionError("a hook in around= swallowed the handler's exception")
+
+    async def _call(self, bound: BoundHandler, event: Any, context: Context) -> Any:
+        function, arguments = bound.handler.function, bound.arguments(context, self._resources)
+        if bound.kind == "coroutine":
+            return await function(event, **arguments)
+        if bound.kind == "async_generator":
+            return [emitted async for emitted in function(event, **arguments)]
+        if self._inline:
+            return _plain(bound, event, arguments)
+        return await asyncio.to_thread(_plain, bound, event, arguments)
+
+    async def inside(self, unit: Unit) -> "Inside":
+        """Prepare a handler that will be called inside the commit: hooks are entered here, on the loop."""
+        inside = Inside(self, unit)
+        if self._around:
+            await asyncio.get_running_loop().create_task(inside.enter(self._around), context=inside.variables)
+        return inside
+
+    def call_inside(self, unit: Unit, context: Context) -> list[Event]:
+        """Call a transacting handler, on the database's thread."""
+        bound: BoundHandler = unit.work.bound
+        return bound.emitted(_plain(bound, unit.work.event, bound.arguments(context, self._resources)))
+
+
+class Inside:
+    """One invocation inside a commit. Hooks see the same context variables as the handler."""
+
+    def __init__(self, invoker: Invoker, unit: Unit) -> None:
+        self.variables = contextvars.copy_context()
+        self._invoker = invoker
+        self._unit = unit
+        self._context = invoker.context(unit)
+        self._stack = AsyncExitStack()
+
+    async def enter(self, around: Sequence[Around]) -> None:
+        """Enter the hooks."""
+        for each in around:
+            await self._stack.enter_async_context(each(self._context))
+
+    def call(self, transaction: Any) -> list[Event]:
+        """Call the handler with the unit's transaction."""
+        self._context.transaction = transaction
+        return self.variables.run(self._invoker.call_inside, self._unit, self._context)
+
+    async def leave(self) -> None:
+        """Leave the hooks."""
+        await asyncio.get_running_loop().create_task(self._stack.aclose(), context=self.variables)
+
+
+def _plain(bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
+    result = bound.handler.function(event, **arguments)
+    return list(result) if bound.kind == "generator" else result
+
+
+def raised(unit: Unit, error: BaseException) -> Raised:
+    """What a handler's exception means for its unit."""
+    disposition: Disposition = error.disposition if isinstance(error, ChoreoError) else "retry"
+    reason = "rejected" if disposition == "dead_letter" else "handler_failed"
+    delay_s = max(0.001, error.delay_s) if isinstance(error, RetryLater) else None
+    return Raised(unit, disposition, reason, delay_s)
+
+
+def describe(error: BaseException) -> str:
+    """An exception for a dead letter's header: type and place. Its message may hold the payload's secrets."""
+    if isinstance(error, ChoreoError):
+        return str(error)
+    if isinstance(error, sqlite3.Error):
+        return f"{type(error).__name__} {error.sqlite_errorname}" if hasattr(error, "sqlite_errorname") else "sqlite3"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}{where}"

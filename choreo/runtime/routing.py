@@ -1,0 +1,171 @@
+"""From a record to its units: which handlers, which keys, or why none. Pure, so that `explain` tells the truth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from choreo import envelope as cloudevents
+from choreo.binding import BoundHandler
+from choreo.core.emission import business_digest, fingerprint, is_derived, key_digest
+from choreo.core.messages import Delivery
+from choreo.core.units import Unit
+from choreo.envelope import Envelope
+from choreo.errors import DecodeError
+from choreo.event import Event
+from choreo.record import Record, TopicPartition, last_headers
+from choreo.service import Service
+
+PAYLOAD_BYTES_MAX = 1024 * 1024
+DECODE = "(decode)"
+"""Stands for a handler's name in the key of a record that no handler could be given."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What the runtime needs to invoke a unit."""
+
+    record: Record
+    envelope: Envelope | None
+    event: Event | None
+    bound: BoundHandler | None
+    error: DecodeError | None = None
+    span: object = None
+    started_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Routed:
+    """What one service makes of one record: units of work, or the reason why there is none."""
+
+    work: list[Work] = field(default_factory=list)
+    skipped: str | None = None
+
+
+class Router:
+    """Decides for one service.
+
+    Args:
+        handlers: Bound handlers of the service.
+        payload_bytes_max: A longer value is dead-lettered as `payload_too_large` without being read.
+    """
+
+    def __init__(
+        self, service: Service, handlers: Sequence[BoundHandler], *, payload_bytes_max: int = PAYLOAD_BYTES_MAX
+    ) -> None:
+        self._service = service
+        self._payload_bytes_max = payload_bytes_max
+        self._by_type: dict[str, list[BoundHandler]] = {}
+        for bound in handlers:
+            for type_, _ in bound.classes:
+                known = self._by_type.setdefault(type_, [])
+                if bound not in known:
+                    known.append(bound)
+
+    def delivery(self, record: Record) -> tuple[Delivery, str | None]:
+        """The record as the core takes it in, and why it was skipped if it was."""
+        routed = self.route(record)
+        partition = TopicPartition(record.topic, record.partition)
+        units = [self._unit(partition, work) for work in routed.work]
+        size = len(record.value) if record.value else 0
+        return Delivery(record.offset, size, record.timestamp_ms, units), routed.skipped
+
+    def route(self, record: Record) -> Routed:
+        """Which handlers get the record; a record that cannot be read becomes one work with an `error`."""
+        value = record.value
+        if value is None:
+            return Routed(skipped="tombstone")
+        headers = last_headers(record.headers)
+        structured = cloudevents.is_structured(headers)
+        type_ = None if structured else cloudevents.event_type(headers)
+        if type_ is not None and type_ not in self._by_type:
+            return Routed(skipped="unhandled_type")
+        try:
+            if len(value) > self._payload_bytes_max:
+                raise DecodeError(
+                    "payload_too_large", f"the value has {len(value)} bytes, the limit is {self._payload_bytes_max}"
+                )
+            envelope, data = cloudevents.read(record.headers, value)
+            if envelope.type not in self._by_type:
+                return Routed(skipped="unhandled_type")
+            return Routed(self._decoded(record, envelope, data))
+        except DecodeError as error:
+            return Routed([Work(record, None, None, None, error)])
+
+    def key(self, work: Work) -> bytes:
+        """The idempotency key of one unit of work."""
+        service, bound, envelope = self._service.name, work.bound, work.envelope
+        if bound is None or envelope is None:
+            record = work.record
+            coordinates = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp_ms}"
+            return key_digest(service, DECODE, "", coordinates)
+        field_ = bound.handler.idempotency_key
+        if field_ is not None:
+            return business_digest(service, bound.handler.name, str(getattr(work.event, field_)))
+        return key_digest(service, bound.handler.name, envelope.source, envelope.id)
+
+    def _decoded(self, record: Record, envelope: Envelope, data: bytes) -> list[Work]:
+        work: list[Work] = []
+        events: dict[type[Event], Event] = {}
+        for bound in self._by_type[envelope.type]:
+            class_ = _class_for(bound.classes, envelope)
+            if class_ is None:
+                error = DecodeError(
+                    "unknown_version",
+                    f"{bound.handler.label} handles no version {envelope.version} of {envelope.type}",
+                )
+                work.append(Work(record, envelope, None, bound, error))
+                continue
+            if class_ not in events:
+                events[class_] = class_.from_payload(data)
+            work.append(Work(record, envelope, events[class_], bound))
+        return work
+
+    def _unit(self, partition: TopicPartition, work: Work) -> Unit:
+        record, envelope, bound = work.record, work.envelope, work.bound
+        lane: object = record.offset if record.key is None else record.key
+        return Unit(
+            partition,
+            record.offset,
+            lane,
+            bound.handler.name if bound else DECODE,
+            self.key(work),
+            fingerprint(record.value or b""),
+            correlation_id=envelope.correlationid if envelope else "",
+            derived=bool(envelope and is_derived(envelope.id, envelope.causationid)),
+            transacts=bool(bound and bound.transacts),
+            retry=bound.handler.retry if bound else self._service.retry,
+            poison=work.error.reason if work.error else None,
+            work=work,
+        )
+
+
+def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelope) -> type[Event] | None:
+    """The class of the stated version; a producer that states none (not of choreo) gets the newest."""
+    if envelope.version is not None:
+        return classes.get((envelope.type, envelope.version))
+    newest = max((version for type_, version in classes if type_ == envelope.type), default=None)
+    return None if newest is None else classes[envelope.type, newest]
+
+
+def record_from_json(topic: str, text: bytes) -> Record:
+    """A record as `explain` is given one: an object with key, value, headers, partition, offset; all optional.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    found = orjson.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("the file holds no JSON object")
+    value = found.get("value")
+    raw = value.encode() if isinstance(value, str) else None if value is None else orjson.dumps(value)
+    key = found.get("key")
+    return Record(
+        topic,
+        int(found.get("partition", 0)),
+        int(found.get("offset", 0)),
+        None if key is None else str(key).encode(),
+        raw,
+        tuple((name, str(text).encode()) for name, text in (found.get("headers") or {}).items()),
+        int(found.get("timestamp_ms", 0)),
+    )

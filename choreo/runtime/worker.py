@@ -1,0 +1,344 @@
+"""One service in one process: fetches, steps the core, performs its effects on the ports."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from choreo.core import messages as m
+from choreo.core.engine import Engine
+from choreo.core.units import State, Unit
+from choreo.errors import ChoreoError, LeaseLost
+from choreo.ports import ClaimRequest, Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
+from choreo.record import TopicPartition
+from choreo.runtime.emitting import Emitter
+from choreo.runtime.flushing import Flusher
+from choreo.runtime.invoking import Invoker, describe, raised
+from choreo.runtime.routing import Router, Work
+from choreo.service import Service
+
+log = logging.getLogger("choreo.worker")
+
+FETCH_RECORDS_MAX = 500
+FETCH_WAIT_S = 1.0
+AGAIN_S = 1.0
+
+
+@dataclass(slots=True)
+class Ports:
+    """What a worker runs on."""
+
+    transport: Transport
+    store: IdempotencyStore
+    instrument: Instrument
+    clock: Clock
+    lease_s: float = 30.0
+    drain_s: float = 20.0
+    limits: m.Limits = field(default_factory=m.Limits)
+
+
+class Worker:
+    """Runs one service; it is its own `Assignment`."""
+
+    def __init__(
+        self,
+        service: Service,
+        topics: Sequence[str],
+        ports: Ports,
+        router: Router,
+        emitter: Emitter,
+        invoker: Invoker,
+    ) -> None:
+        self.service = service
+        self.counts: Counter[str] = Counter()
+        self.engine = Engine(ports.limits)
+        self.leases: dict[TopicPartition, Lease] = {}
+        self.ports = ports
+        self.emitter = emitter
+        self.invoker = invoker
+        self._topics = topics
+        self._router = router
+        self._consumer: Consumer | None = None
+        self._owner = f"{service.name}-{id(self):x}"
+        self._assigned: set[TopicPartition] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: dict[Unit, asyncio.Task[Any]] = {}
+        self._timer: asyncio.Task[Any] | None = None
+        self._loops: list[asyncio.Task[Any]] = []
+        self._progress = asyncio.Event()
+        self._flusher = Flusher(self)
+        self._failure: BaseException | None = None
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Create the service's tables, join its group and begin."""
+        for function in self.service.on_start_functions:
+            await self.ports.store.run(function)
+        self._consumer = await self.ports.transport.consumer(self.service.group, self._topics, self)
+        self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._renew_loop())]
+
+    async def stop(self) -> None:
+        """Fetch no more, finish what is running within `drain_s`, commit it, leave the group."""
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._consumer is not None:
+            await self._consumer.close()
+        for task in [*self._tasks, *([self._timer] if self._timer else [])]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def consumer(self) -> Consumer:
+        """The member of the group; there is one once started."""
+        assert self._consumer is not None
+        return self._consumer
+
+    # ---- the core
+
+    def step(self, message: m.Input) -> None:
+        """Give the core an input and set its effects going."""
+        for effect in self.engine.step(message, self.ports.clock.now_s()):
+            self._perform(effect)
+        self._progress.set()
+
+    def _perform(self, effect: m.Effect) -> None:
+        match effect:
+            case m.Invoke(unit):
+                self._running[unit] = self._spawn(self._invoke(unit))
+            case m.Claim(units, solo):
+                self._spawn(self._claim(units, solo))
+            case m.Commit():
+                self._spawn(self._flusher.commit(effect))
+            case m.DeadLetter(unit, reason):
+                self._spawn(self._dead_letter(unit, reason))
+            case m.Duplicate(unit):
+                self.counts["duplicates"] += 1
+                self.span(unit).finish("duplicate", attempts=0)
+            case m.Pause(partition):
+                self.consumer.pause(partition)
+            case m.Resume(partition):
+                self.consumer.resume(partition)
+            case m.Wait(until_s):
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = asyncio.create_task(self._tick(until_s))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: a bug in choreo stopped a task", self.service.name, exc_info=error)
+            self._failure = error
+
+    async def _tick(self, until_s: float) -> None:
+        await self.ports.clock.sleep(max(0.0, until_s - self.ports.clock.now_s()))
+        self._timer = None
+        self.step(m.Tick())
+
+    # ---- loops
+
+    async def _fetch_loop(self) -> None:
+        while True:
+            try:
+                records = await self.consumer.fetch(records_max=FETCH_RECORDS_MAX, wait_s=FETCH_WAIT_S)
+            except ChoreoError as error:
+                log.warning("%s: fetching failed, trying again: %s", self.service.name, error)
+                await asyncio.sleep(AGAIN_S)
+                continue
+            for (topic, partition), group in groupby(records, key=lambda record: record[:2]):
+                deliveries = []
+                for record in group:
+                    delivery, skipped = self._router.delivery(record)
+                    if skipped is not None:
+                        self.counts["skipped"] += 1
+                        self.counts[f"skipped_{skipped}"] += 1
+                    deliveries.append(delivery)
+                self.step(m.Fetched(TopicPartition(topic, partition), deliveries))
+                await asyncio.sleep(0)
+
+    async def _renew_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self.ports.lease_s / 3)
+            try:
+                lost = await self.ports.store.renew(tuple(self.leases.values()), self.ports.lease_s)
+            except ChoreoError as error:
+                log.warning("%s: leases could not be renewed: %s", self.service.name, error)
+                continue
+            if lost:
+                self.step(m.Revoked(tuple(lost)))
+                self.fenced(lost)
+
+    # ---- partitions come and go
+
+    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """Take the epoch; only then read offsets, resend what was left unsent; then let it flow."""
+        self._assigned.update(partitions)
+        while wanted := [id_ for id_ in partitions if id_ in self._assigned and id_ not in self.leases]:
+            try:
+                await self._take(wanted)
+                return
+            except ChoreoError as error:
+                log.warning(
+                    "%s: taking %d partitions failed, trying again: %s", self.service.name, len(wanted), error
+                )
+                await asyncio.sleep(AGAIN_S)
+
+    async def _take(self, partitions: Sequence[TopicPartition]) -> None:
+        store = self.ports.store
+        leases = await store.acquire(self.service.group, partitions, self._owner)
+        offsets: dict[TopicPartition, int] = {}
+        for lease in leases:
+            if "outbox" in store.carries:
+                await self._flusher.resend(lease)
+            offsets[lease.partition] = await self.consumer.position(lease.partition, self.service.start)
+        # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
+        await self.consumer.commit(offsets)
+        for lease in leases:
+            if lease.partition in self._assigned:
+                self.leases[lease.partition] = lease
+                self.step(m.Assigned(lease.partition, offsets[lease.partition]))
+                self.consumer.seek(lease.partition, offsets[lease.partition])
+
+    async def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
+        """Finish what is running, give up the rest, then the epoch."""
+        self._assigned.difference_update(partitions)
+        if not lost:
+            self.step(m.Draining(tuple(partitions)))
+            try:
+                async with asyncio.timeout(self.ports.drain_s):
+                    while self.engine.unflushed(partitions):
+                        self._progress.clear()
+                        await self._progress.wait()
+            except TimeoutError:
+                log.warning("%s: %s did not drain in time", self.service.name, ", ".join(map(str, partitions)))
+        self.step(m.Revoked(tuple(partitions)))
+        self._cancel_dropped()
+        leases = [self.leases.pop(id_) for id_ in partitions if id_ in self.leases]
+        try:
+            await self.ports.store.release(leases)
+        except ChoreoError as error:
+            log.warning("%s: leases could not be released, they will run out: %s", self.service.name, error)
+
+    def fenced(self, partitions: Iterable[TopicPartition]) -> None:
+        """A newer owner was met. If the partitions are still assigned a while later, they are taken anew."""
+        for id_ in partitions:
+            self.leases.pop(id_, None)
+            if id_ in self._assigned:
+                self.consumer.pause(id_)
+                self._spawn(self._take_again(id_))
+        self._cancel_dropped()
+
+    async def _take_again(self, partition: TopicPartition) -> None:
+        # Longer than a heartbeat: a member that was cut off has learnt by then that the partition is gone.
+        await asyncio.sleep(4 * AGAIN_S)
+        if partition in self._assigned:
+            await self.assigned([partition])
+
+    def _cancel_dropped(self) -> None:
+        for unit, task in list(self._running.items()):
+            if unit.state is State.DROPPED:
+                task.cancel()
+
+    # ---- effects
+
+    async def _claim(self, units: Sequence[Unit], solo: bool) -> None:
+        leases = {unit.partition: self.leases.get(unit.partition) for unit in units}
+        ours = [unit for unit in units if leases[unit.partition] is not None]
+        requests = [
+            ClaimRequest(
+                unit.partition,
+                unit.digest,
+                unit.fingerprint,
+                f"{self.service.name}.{unit.handler}",
+                unit.offset,
+                unit.correlation_id,
+                unit.entry.timestamp_ms,
+                solo,
+            )
+            for unit in ours
+        ]
+        try:
+            verdicts = await self.ports.store.claim([lease for lease in leases.values() if lease], requests)
+        except LeaseLost:
+            self.step(m.ClaimFailed(units))
+            await self._check_leases()
+            return
+        except ChoreoError as error:
+            log.warning("%s: the store did not take a claim, trying again: %s", self.service.name, error)
+            self.step(m.ClaimFailed(units))
+            return
+        if len(ours) < len(units):  # some were revoked meanwhile
+            self.step(m.ClaimFailed(units))
+            return
+        self.step(m.Claimed(units, verdicts))
+
+    async def _check_leases(self) -> None:
+        lost = await self.ports.store.renew(tuple(self.leases.values()), self.ports.lease_s)
+        if lost:
+            self.step(m.Revoked(tuple(lost)))
+            self.fenced(lost)
+
+    async def _invoke(self, unit: Unit) -> None:
+        span, work = self.span(unit), unit.work
+        work.started_s = work.started_s or self.ports.clock.now_s()
+        try:
+            events = await span.call(lambda: self.invoker.invoke(unit))
+            emits = self.emitter.emits(work, unit.handler, events, self.ports.clock.now_s(), span.sending)
+        except asyncio.CancelledError:
+            if unit.state is State.DROPPED:
+                raise
+            self.failed(unit, asyncio.CancelledError("the handler cancelled itself"))
+        except Exception as error:
+            self.failed(unit, error)
+        else:
+            self.step(m.Returned(unit, self._flusher.finished(unit, emits, "handled")))
+        finally:
+            self._running.pop(unit, None)
+
+    def failed(self, unit: Unit, error: BaseException) -> None:
+        """A handler raised: the core decides whether it is tried again."""
+        self.note_failure(unit, error)
+        self.step(raised(unit, error))
+
+    def note_failure(self, unit: Unit, error: BaseException) -> None:
+        """Remember why, for the log line and the dead letter."""
+        unit.result = error
+        self.counts["failed_attempts"] += 1
+        self.span(unit).attempt_failed(unit.attempts, error)
+        log.info("%s.%s failed, attempt %d: %s", self.service.name, unit.handler, unit.attempts, describe(error))
+
+    async def _dead_letter(self, unit: Unit, reason: str) -> None:
+        work: Work = unit.work
+        error = work.error or (unit.result if isinstance(unit.result, BaseException) else None)
+        detail = describe(error) if error is not None else reason
+        span, now_s = self.span(unit), self.ports.clock.now_s()
+        letter = self.emitter.dead_letter(work, unit.handler, reason, detail, unit.attempts, now_s, span.sending)
+        bug = error if work.error is None and reason == "handler_failed" else None
+        log.warning(
+            "dead letter: %s@%d for %s.%s: %s",
+            unit.partition,
+            unit.offset,
+            self.service.name,
+            unit.handler,
+            detail,
+            exc_info=bug,
+        )
+        self.step(m.Returned(unit, self._flusher.finished(unit, (letter,), f"dead_letter:{reason}")))
+
+    def span(self, unit: Unit) -> Any:
+        """The unit's process span, begun when first asked for."""
+        work: Work = unit.work
+        if work.span is None:
+            info = UnitInfo(self.service.name, self.service.group, unit.handler, work.record, work.envelope)
+            work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
+        return work.span

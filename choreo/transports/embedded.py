@@ -1,0 +1,238 @@
+"""The embedded log: topics, consumer groups and offsets in one SQLite file, for one host and no broker.
+
+Members of a group are processes, or several in one. There is no rebalance protocol: each member looks at who is
+alive and who owns what, gives up what it has above its share and takes what is free. Who really owns a partition is
+decided by its lease's epoch, inside the commit.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+
+from choreo.errors import TransportError
+from choreo.ports import Assignment, Clock, Consumer, Start, TopicSpec
+from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.sqlite import leases, log
+from choreo.sqlite.database import Database
+
+HEARTBEAT_S = 1.0
+MEMBER_S = 4.0
+"""A member that has not been heard of for so long is dead; a process killed is replaced after as much."""
+POLL_S = 0.025
+
+
+class EmbeddedTransport:
+    """`Transport` on a `Database`."""
+
+    name = "embedded"
+    system = "choreo"
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._db = database
+        self._clock = clock
+
+    async def open(self) -> None:
+        """Open the file and create the log's tables."""
+        await self._db.open(log.SCHEMA + leases.SCHEMA)
+
+    async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> Consumer:
+        """Join a group."""
+        member = EmbeddedConsumer(self._db, self._clock, group, topics, assignment)
+        self._db.on_write.append(member.wake)
+        return member
+
+    async def send(self, records: Sequence[ProducerRecord]) -> None:
+        """Append in one transaction."""
+        now_ms = int(self._clock.now_s() * 1000)
+        await self._db.write(lambda db: log.append(db, records, now_ms))
+
+    async def topics(self) -> Mapping[str, TopicSpec]:
+        """The topics that exist."""
+        return await self._db.read(log.topics)
+
+    async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
+        """Create those that are missing."""
+        await self._db.write(lambda db: log.create_topics(db, topics))
+
+    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
+        """Every record of the topics not older than `since_ms`."""
+        return await self._db.read(lambda db: log.scan(db, topics, since_ms))
+
+    async def unread(self) -> int:
+        """Records not yet finished by some group, over all groups."""
+        return await self._db.read(log.unread)
+
+    async def delete_before(self, topic: str, before_ms: int) -> int:
+        """Retention: delete records older than `before_ms`, whole prefixes of partitions; returns how many."""
+        return await self._db.write(lambda db: log.delete_before(db, topic, before_ms))
+
+    async def close(self) -> None:
+        """Close the file if nobody else uses it."""
+        await self._db.close()
+
+
+class EmbeddedConsumer:
+    """One member of a group; fetching is what keeps it alive."""
+
+    def __init__(
+        self, database: Database, clock: Clock, group: str, topics: Sequence[str], assignment: Assignment
+    ) -> None:
+        self.member = uuid.uuid4().hex
+        self._db = database
+        self._clock = clock
+        self._group = group
+        self._topics = tuple(topics)
+        self._assignment = assignment
+        self._owned: list[TopicPartition] = []
+        self._position: dict[TopicPartition, int] = {}
+        self._paused: set[TopicPartition] = set()
+        self._changed = asyncio.Event()
+        self._next_heartbeat_s = 0.0
+        self._turn = 0
+
+    def wake(self) -> None:
+        """Something was written: look again."""
+        self._changed.set()
+
+    async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
+        """Records of owned partitions, the partitions taking turns to be first."""
+        if self._clock.now_s() >= self._next_heartbeat_s:
+            self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_S
+            await self._balance()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + wait_s
+        while True:
+            self._changed.clear()
+            records = await self._read(records_max)
+            left_s = until_s - loop.time()
+            if records or left_s <= 0:
+                return records
+            try:
+                async with asyncio.timeout(min(left_s, POLL_S)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _read(self, records_max: int) -> list[Record]:
+        flowing = [(id_, at) for id_, at in self._position.items() if id_ not in self._paused]
+        if not flowing:
+            return []
+        self._turn = (self._turn + 1) % len(flowing)
+        flowing = flowing[self._turn :] + flowing[: self._turn]
+
+        def query(db):  # type: ignore[no-untyped-def]
+            found: list[Record] = []
+            for id_, at in flowing:
+                if len(found) < records_max:
+                    found += log.read(db, id_, at, records_max - len(found))
+            return found
+
+        records: list[Record] = await self._db.read(query)
+        current = dict(flowing)
+        kept = []
+        for record in records:
+            id_ = TopicPartition(record.topic, record.partition)
+            if self._position.get(id_) == current[id_] and id_ not in self._paused:
+                kept.append(record)
+        for record in kept:
+            self._position[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        return kept
+
+    async def position(self, partition: TopicPartition, start: Start) -> int:
+        """The committed offset, or where `start` points."""
+        offset = await self._db.read(lambda db: log.committed(db, self._group, partition))
+        first, end = await self._db.read(lambda db: log.bounds(db, partition))
+        if offset is not None:
+            if not first <= offset <= end:
+                raise TransportError(
+                    f"{partition}: the group {self._group} stands at {offset}, and the log holds {first} to {end}: "
+                    f"records were deleted before they were handled"
+                )
+            return offset
+        if start == "earliest":
+            return first
+        if start == "latest":
+            return end
+        since = await self._db.read(lambda db: log.scan(db, [partition.topic], int(start)))
+        return next((record.offset for record in since if record.partition == partition.partition), end)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Fetch from `offset` on."""
+        self._position[partition] = offset
+        self._paused.discard(partition)
+        self.wake()
+
+    def pause(self, partition: TopicPartition) -> None:
+        """Fetch nothing of it."""
+        self._paused.add(partition)
+
+    def resume(self, partition: TopicPartition) -> None:
+        """Fetch of it again."""
+        self._paused.discard(partition)
+        self.wake()
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets of partitions that are owned."""
+        ours = {id_: offset for id_, offset in offsets.items() if id_ in self._owned}
+        await self._db.write(lambda db: log.commit_offsets(db, self._group, ours))
+
+    async def close(self) -> None:
+        """Give up everything and leave."""
+        owned, self._owned, self._position = self._owned, [], {}
+        if owned:
+            await self._assignment.revoked(owned, lost=False)
+        await self._db.write(
+            lambda db: db.execute(
+                'DELETE FROM choreo_member WHERE "group" = ? AND member = ?', (self._group, self.member)
+            )
+        )
+        self._db.on_write.remove(self.wake)
+
+    # ---- membership
+
+    async def _balance(self) -> None:
+        now_ms = int(self._clock.now_s() * 1000)
+        members, owners = await self._db.write(lambda db: self._heartbeat(db, now_ms))
+        if self.member not in members:
+            raise TransportError(f"the group {self._group} does not know this member")
+        partitions = await self._partitions()
+        lost = [id_ for id_ in self._owned if owners.get(id_) not in (self.member, None)]
+        if lost:
+            self._forget(lost)
+            await self._assignment.revoked(lost, lost=True)
+        share, more = divmod(len(partitions), len(members))
+        share += members.index(self.member) < more
+        surplus = self._owned[share:]
+        if surplus:
+            self._forget(surplus)
+            await self._assignment.revoked(surplus, lost=False)
+            return
+        free = [id_ for id_ in partitions if id_ not in self._owned and owners.get(id_) not in members]
+        taken = free[: share - len(self._owned)]
+        if taken:
+            self._owned += taken
+            await self._assignment.assigned(taken)
+
+    def _heartbeat(self, db, now_ms: int):  # type: ignore[no-untyped-def]
+        db.execute('DELETE FROM choreo_member WHERE "group" = ? AND expires_ms <= ?', (self._group, now_ms))
+        db.execute(
+            "INSERT OR REPLACE INTO choreo_member VALUES (?, ?, ?)",
+            (self._group, self.member, now_ms + int(MEMBER_S * 1000)),
+        )
+        rows = db.execute('SELECT member FROM choreo_member WHERE "group" = ? ORDER BY member', (self._group,))
+        return [row[0] for row in rows], leases.owners(db, self._group, now_ms)
+
+    async def _partitions(self) -> list[TopicPartition]:
+        specs = await self._db.read(log.topics)
+        return [
+            TopicPartition(topic, partition)
+            for topic in self._topics
+            if topic in specs
+            for partition in range(specs[topic].partitions)
+        ]
+
+    def _forget(self, partitions: Sequence[TopicPartition]) -> None:
+        self._owned = [id_ for id_ in self._owned if id_ not in partitions]
+        for id_ in partitions:
+            self._position.pop(id_, None)
+            self._paused.discard(id_)
