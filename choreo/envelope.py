@@ -13,6 +13,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import orjson
 
@@ -122,6 +123,11 @@ def write(envelope: Envelope) -> Headers:
     headers += [(name, text.encode()) for name, text in optional if text]
     headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
     return tuple(headers)
+
+
+def rfc3339(now_s: float) -> str:
+    """A time as CloudEvents wants it."""
+    return datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]) -> Envelope:

@@ -8,6 +8,7 @@
     ├── UndeclaredEmission   dead_letter  a handler returned what its annotation does not declare
     ├── RetryLater           retry        raised by handlers: try again after `delay_s`
     ├── TransportError       retry        the broker did not do what was asked
+    │   └── RecordTooLarge   retry        one record is larger than its topic takes
     ├── StoreError           retry        the idempotency store did not do what was asked
     └── LeaseLost            drop         a newer owner has the partition: every result of ours is dropped
 
@@ -84,6 +85,14 @@ class TransportError(ChoreoError):
     """The broker failed, refused or did not answer in time."""
 
     disposition = "retry"
+
+
+class RecordTooLarge(TransportError):
+    """A record handed to `Transport.send` is larger than its topic takes; `index` is its place in that call."""
+
+    def __init__(self, message: str, *, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class StoreError(ChoreoError):

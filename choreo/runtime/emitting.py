@@ -1,7 +1,6 @@
 """From what a handler returned, or failed with, to records: derived ids, envelopes, dead letters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
@@ -47,7 +46,7 @@ class Emitter:
                 self._service.source,
                 type_,
                 version=event.event_version,
-                time=rfc3339(now_s),
+                time=cloudevents.rfc3339(now_s),
                 correlationid=cause.correlationid,
                 causationid=cause.id,
                 traceparent=cause.traceparent,
@@ -71,7 +70,7 @@ class Emitter:
             "service": self._service.name,
             "handler": handler,
             "attempts": str(attempts),
-            "time": rfc3339(now_s),
+            "time": cloudevents.rfc3339(now_s),
             "original-topic": record.topic,
             "original-partition": str(record.partition),
             "original-offset": str(record.offset),
@@ -100,8 +99,3 @@ def original(record: Record) -> dict[str, str]:
         for name, value in record.headers
         if name.startswith(DLQ_PREFIX)
     }
-
-
-def rfc3339(now_s: float) -> str:
-    """A time as CloudEvents wants it."""
-    return datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

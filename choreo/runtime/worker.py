@@ -70,7 +70,7 @@ class Worker:
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
         self._flusher = Flusher(self)
-        self._failure: BaseException | None = None
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- life
 
@@ -80,6 +80,8 @@ class Worker:
             await self.ports.store.run(function)
         self._consumer = await self.ports.transport.consumer(self.service.group, self._topics, self)
         self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._renew_loop())]
+        for task in self._loops:
+            task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Fetch no more, finish what is running within `drain_s`, commit it, leave the group."""
@@ -90,7 +92,12 @@ class Worker:
             await self._consumer.close()
         for task in [*self._tasks, *([self._timer] if self._timer else [])]:
             task.cancel()
+        self._failure.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def failed_for_good(self) -> None:
+        """Return never, or raise the bug that stopped the worker."""
+        await self._failure
 
     @property
     def consumer(self) -> Consumer:
@@ -138,7 +145,8 @@ class Worker:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: a bug in choreo stopped a task", self.service.name, exc_info=error)
-            self._failure = error
+            if not self._failure.done():
+                self._failure.set_exception(error)
 
     async def _tick(self, until_s: float) -> None:
         await self.ports.clock.sleep(max(0.0, until_s - self.ports.clock.now_s()))

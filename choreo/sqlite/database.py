@@ -67,6 +67,11 @@ class Database:
             notify()
         return result
 
+    def read_inline(self, query: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """The same on the caller's thread, for a database opened `inline`."""
+        assert self._inline
+        return self._guarded(query)
+
     async def close(self) -> None:
         """Close the file when its last user closes it."""
         self._users -= 1

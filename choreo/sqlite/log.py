@@ -128,14 +128,14 @@ def read(db: sqlite3.Connection, partition: TopicPartition, offset: int, records
 
 
 def scan(db: sqlite3.Connection, names: Sequence[str], since_ms: int) -> list[Record]:
-    """Every record of the topics not older than `since_ms`, in order of time."""
+    """Every record of the topics not older than `since_ms`, in the order they were appended."""
     marks = ",".join("?" * len(names))
     rows = db.execute(
         f'SELECT topic, "partition", offset, key, value, headers, timestamp_ms FROM choreo_log '
-        f"WHERE topic IN ({marks}) AND timestamp_ms >= ? ORDER BY timestamp_ms, topic, offset",
+        f"WHERE topic IN ({marks}) AND timestamp_ms >= ? ORDER BY rowid",
         (*names, since_ms),
     )
-    return [Record(*row[:5], decode_headers(row[5]), row[6]) for row in rows]
+    return [Record(a, b, c, d, e, decode_headers(f), g) for a, b, c, d, e, f, g in rows]
 
 
 def bounds(db: sqlite3.Connection, partition: TopicPartition) -> tuple[int, int]:

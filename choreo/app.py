@@ -1,0 +1,188 @@
+"""The composition root: declarations put together and checked, then run on a broker and a store."""
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from choreo.binding import Around, BoundHandler, bind
+from choreo.errors import DeclarationError
+from choreo.event import Event
+from choreo.ports import TopicSpec
+from choreo.running import Plan, Resources, Running, Settings
+from choreo.runtime.routing import Router
+from choreo.service import Flow, Service
+
+Resource = Any
+"""An instance, or an async generator function that yields one and is closed after the drain."""
+
+DLQ_BYTES_MAX = "2097152"
+"""A dead letter is its original and what is said of it: it must fit where the original just fitted."""
+
+
+class App:
+    """Services and flows that belong together. Building it checks all of it.
+
+    Args:
+        services: At least one; names differ.
+        flows: What the business calls a process.
+        resources: What handlers ask for by type: instances, or a mapping of type to instance or async generator
+            function.
+        around: Async context managers about each invocation, outermost first; each is called with the Context.
+        topics: Logical to actual topic name; `CHOREO_TOPIC_PREFIX` is put before either.
+        propagate: CloudEvents extensions copied from an event to what it causes.
+        name: CloudEvents source of what `publish` sends, `/<name>`.
+
+    Raises:
+        DeclarationError: The message says what to write instead.
+    """
+
+    def __init__(
+        self,
+        *services: Service,
+        flows: Sequence[Flow] = (),
+        resources: Sequence[Resource] | Mapping[Any, Resource] = (),
+        around: Sequence[Around] = (),
+        topics: Mapping[str, str] | None = None,
+        propagate: Sequence[str] = (),
+        name: str = "app",
+    ) -> None:
+        if not services:
+            raise DeclarationError("App(): give it at least one Service")
+        self.name = name
+        self.services: dict[str, Service] = {}
+        for service in services:
+            if service.name in self.services:
+                raise DeclarationError(
+                    f"App: two services are named {service.name!r}, and a name is part of their keys"
+                )
+            if not service.handlers:
+                raise DeclarationError(f"App: the service {service.name!r} has no handler; is its module imported?")
+            self.services[service.name] = service
+        self.flows = tuple(flows)
+        self.propagate = tuple(propagate)
+        self.around = tuple(around)
+        self._topics = dict(topics or {})
+        self._prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
+        self._bound = {each.name: [bind(handler) for handler in each.handlers.values()] for each in services}
+        self.resources = Resources(resources)
+        self._check_resources()
+        self._check_flows()
+
+    def topic(self, logical: str) -> str:
+        """The actual name of a logical topic."""
+        return self._prefix + self._topics.get(logical, logical)
+
+    def bound(self, service: str) -> list[BoundHandler]:
+        """The handlers of one service, ready to call."""
+        return self._bound[service]
+
+    def router(self, service: str) -> Router:
+        """What decides, for one service, what becomes of a record."""
+        return Router(self.services[service], self._bound[service])
+
+    def event_classes(self) -> dict[str, type[Event]]:
+        """Every event class handled or emitted, by type; of several versions the newest."""
+        found: dict[str, type[Event]] = {}
+        for event in self._events():
+            known = found.get(event.event_type)
+            if known is None or known.event_version < event.event_version:
+                found[event.event_type] = event
+        return found
+
+    def input_topics(self, service: str) -> list[str]:
+        """Actual topics one service subscribes to."""
+        logical = {event.event_topic for bound in self._bound[service] for event in bound.handler.events}
+        return sorted(map(self.topic, logical))
+
+    def topic_specs(self, partitions: int = 4, replication: int = 1) -> list[TopicSpec]:
+        """Every topic the app reads or writes, dead letters among them, by actual name."""
+        names = sorted({self.topic(event.event_topic) for event in self._events()})
+        specs = [TopicSpec(name, partitions, replication) for name in names]
+        for service in self.services.values():
+            config = (("max.message.bytes", DLQ_BYTES_MAX),)
+            specs.append(TopicSpec(self.topic(service.dlq_topic), partitions, replication, config))
+        return specs
+
+    @asynccontextmanager
+    async def running(
+        self,
+        services: Sequence[str] | None = None,
+        *,
+        broker: str,
+        store: str | None = None,
+        overrides: Mapping[Any, Resource] | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Running]:
+        """Run services in this process until the block ends, then drain.
+
+        Args:
+            services: Names; all of them unless given.
+            broker: `embedded:PATH`, `embedded::memory:` or `kafka://HOST:PORT[,HOST:PORT]`.
+            store: `sqlite:PATH`, where `{service}` in the path stands for each service's name. The embedded broker
+                keeps the store in its own file, and takes none.
+            overrides: Resources by type that replace the app's own.
+            settings: Fields of `choreo.running.Settings`.
+
+        Raises:
+            ConfigurationError: Broker and store do not go together, or topics are missing.
+        """
+        names = list(self.services) if services is None else list(services)
+        running = Running(self.plans(names), self.topic, Settings(broker=broker, store=store, **settings), self.name)
+        async with running.started(self.resources, overrides or {}):
+            yield running
+
+    def plans(self, names: Sequence[str]) -> list[Plan]:
+        """What is needed to run the named services.
+
+        Raises:
+            DeclarationError: There is no such service.
+        """
+        unknown = [name for name in names if name not in self.services]
+        if unknown:
+            raise DeclarationError(f"there is no service {unknown[0]!r}; the app has: {', '.join(self.services)}")
+        return [
+            Plan(
+                self.services[name],
+                self._bound[name],
+                self.input_topics(name),
+                self.around,
+                self.propagate,
+                self._outputs(name),
+            )
+            for name in names
+        ]
+
+    def _outputs(self, name: str) -> list[str]:
+        emitted = {self.topic(event.event_topic) for bound in self._bound[name] for event in bound.emits}
+        return sorted(emitted | {self.topic(self.services[name].dlq_topic)})
+
+    def _events(self) -> list[type[Event]]:
+        handled = [event for bounds in self._bound.values() for bound in bounds for event in bound.handler.events]
+        emitted = [event for bounds in self._bound.values() for bound in bounds for event in bound.emits]
+        return list(dict.fromkeys([*handled, *emitted, *(flow.starts for flow in self.flows)]))
+
+    def _check_resources(self) -> None:
+        for bounds in self._bound.values():
+            for bound in bounds:
+                for parameter, wanted in bound.resources.items():
+                    if not self.resources.offers(wanted):
+                        name = getattr(wanted, "__name__", wanted)
+                        raise DeclarationError(
+                            f"{bound.handler.label}: nothing of type {name} is there for {parameter!r}; "
+                            f"write App(..., resources={{{name}: ...}})"
+                        )
+
+    def _check_flows(self) -> None:
+        handled = {event.event_type for each in self._bound.values() for b in each for event in b.handler.events}
+        emitted = {event.event_type for each in self._bound.values() for b in each for event in b.emits}
+        for flow in self.flows:
+            if flow.starts.event_type not in handled:
+                raise DeclarationError(
+                    f"Flow({flow.name!r}): no handler takes {flow.starts.__name__}, so it never starts"
+                )
+            for end in flow.ends:
+                if end.event_type not in emitted:
+                    raise DeclarationError(
+                        f"Flow({flow.name!r}): no handler emits {end.__name__}, so it never ends there"
+                    )

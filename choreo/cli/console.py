@@ -1,0 +1,134 @@
+"""What the commands have in common: two consoles, options, errors in one line, and MODULE:APP."""
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import asyncio
+import orjson
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from choreo.app import App
+from choreo.errors import ChoreoError, ConfigurationError, DeclarationError
+
+FAILED, MISUSED = 1, 2
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the App is, such as shop.app:app.")]
+Broker = Annotated[
+    str,
+    typer.Option(envvar="CHOREO_BROKER", help="embedded:PATH or kafka://host:port[,host:port]."),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(envvar="CHOREO_STORE", help="sqlite:PATH, which may hold {service}. None with an embedded broker."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
+
+
+def out() -> Console:
+    """Standard output, as it is now: tests exchange it."""
+    return Console(soft_wrap=True)
+
+
+def err() -> Console:
+    """Standard error."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def print_json(found: Any) -> None:
+    """One JSON document."""
+    typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """One red line, and out."""
+    err().print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", highlight=False)
+    raise typer.Exit(code)
+
+
+def reported(command: _Function) -> _Function:
+    """Errors of choreo end a command with one line: 2 for what was declared or configured wrongly, else 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (DeclarationError, ConfigurationError) as error:
+            fail(str(error), MISUSED)
+        except ChoreoError as error:
+            fail(str(error))
+
+    return wrapped  # type: ignore[return-value]
+
+
+def run_async(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run it to its end; an interrupt is no traceback."""
+    try:
+        return asyncio.run(coroutine)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def load_app(target: str) -> App:
+    """The App at MODULE:APP, modules of the current folder included.
+
+    Raises:
+        ConfigurationError: There is none; the message says what is missing.
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise ConfigurationError(f"{target!r} is no MODULE:APP; write for example shop.app:app")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ChoreoError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigurationError(
+                f"there is no module {error.name!r}; run choreo in the folder that holds it, or set PYTHONPATH"
+            ) from None
+        raise ConfigurationError(f"importing {module_name} failed: {error}; install what is missing") from error
+    except Exception as error:
+        raise ConfigurationError(f"importing {module_name} failed: {_where(error)}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, App):
+        apps = ", ".join(f"{module_name}:{each}" for each, value in vars(module).items() if isinstance(value, App))
+        said = "has no such name" if found is None else f"is a {type(found).__name__} and no App"
+        raise ConfigurationError(f"{target} {said}; " + (f"there is {apps}" if apps else "name the App in it"))
+    return found
+
+
+def embedded_path(broker: str) -> Path | None:
+    """The file of an embedded broker, or None for any other."""
+    kind, _, path = broker.partition(":")
+    return Path(path) if kind == "embedded" and path != ":memory:" else None
+
+
+def require_log(broker: str) -> None:
+    """Reading a log must not create one: a mistyped path is an error.
+
+    Raises:
+        ConfigurationError: The file of the embedded broker is not there.
+    """
+    path = embedded_path(broker)
+    if path is not None and not path.exists():
+        raise ConfigurationError(f"there is no embedded log at {path}; give the --broker that the services run on")
+
+
+def _where(error: Exception) -> str:
+    """The error and the last line of code it passed."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    place = f" ({last.tb_frame.f_code.co_filename}:{last.tb_lineno})" if last is not None else ""
+    return f"{type(error).__name__}: {error}{place}"

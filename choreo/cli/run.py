@@ -1,0 +1,104 @@
+"""`choreo run`: services of an app in one process until they are told to stop."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from choreo.app import App, open_transport
+from choreo.cli import logs
+from choreo.cli.console import FAILED, Broker, Store, Target, load_app, reported
+from choreo.cli.topics import require_topics
+from choreo.errors import ChoreoError, ConfigurationError
+
+log = logging.getLogger("choreo.run")
+
+
+@reported
+def run(
+    target: Target,
+    broker: Broker,
+    service: Annotated[list[str] | None, typer.Option(help="A service to run, again for more; all unless given.")] = None,
+    store: Store = None,
+    drain_s: Annotated[float, typer.Option(min=0.0, help="Seconds to finish what is running.")] = 20.0,
+    log_json: Annotated[bool, typer.Option(help="Logs as JSON lines.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run services until SIGTERM or SIGINT, then drain: exit 0 drained, 1 failed. A second signal exits at once."""
+    if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigurationError(f"--log-level {log_level}: there is debug, info, warning and error")
+    logs.configure(as_json=log_json, level=log_level)
+    app = load_app(target)
+    wanted = list(dict.fromkeys(service or app.services))
+    if unknown := [name for name in wanted if name not in app.services]:
+        raise ConfigurationError(f"{target} has no service {', '.join(unknown)}; it has {', '.join(app.services)}")
+    command = f"choreo topics apply {target} --broker {broker}"
+    try:
+        asyncio.run(_run(app, wanted, broker, store, drain_s, command))
+    except ChoreoError as error:
+        log.error("%s", error)
+        raise
+    except Exception:
+        log.exception("stopped by an error")
+        raise typer.Exit(FAILED) from None
+
+
+async def _run(
+    app: App, services: Sequence[str], broker: str, store: str | None, drain_s: float, command: str
+) -> None:
+    stop = stop_on_signals()
+    transport = open_transport(broker)
+    await transport.open()
+    try:
+        await require_topics(transport, app.topic_specs(), command)
+    finally:
+        await transport.close()
+    if not stop.is_set():
+        running = ", ".join(services)
+        await serve(
+            app, services, broker, store, drain_s, stop, ready=lambda: log.info("running %s on %s", running, broker)
+        )
+        log.info("drained")
+
+
+async def serve(
+    app: App,
+    services: Sequence[str] | None,
+    broker: str,
+    store: str | None,
+    drain_s: float,
+    stop: asyncio.Event,
+    *,
+    ready: Callable[[], None],
+) -> None:
+    """Run until `stop`, or until a worker died, whose error is raised after the others have drained."""
+    async with app.running(services, broker=broker, store=store, drain_s=drain_s) as running:
+        ready()
+        tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.failed())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set; the second signal ends the process."""
+    stop = asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set():
+            os._exit(FAILED)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    return stop

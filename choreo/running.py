@@ -1,0 +1,238 @@
+"""Services running in this process: broker and stores by their URLs, resources, workers started and drained."""
+
+import asyncio
+import inspect
+import typing
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from choreo.binding import Around, BoundHandler
+from choreo.core.messages import Limits
+from choreo.errors import ConfigurationError, DeclarationError
+from choreo.event import Event
+from choreo.ports import Clock, IdempotencyStore, Instrument, TopicSpec, Transport
+from choreo.publisher import Publisher, Reference
+from choreo.runtime.clock import SystemClock
+from choreo.runtime.emitting import Emitter
+from choreo.runtime.invoking import Invoker
+from choreo.runtime.routing import Router
+from choreo.runtime.worker import Ports, Worker
+from choreo.service import Service
+from choreo.sqlite.database import Database
+from choreo.stores.sqlite import SqliteStore
+from choreo.telemetry.setup import instrument_from_environment
+from choreo.transports.embedded import EmbeddedTransport
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One service to run: its handlers, the topics it reads (`inputs`) and writes (`outputs`)."""
+
+    service: Service
+    handlers: Sequence[BoundHandler]
+    inputs: Sequence[str]
+    around: Sequence[Around]
+    propagate: Sequence[str]
+    outputs: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where and how to run; see `App.running`."""
+
+    broker: str
+    store: str | None = None
+    drain_s: float = 20.0
+    lease_s: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+    clock: Clock = field(default_factory=SystemClock)
+    inline: bool = False
+    create_topics: bool = False
+    partitions: int = 4
+
+
+class Resources:
+    """What handlers are given by type."""
+
+    def __init__(self, given: Sequence[Any] | Mapping[Any, Any]) -> None:
+        self._given: dict[Any, Any] = dict(given) if isinstance(given, Mapping) else {}
+        if not isinstance(given, Mapping):
+            self._given = {_offered(each): each for each in given}
+
+    def offers(self, wanted: Any) -> bool:
+        """Whether something of the type is there."""
+        return self._find(wanted) is not None
+
+    async def open(self, overrides: Mapping[Any, Any], wanted: set[Any], stack: AsyncExitStack) -> dict[Any, Any]:
+        """The instances that are wanted, by type; generators are closed with `stack`."""
+        merged = Resources({**self._given, **overrides})
+        opened: dict[Any, Any] = {}
+        instances: dict[Any, Any] = {}
+        for type_ in wanted:
+            key = merged._find(type_)
+            if key not in opened:
+                opened[key] = await _open(merged._given[key], stack)
+            instances[type_] = opened[key]
+        return instances
+
+    def _find(self, wanted: Any) -> Any:
+        if wanted in self._given:
+            return wanted
+        if not isinstance(wanted, type):
+            return None
+        return next((key for key in self._given if isinstance(key, type) and issubclass(key, wanted)), None)
+
+
+def _offered(resource: Any) -> Any:
+    if not inspect.isasyncgenfunction(resource):
+        return type(resource)
+    arguments = typing.get_args(typing.get_type_hints(resource).get("return"))
+    if not arguments:
+        raise DeclarationError(
+            f"the resource {resource.__qualname__} must say what it yields: -> AsyncIterator[PaymentProvider]"
+        )
+    return arguments[0]
+
+
+async def _open(resource: Any, stack: AsyncExitStack) -> Any:
+    if inspect.isasyncgenfunction(resource):
+        return await stack.enter_async_context(asynccontextmanager(resource)())
+    return resource
+
+
+def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
+    """The transport of a broker URL, not opened yet.
+
+    Raises:
+        ConfigurationError: It is neither `embedded:PATH` nor `kafka://HOST:PORT[,HOST:PORT]`.
+    """
+    kind, _, rest = broker.partition(":")
+    if kind == "embedded" and rest:
+        return EmbeddedTransport(Database(rest), clock or SystemClock())
+    if kind == "kafka" and rest.strip("/"):
+        from choreo.transports.kafka import KafkaTransport
+        from choreo.transports.kafka_settings import security_from_environment
+
+        return KafkaTransport(rest.strip("/"), security=security_from_environment())
+    raise ConfigurationError(
+        f"the broker {broker!r} is not understood; write embedded:PATH or kafka://HOST:PORT[,HOST:PORT]"
+    )
+
+
+class Running:
+    """Services that run in this process."""
+
+    def __init__(self, plans: Sequence[Plan], topic: Callable[[str], str], settings: Settings, name: str) -> None:
+        self.settings = settings
+        self.stores: dict[str, IdempotencyStore] = {}
+        self.workers: dict[str, Worker] = {}
+        self._plans = plans
+        self._topic = topic
+        self._name = name
+        self.database: Database | None = None
+        self.transport = self._transport()
+        self.publisher: Publisher
+
+    def _transport(self) -> Transport:
+        settings = self.settings
+        kind, _, path = settings.broker.partition(":")
+        if kind == "embedded" and path:
+            if settings.store is not None:
+                raise ConfigurationError("the embedded broker keeps the store in its own file; leave --store out")
+            self.database = Database(path, inline=settings.inline)
+            return EmbeddedTransport(self.database, settings.clock)
+        if settings.store is None:
+            raise ConfigurationError(
+                "Kafka needs an idempotency store; give --store sqlite:PATH, a file that outlives the process"
+            )
+        return open_transport(settings.broker, clock=settings.clock)
+
+    def _store(self, service: str) -> IdempotencyStore:
+        settings = self.settings
+        if self.database is not None:
+            return SqliteStore(self.database, settings.clock, with_log=True, lease_s=settings.lease_s)
+        assert settings.store is not None
+        kind, _, path = settings.store.partition(":")
+        if kind != "sqlite" or not path or path == ":memory:":
+            raise ConfigurationError(f"the store {settings.store!r} is not understood; write sqlite:PATH, a file")
+        database = Database(path.replace("{service}", service))
+        return SqliteStore(database, settings.clock, with_log=False, lease_s=settings.lease_s)
+
+    @asynccontextmanager
+    async def started(self, resources: Resources, overrides: Mapping[Any, Any]) -> AsyncIterator["Running"]:
+        """Open, start, and in the end drain and close, in the opposite order."""
+        async with AsyncExitStack() as stack:
+            await self.transport.open()
+            stack.push_async_callback(self.transport.close)
+            await self._check_topics()
+            own = self._instrument(self._name, alone=False)
+            stack.callback(own.close)
+            self.publisher = Publisher(
+                self.transport, own, self.settings.clock, topic=self._topic, source=f"/{self._name}"
+            )
+            wanted = {type_ for plan in self._plans for bound in plan.handlers for type_ in bound.resources.values()}
+            instances = await resources.open(overrides, wanted, stack)
+            for plan in self._plans:
+                worker = await self._worker(plan, instances, stack)
+                self.workers[plan.service.name] = worker
+            async with AsyncExitStack() as draining:
+                for worker in self.workers.values():
+                    draining.push_async_callback(worker.stop)
+                    await worker.start()
+                yield self
+                stops = draining.pop_all()
+                await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
+                stops.pop_all()
+
+    async def publish(self, event: Event, *, id: str | None = None, correlation_id: str | None = None) -> Reference:
+        """Publish one event; see `Publisher.publish`."""
+        return await self.publisher.publish(event, id=id, correlation_id=correlation_id)
+
+    async def failed(self) -> None:
+        """Wait until a worker dies of a bug, and raise what it died of."""
+        await asyncio.gather(*(worker.failed_for_good() for worker in self.workers.values()))
+
+    async def _worker(self, plan: Plan, instances: Mapping[Any, Any], stack: AsyncExitStack) -> Worker:
+        settings, service = self.settings, plan.service
+        store = self._store(service.name)
+        await store.open()
+        stack.push_async_callback(store.close)
+        self.stores[service.name] = store
+        for bound in plan.handlers:
+            if bound.transacts and "rows" not in store.carries:
+                raise ConfigurationError(f"{bound.handler.label} asks for a transaction, which {store.name} has not")
+        instrument = self._instrument(service.name, alone=len(self._plans) == 1)
+        stack.callback(instrument.close)
+        ports = Ports(
+            self.transport,
+            store,
+            instrument,
+            settings.clock,
+            lease_s=settings.lease_s,
+            drain_s=settings.drain_s,
+            limits=settings.limits,
+        )
+        return Worker(
+            service,
+            plan.inputs,
+            ports,
+            Router(service, plan.handlers),
+            Emitter(service, self._topic, plan.propagate),
+            Invoker(instances, plan.around, settings.clock, inline=settings.inline),
+        )
+
+    def _instrument(self, service: str, *, alone: bool) -> Instrument:
+        return instrument_from_environment(service, system=self.transport.system, alone=alone)
+
+    async def _check_topics(self) -> None:
+        needed = {topic for plan in self._plans for topic in (*plan.inputs, *plan.outputs)}
+        missing = sorted(needed - set(await self.transport.topics()))
+        if not missing:
+            return
+        if not self.settings.create_topics:
+            raise ConfigurationError(
+                f"these topics do not exist: {', '.join(missing)}; create them with `choreo topics apply`"
+            )
+        await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])

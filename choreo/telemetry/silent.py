@@ -1,0 +1,79 @@
+"""The instrument that records nothing: a trace passes through unchanged, and no tracer is imported."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from choreo.envelope import TRACESTATE_BYTES_MAX, Envelope
+from choreo.ports import Span, UnitInfo
+from choreo.record import last_headers
+from choreo.telemetry.traceparent import CHARS_MAX
+
+
+class NoInstrument:
+    """Forwards the context an event came with onto what is emitted for it."""
+
+    def process(self, unit: UnitInfo, *, now_s: float) -> Span:
+        """A unit begins; nobody looks."""
+        return Forward(*incoming(unit))
+
+    def publish(self, topic: str, envelope: Envelope) -> tuple[Envelope, Callable[[str | None], None]]:
+        """The envelope as it is."""
+        return envelope, nothing
+
+    def close(self) -> None:
+        """Nothing was recorded."""
+
+
+class Forward:
+    """A unit that is not recorded: its emits carry the headers it came with, byte for byte."""
+
+    __slots__ = ("_traceparent", "_tracestate")
+
+    def __init__(self, traceparent: str | None, tracestate: str | None) -> None:
+        self._traceparent = traceparent
+        self._tracestate = tracestate
+
+    def attempt_failed(self, attempt: int, error: BaseException) -> None:
+        """Nothing to note."""
+
+    def sending(self, topic: str, envelope: Envelope) -> Envelope:
+        """The envelope with the context the unit came with, or as it is where it came with none."""
+        if self._traceparent is None or (
+            envelope.traceparent == self._traceparent and envelope.tracestate == self._tracestate
+        ):
+            return envelope
+        return envelope.traced(self._traceparent, self._tracestate)
+
+    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        """Just call it."""
+        return function()
+
+    def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
+        """Nothing to end."""
+
+
+def incoming(unit: UnitInfo) -> tuple[str | None, str | None]:
+    """`traceparent` and `tracestate` a unit came with, unchecked but for their length.
+
+    A record that is no readable event may still have them among its headers, so that its dead letter stays in
+    the trace it belongs to.
+    """
+    if unit.envelope is not None:
+        traceparent, tracestate = unit.envelope.traceparent, unit.envelope.tracestate
+    else:
+        headers = last_headers(unit.record.headers)
+        traceparent, tracestate = _text(headers.get("traceparent")), _text(headers.get("tracestate"))
+    if not traceparent or len(traceparent) > CHARS_MAX:
+        return None, None
+    return traceparent, tracestate if tracestate and len(tracestate) <= TRACESTATE_BYTES_MAX else None
+
+
+def _text(raw: bytes | None) -> str | None:
+    try:
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def nothing(error_type: str | None) -> None:
+    """End a span that was never begun."""

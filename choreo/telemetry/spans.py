@@ -1,0 +1,240 @@
+"""`process` and `send` spans through OpenTelemetry's API, named by its messaging conventions 1.44.
+
+The true causal tree: a `process` span is the child of the `send` span of the event that caused it, whatever is
+running around it. Attributes go in one dict at creation, so that samplers see them; exceptions leave their type
+behind, never their message or stack, which hold secrets and cost twenty spans.
+
+Nothing here knows exporters or the environment: see `choreo.telemetry.setup`.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+
+from choreo import ports
+from choreo.envelope import Envelope
+from choreo.ports import UnitInfo
+from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_process, of_send, type_name
+from choreo.telemetry.silent import Forward, incoming, nothing
+from choreo.telemetry.traceparent import Parent, parse, parse_state, render
+
+SPLIT_AFTER_S = 3600.0
+"""A hop older than this begins a trace of its own with a link: a trace a day long is found by no search."""
+
+_EMPTY = otel_context.Context()
+_log = logging.getLogger("choreo.telemetry")
+_warned: set[str] = set()
+
+
+class OtelInstrument:
+    """Records the units of one service.
+
+    Args:
+        service: The service's name. Where the provider's resource has another, each span says it.
+        tracer_provider: Where spans go: yours, or what `instrument_from_environment` made.
+        system: `messaging.system`, such as `kafka`.
+        split_after_s: Age of a record beyond which its unit is linked to the sender, not its child.
+        on_close: Flushes; without it the provider's spans are left to its owner.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        tracer_provider: trace.TracerProvider,
+        system: str,
+        split_after_s: float = SPLIT_AFTER_S,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._tracer = tracer_provider.get_tracer("choreo", schema_url=SCHEMA_URL)
+        self._split_after_s = split_after_s
+        self._on_close = on_close
+        self._always: Attributes = {"messaging.system": system}
+        resource = getattr(tracer_provider, "resource", None)
+        if resource is None or resource.attributes.get("service.name") != service:
+            self._always["choreo.service"] = service
+
+    def process(self, unit: UnitInfo, *, now_s: float) -> ports.Span:
+        """A unit begins: a span below the one that sent its event, or nothing where that was not sampled."""
+        traceparent, tracestate = incoming(unit)
+        try:
+            parent = parse(traceparent)
+            if parent is not None and not parent.sampled:
+                return _Unrecorded(traceparent, tracestate, parent)
+            return self._begin(unit, now_s, parent, tracestate)
+        except Exception as error:
+            _contain("process", error)
+            return Forward(traceparent, tracestate)
+
+    def _begin(self, unit: UnitInfo, now_s: float, parent: Parent | None, tracestate: str | None) -> ports.Span:
+        record = unit.record
+        context, links = _EMPTY, None
+        if parent is not None:
+            remote = _remote(parent, tracestate)
+            if record.timestamp_ms > 0 and now_s - record.timestamp_ms / 1000 > self._split_after_s:
+                links = (Link(remote),)
+            else:
+                context = trace.set_span_in_context(NonRecordingSpan(remote), _EMPTY)
+        span = self._tracer.start_span(
+            f"process {record.topic}", context, SpanKind.CONSUMER, of_process(self._always, unit), links
+        )
+        if not span.is_recording():
+            own = span.get_span_context()
+            if not own.is_valid:
+                return Forward(*incoming(unit))
+            own_parent = Parent(own.trace_id, own.span_id, own.trace_flags)
+            return _Unrecorded(*_headers(own), own_parent)
+        return _Recorded(self, span)
+
+    def begin_send(self, topic: str, envelope: Envelope, context: otel_context.Context | None) -> trace.Span:
+        """A `send` span below what `context` holds, or below what is running where it is None."""
+        attributes = of_send(self._always, topic, envelope)
+        return self._tracer.start_span(f"send {topic}", context, SpanKind.PRODUCER, attributes)
+
+    def publish(self, topic: str, envelope: Envelope) -> tuple[Envelope, Callable[[str | None], None]]:
+        """A `send` span below what is running, else below the context the envelope has, else a new root."""
+        try:
+            context = None
+            if not trace.get_current_span().get_span_context().is_valid:
+                parent = parse(envelope.traceparent)
+                if parent is not None and not parent.sampled:
+                    return envelope, nothing
+                if parent is not None:
+                    remote = _remote(parent, envelope.tracestate)
+                    context = trace.set_span_in_context(NonRecordingSpan(remote), _EMPTY)
+            span = self.begin_send(topic, envelope, context)
+            own = span.get_span_context()
+            if not own.is_valid:
+                return envelope, nothing
+            ended = False
+
+            def end(error_type: str | None) -> None:
+                nonlocal ended
+                if not ended:
+                    ended = True
+                    _end(span, None, error_type)
+
+            return envelope.traced(*_headers(own)), end
+        except Exception as error:
+            _contain("publish", error)
+            return envelope, nothing
+
+    def close(self) -> None:
+        """Flush what was recorded, in bounded time; a provider that was passed in is its owner's to flush."""
+        on_close, self._on_close = self._on_close, None
+        try:
+            if on_close is not None:
+                on_close()
+        except Exception as error:
+            _contain("close", error)
+
+
+class _Recorded:
+    """One `process` span that is open, and the `send` spans below it by topic and event id.
+
+    What an attempt began to send is forgotten when the next one begins: a result that was never committed was
+    never sent.
+    """
+
+    __slots__ = ("_context", "_finished", "_instrument", "_sends", "_span")
+
+    def __init__(self, instrument: OtelInstrument, span: trace.Span) -> None:
+        self._instrument = instrument
+        self._span = span
+        self._context: otel_context.Context | None = None
+        self._sends: dict[tuple[str, str], trace.Span] = {}
+        self._finished = False
+
+    def attempt_failed(self, attempt: int, error: BaseException) -> None:
+        self._sends.clear()
+        try:
+            attributes: Attributes = {"choreo.attempt": attempt, "error.type": type_name(error)}
+            self._span.add_event("choreo.attempt_failed", attributes)
+        except Exception as failure:
+            _contain("attempt_failed", failure)
+
+    def sending(self, topic: str, envelope: Envelope) -> Envelope:
+        try:
+            if self._finished:
+                return envelope.traced(*_headers(self._span.get_span_context()))
+            if self._context is None:
+                self._context = trace.set_span_in_context(self._span, _EMPTY)
+            send = self._instrument.begin_send(topic, envelope, self._context)
+            self._sends[topic, envelope.id] = send
+            return envelope.traced(*_headers(send.get_span_context()))
+        except Exception as error:
+            _contain("sending", error)
+            return envelope
+
+    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        self._sends.clear()
+        return _within(self._span, function)
+
+    def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        dropped: Attributes | None = {"choreo.outcome": outcome} if outcome == "dropped" else None
+        for send in self._sends.values():
+            _end(send, dropped, None)
+        failed = (error_type or "_OTHER") if outcome == "dead_letter" else None
+        _end(self._span, {"choreo.outcome": outcome, "choreo.attempts": attempts}, failed)
+
+
+class _Unrecorded(Forward):
+    """A unit that is not sampled: its emits and its handler's own spans belong to the same unsampled trace."""
+
+    __slots__ = ("_parent",)
+
+    def __init__(self, traceparent: str | None, tracestate: str | None, parent: Parent) -> None:
+        super().__init__(traceparent, tracestate)
+        self._parent = parent
+
+    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        return _within(NonRecordingSpan(_remote(self._parent, self._tracestate)), function)
+
+
+async def _within(span: trace.Span, function: Callable[[], Awaitable[Any]]) -> Any:
+    token = otel_context.attach(trace.set_span_in_context(span))
+    try:
+        result = await function()
+    except GeneratorExit:
+        raise  # closed from another context, where the token means nothing
+    except BaseException:
+        otel_context.detach(token)
+        raise
+    otel_context.detach(token)
+    return result
+
+
+def _remote(parent: Parent, tracestate: str | None) -> SpanContext:
+    state = TraceState(parse_state(tracestate)) if tracestate else None
+    return SpanContext(parent.trace_id, parent.span_id, True, TraceFlags(parent.flags), state)
+
+
+def _headers(own: SpanContext) -> tuple[str, str | None]:
+    state = own.trace_state.to_header() if own.trace_state else None
+    return render(own.trace_id, own.span_id, own.trace_flags), state
+
+
+def _end(span: trace.Span, attributes: Attributes | None, error_type: str | None) -> None:
+    try:
+        if error_type is not None:
+            attributes = {**(attributes or {}), "error.type": error_type}
+            span.set_status(StatusCode.ERROR)
+        if attributes is not None:
+            span.set_attributes(attributes)
+        span.end()
+    except Exception as error:
+        _contain("end", error)
+
+
+def _contain(moment: str, error: Exception) -> None:
+    """Say once a moment that tracing failed there; the service goes on."""
+    level = logging.DEBUG if moment in _warned else logging.WARNING
+    _warned.add(moment)
+    _log.log(level, "tracing failed at %s and the service goes on: %s", moment, type_name(error))

@@ -1,0 +1,248 @@
+"""An OTLP receiver within the test's own process: real spans over real HTTP, and no collector.
+
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        ...
+        spans = await receiver.wait_for(4)
+        assert tree(spans) == [("web", "send orders", "PRODUCER", [...])]
+
+It knows OTLP and HTTP, and nothing of how choreo makes spans.
+"""
+
+import asyncio
+import gzip
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1 import trace_pb2
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """A span event."""
+
+    name: str
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSpan:
+    """One span as it came over the wire.
+
+    Attributes:
+        service: `service.name` of its resource.
+        kind: INTERNAL, SERVER, CLIENT, PRODUCER or CONSUMER.
+        trace_id: 32 hexadecimal digits.
+        span_id: 16 hexadecimal digits.
+        parent_id: The same, or None for a root.
+        status: UNSET, OK or ERROR.
+        links: (trace id, span id) of each.
+        resource: All attributes of its resource.
+        schema_url: Of its instrumentation scope.
+    """
+
+    service: str
+    name: str
+    kind: str
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    attributes: Mapping[str, Any]
+    events: tuple[ReceivedEvent, ...]
+    status: str
+    links: tuple[tuple[str, str], ...]
+    start_ns: int
+    end_ns: int
+    resource: Mapping[str, Any]
+    schema_url: str
+
+
+class Branch(NamedTuple):
+    """A span and what is below it; equal to a plain tuple of the same, so that a test can write it down."""
+
+    service: str
+    name: str
+    kind: str
+    children: list["Branch"]
+
+
+MISSING = "(missing)"
+"""Name of the branch above spans whose parent never arrived."""
+
+
+class OtlpReceiver:
+    """Accepts `POST /v1/traces` in protobuf, plain, gzip or deflate, on a port of its own on 127.0.0.1.
+
+    A context manager, usable in plain and in asynchronous tests alike; requests are served from threads.
+
+    Attributes:
+        status: What is answered; set it to 503 to play a collector that is in trouble. Spans are kept with 200 only.
+        requests: Requests answered so far, with the status of each.
+    """
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.requests: list[int] = []
+        self._spans: list[ReceivedSpan] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": _POLL_S}, name="otlp-receiver", daemon=True
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """The value for OTEL_EXPORTER_OTLP_ENDPOINT."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def spans(self) -> list[ReceivedSpan]:
+        """What has arrived so far, in order of arrival."""
+        return list(self._spans)
+
+    async def wait_for(
+        self, wanted: int | Callable[[Sequence[ReceivedSpan]], bool], timeout_s: float = 10.0
+    ) -> list[ReceivedSpan]:
+        """All spans, as soon as there are `wanted` or `wanted(spans)` is true.
+
+        Raises:
+            TimeoutError: They are not after `timeout_s`; the message names those that did arrive.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            spans = self.spans()
+            if len(spans) >= wanted if isinstance(wanted, int) else wanted(spans):
+                return spans
+            if time.monotonic() > deadline_s:
+                names = ", ".join(f"{span.service}: {span.name}" for span in spans) or "none"
+                raise TimeoutError(f"the spans waited for did not arrive within {timeout_s} s; there are: {names}")
+            await asyncio.sleep(_POLL_S)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _take(self, body: bytes, encoding: str) -> int:
+        try:
+            if encoding == "gzip":
+                body = gzip.decompress(body)
+            elif encoding == "deflate":
+                body = zlib.decompress(body)
+            received = list(parse(body))
+        except Exception:  # whatever is wrong with it, it is no request
+            return 400
+        if self.status == 200:
+            self._spans += received
+        return self.status
+
+
+def tree(spans: Iterable[ReceivedSpan]) -> list[Branch]:
+    """The spans as trees, each level in order of service, name and kind, to be compared with a literal.
+
+    A span whose parent is not there hangs below a branch named MISSING, so that a broken trace never looks whole.
+    """
+    by_id = {(span.trace_id, span.span_id): span for span in spans}
+    below: dict[tuple[str, str] | None, list[ReceivedSpan]] = {}
+    for span in by_id.values():
+        below.setdefault((span.trace_id, span.parent_id) if span.parent_id else None, []).append(span)
+
+    def branches(key: tuple[str, str] | None) -> list[Branch]:
+        return sorted(
+            Branch(span.service, span.name, span.kind, branches((span.trace_id, span.span_id)))
+            for span in below.get(key, [])
+        )
+
+    missing = [Branch("", MISSING, "", branches(key)) for key in below if key is not None and key not in by_id]
+    return branches(None) + sorted(missing)
+
+
+def parse(body: bytes) -> Iterable[ReceivedSpan]:
+    """The spans of one OTLP request in protobuf.
+
+    Raises:
+        google.protobuf.message.DecodeError: It is none.
+    """
+    for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+        resource = _attributes(resource_spans.resource.attributes)
+        for scope_spans in resource_spans.scope_spans:
+            for span in scope_spans.spans:
+                yield _received(span, resource, scope_spans.schema_url)
+
+
+def _received(span: trace_pb2.Span, resource: Mapping[str, Any], schema_url: str) -> ReceivedSpan:
+    return ReceivedSpan(
+        service=str(resource.get("service.name", "")),
+        name=span.name,
+        kind=trace_pb2.Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex() or None,
+        attributes=_attributes(span.attributes),
+        events=tuple(ReceivedEvent(event.name, _attributes(event.attributes)) for event in span.events),
+        status=trace_pb2.Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_"),
+        links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
+        start_ns=span.start_time_unix_nano,
+        end_ns=span.end_time_unix_nano,
+        resource=resource,
+        schema_url=schema_url,
+    )
+
+
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: AnyValue) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_value(item) for item in value.array_value.values]
+    if kind == "kvlist_value":
+        return _attributes(value.kvlist_value.values)
+    return None if kind is None else getattr(value, kind)
+
+
+def _handler(receiver: OtlpReceiver) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        """One request a connection, as HTTP/1.0 has it: no thread is left waiting for a next one."""
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            if self.path != "/v1/traces":
+                status = 404
+            elif self.headers.get("content-type", "").split(";")[0].strip() != "application/x-protobuf":
+                status = 415
+            elif length > BODY_BYTES_MAX:
+                status = 413
+            else:
+                status = receiver._take(self.rfile.read(length), self.headers.get("content-encoding", ""))
+            receiver.requests.append(status)
+            answer = ExportTraceServiceResponse().SerializeToString() if status == 200 else b""
+            self.send_response(status)
+            self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """A test's output is not the place."""
+
+    return Handler

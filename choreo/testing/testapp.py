@@ -1,0 +1,216 @@
+"""A whole app in one test: the in-memory broker, virtual time, and a count of what is in flight."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from choreo import envelope as cloudevents
+from choreo.app import App
+from choreo.envelope import Envelope
+from choreo.errors import DecodeError
+from choreo.event import Event
+from choreo.publisher import Reference
+from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.running import Running
+from choreo.runtime.emitting import original
+from choreo.testing.clock import VirtualClock
+from choreo.transports.embedded import EmbeddedTransport
+
+STEPS_MAX = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter: who gave up on which record, and why."""
+
+    service: str
+    handler: str
+    reason: str
+    detail: str
+    attempts: int
+    record: Record
+
+
+class TestFlow:
+    """One flow begun by `TestApp.publish`."""
+
+    __test__ = False
+
+    def __init__(self, app: "TestApp", reference: Reference) -> None:
+        self._app = app
+        self.reference = reference
+        self.envelopes: list[Envelope] = []
+
+    async def settled(self) -> None:
+        """Return when nothing of the flow is in flight: counted, never waited for."""
+        await self._app.settle(self.reference.correlation_id)
+        self.envelopes = [envelope for envelope, _ in await self._app.flow_records(self.reference.correlation_id)]
+
+    @property
+    def types(self) -> list[str]:
+        """Types of the flow's events, in the order they reached the log; filled by `settled`."""
+        return [envelope.type for envelope in self.envelopes]
+
+
+class TestApp:
+    """Run `app` on an in-memory broker in virtual time.
+
+        async with TestApp(app, resources={PaymentProvider: Declines()}) as t:
+            flow = await t.publish(placed)
+            await flow.settled()
+            assert flow.types[-1] == "stock.released" and not t.dead_letters
+
+    Handlers that sleep with `asyncio.sleep` or do real I/O take their real time; choreo's own waits take none.
+    """
+
+    __test__ = False
+
+    def __init__(self, app: App, *, resources: Mapping[Any, Any] | None = None, **settings: Any) -> None:
+        self.app = app
+        self.clock = VirtualClock()
+        self.dead_letters: list[DeadLetter] = []
+        self._resources = resources or {}
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._running: Running | None = None
+
+    async def __aenter__(self) -> Self:
+        self._running = await self._stack.enter_async_context(
+            self.app.running(
+                broker="embedded::memory:",
+                overrides=self._resources,
+                clock=self.clock,
+                inline=True,
+                create_topics=True,
+                **self._settings,
+            )
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    @property
+    def running(self) -> Running:
+        """The services, their workers and counts."""
+        assert self._running is not None, "use TestApp in `async with`"
+        return self._running
+
+    async def publish(self, event: Event, *, id: str | None = None) -> TestFlow:
+        """Publish an event; returns its flow to wait for and look at."""
+        return TestFlow(self, await self.running.publish(event, id=id))
+
+    async def send(self, record: ProducerRecord) -> None:
+        """Put a raw record on a topic, as a foreign producer would."""
+        await self.running.transport.send([record])
+
+    async def settle(self, correlation_id: str | None = None) -> None:
+        """Return when nothing, or nothing of one flow, is in flight."""
+        for _ in range(STEPS_MAX):
+            await self._let_run()
+            if not await self._in_flight(correlation_id):
+                await self._read_dead_letters()
+                return
+            next_s = self.clock.next_s()
+            if next_s is not None and await self._only_waiting():
+                self.clock.move_to(next_s)
+        raise AssertionError(f"the flow did not settle in {STEPS_MAX} steps: is there a loop of events?")
+
+    async def advance(self, **duration: float) -> None:
+        """Move time forward by `timedelta(**duration)`, stopping wherever something is due."""
+        until_s = self.clock.now_s() + timedelta(**duration).total_seconds()
+        while True:
+            for _ in range(STEPS_MAX):
+                await self._let_run()
+                if await self._only_waiting():
+                    break
+            next_s = self.clock.next_s()
+            if next_s is None or next_s > until_s:
+                break
+            self.clock.move_to(next_s)
+        self.clock.move_to(until_s)
+        await self._read_dead_letters()
+
+    def now(self) -> datetime:
+        """The virtual time."""
+        return datetime.fromtimestamp(self.clock.now_s(), UTC)
+
+    def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """Rows of the services' own tables."""
+        database = self.running.database
+        assert database is not None
+        return database.read_inline(lambda db: db.execute(query, arguments).fetchall())
+
+    async def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
+        """Events of one flow with their records, dead letters left out, in the order they reached the log."""
+        topics = [spec.name for spec in self.app.topic_specs() if not spec.name.endswith(".dlq")]
+        found = []
+        for record in await self.running.transport.scan(topics, since_ms=0):
+            try:
+                envelope, _ = cloudevents.read(record.headers, record.value or b"")
+            except DecodeError:
+                continue
+            if envelope.correlationid == correlation_id:
+                found.append((envelope, record))
+        return found
+
+    # ---- counting
+
+    async def _let_run(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        busy = any(worker.engine.running for worker in self.running.workers.values())
+        if busy:  # a handler may wait for something real
+            await asyncio.sleep(0.001)
+
+    async def _in_flight(self, correlation_id: str | None) -> int:
+        workers = self.running.workers.values()
+        unfinished = sum(worker.engine.unfinished(correlation_id) for worker in workers)
+        if unfinished:
+            return unfinished
+        transport = self.running.transport
+        assert isinstance(transport, EmbeddedTransport)
+        if correlation_id is None:
+            return await transport.unread() or sum(not worker.leases for worker in workers)
+        return await self._unfetched([record for _, record in await self.flow_records(correlation_id)])
+
+    async def _unfetched(self, records: list[Record]) -> int:
+        count = 0
+        for name, worker in self.running.workers.items():
+            inputs = set(self.app.input_topics(name))
+            for record in records:
+                if record.topic in inputs:
+                    partition = worker.engine.partitions.get(TopicPartition(record.topic, record.partition))
+                    count += partition is None or partition.position <= record.offset
+        return count
+
+    async def _only_waiting(self) -> bool:
+        """Whether nothing can go on before time does."""
+        workers = list(self.running.workers.values())
+        if not all(worker.leases and worker.engine.waiting() for worker in workers):
+            return False
+        topics = [spec.name for spec in self.app.topic_specs()]
+        return not await self._unfetched(list(await self.running.transport.scan(topics, since_ms=0)))
+
+    async def _read_dead_letters(self) -> None:
+        topics = [self.app.topic(service.dlq_topic) for service in self.app.services.values()]
+        records = await self.running.transport.scan(topics, since_ms=0)
+        self.dead_letters = []
+        for record in records:
+            told = original(record)
+            self.dead_letters.append(
+                DeadLetter(
+                    told["service"],
+                    told["handler"],
+                    told["reason"],
+                    told["detail"],
+                    int(told["attempts"]),
+                    record,
+                )
+            )

@@ -1,0 +1,252 @@
+"""aiokafka's private API: connections, groups and offsets. Each touch says why; all were seen in aiokafka 0.14.0.
+
+This module and kafka_records.py (record batches) are the only ones to touch it. Errors leave here as aiokafka's own.
+tests/integration/test_kafka_client_contract.py holds what is relied on, so that a newer aiokafka fails there first.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, cast
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.structs import TopicPartition as KafkaPartition
+
+from choreo.record import TopicPartition
+
+BACKOFF_S = 0.1
+DISCARD_S = 2.0
+
+
+async def refusals(bootstrap_servers: str, **arguments: Any) -> Mapping[str, BaseException]:
+    """Why no bootstrap server can be talked to, by address; empty as soon as one can.
+
+    `aiokafka.conn` is private; `AIOKafkaClient.bootstrap` logs the reason and drops it (0.14: client.py:190).
+    """
+    found: dict[str, BaseException] = {}
+    for host, port, _ in collect_hosts(bootstrap_servers):
+        try:
+            connection = await create_conn(host, port, **arguments)
+        except Exception as error:
+            found[f"{host}:{port}"] = error
+        else:
+            await connection.close()
+            return {}
+    return found
+
+
+class GatedSubscription(SubscriptionState):  # type: ignore[misc]  # untyped
+    """Partitions are assigned paused and with a position, so aiokafka itself never looks for one.
+
+    0.14 starts reading committed offsets before `on_partitions_assigned` is called (group_coordinator.py:490,
+    subscription_state.py:_assign), unchecked, and hands the position, or NoOffsetForPartitionError, to the fetcher.
+    """
+
+    def assign_from_subscribed(self, assignment: Iterable[KafkaPartition]) -> None:
+        super().assign_from_subscribed(assignment)  # wakes the fetcher, which runs when this step is over
+        for partition in assignment:
+            state = self._assigned_state(partition)
+            state.pause()
+            state.seek(0)
+
+    @contextmanager
+    def fetch_context(self) -> Iterator[None]:
+        """0.14's own lacks the try/finally: one failed `getmany` ends its max-poll protection (line 290)."""
+        self._fetch_count += 1
+        try:
+            yield
+        finally:
+            self._fetch_count -= 1
+            if self._fetch_count == 0:
+                self._last_fetch_ended = time.monotonic()
+
+
+def gated_consumer(**arguments: Any) -> AIOKafkaConsumer:
+    """A consumer whose assigned partitions wait for `seek`; to be started before it subscribes."""
+    consumer = AIOKafkaConsumer(**arguments)
+    consumer._subscription = GatedSubscription()  # read by start() and subscribe() only (0.14: consumer.py:355)
+    return consumer
+
+
+class Membership(NamedTuple):
+    generation: int
+    member: str
+
+
+def membership(consumer: AIOKafkaConsumer) -> Membership:
+    """The generation the consumer is in; aiokafka resets it as soon as it knows that it was evicted."""
+    return Membership(consumer._coordinator.generation, consumer._coordinator.member_id)
+
+
+def keep_heartbeat(consumer: AIOKafkaConsumer) -> None:
+    """Beat while `on_partitions_assigned` runs; 0.14 starts only after it (ensure_active_group)."""
+    consumer._coordinator._start_heartbeat_task()
+
+
+def _check(code: int) -> None:
+    found = errors.for_code(code)
+    if found is not errors.NoError:
+        raise found()
+
+
+async def _ask_coordinator(consumer: AIOKafkaConsumer, request: Any, read: Callable[[Any], Any]) -> Any:
+    """Send until answered, also by the next coordinator; the caller sets the deadline."""
+    coordinator = consumer._coordinator
+    while True:
+        try:
+            await coordinator.ensure_coordinator_known()
+            return read(await coordinator._send_req(request))
+        except (errors.NotCoordinatorForGroupError, errors.GroupCoordinatorNotAvailableError):
+            coordinator.coordinator_dead()
+        except errors.KafkaError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(BACKOFF_S)
+
+
+async def committed(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
+    """The group's committed offset, None if there never was one.
+
+    Not `AIOKafkaConsumer.committed`: 0.14 never reads the answer's own error code (group_coordinator.py:1184), so a
+    broker that is no coordinator any more answers "nothing committed".
+    """
+
+    def read(answer: Any) -> int | None:
+        _check(answer.error_code)
+        for topic, partitions in answer.topics:
+            for number, offset, _, code in partitions:
+                if (topic, number) == partition:
+                    _check(code)
+                    return None if offset < 0 else int(offset)
+        raise errors.UnknownError()
+
+    request = OffsetFetchRequest(consumer._coordinator.group_id, [(partition.topic, [partition.partition])])
+    return cast("int | None", await _ask_coordinator(consumer, request, read))
+
+
+async def commit(consumer: AIOKafkaConsumer, member: Membership, offsets: Mapping[TopicPartition, int]) -> None:
+    """Commit as `member`, the generation the offsets belong to.
+
+    Not `AIOKafkaConsumer.commit`: 0.14 takes the generation of the moment, at each retry (group_coordinator.py:1030);
+    after an eviction that is -1, which a broker accepts if the group is empty.
+    """
+    coordinator = consumer._coordinator
+    by_topic: dict[str, list[tuple[int, int, str]]] = {}
+    for partition, offset in offsets.items():
+        by_topic.setdefault(partition.topic, []).append((partition.partition, offset, ""))
+
+    def read(answer: Any) -> None:
+        codes = {(topic, number): code for topic, parts in answer.topics for number, code in parts}
+        try:
+            for partition in offsets:
+                _check(codes.get(partition, errors.UnknownError.errno))
+        except errors.RebalanceInProgressError:
+            coordinator.request_rejoin()
+            raise
+        except (errors.UnknownMemberIdError, errors.IllegalGenerationError):
+            if membership(consumer) == member:
+                coordinator.reset_generation()
+            raise
+
+    retention = OffsetCommitRequest.DEFAULT_RETENTION_TIME
+    request = OffsetCommitRequest(coordinator.group_id, *member, retention, list(by_topic.items()))
+    await _ask_coordinator(consumer, request, read)
+
+
+async def offset_at(consumer: AIOKafkaConsumer, partition: TopicPartition, when: int, isolation: int) -> int | None:
+    """The offset at an end of the log or of the first record at or after `when` ms; None if there is none.
+
+    Not `end_offsets`: that is bound to the consumer's isolation level, and the range check needs the high watermark.
+    The caller sets the deadline.
+    """
+    client = consumer._client
+    request = OffsetRequest(-1, isolation, [(partition.topic, [(partition.partition, when)])])
+    while True:
+        await client._maybe_wait_metadata()
+        leader = client.cluster.leader_for_partition(KafkaPartition(*partition))
+        try:
+            if leader is None or leader == -1:
+                raise errors.LeaderNotAvailableError(str(partition))
+            answer = await client.send(leader, request)
+            for topic, partitions in answer.topics:
+                for number, code, _, offset, *_ in partitions:
+                    if (topic, number) == partition:
+                        _check(code)
+                        return None if offset < 0 else int(offset)
+            raise errors.UnknownError()
+        except errors.KafkaError as error:
+            if not error.retriable:
+                raise
+            await client.add_topic(partition.topic)
+            await client.force_metadata_update()
+            await asyncio.sleep(BACKOFF_S)
+
+
+async def discard(producer: AIOKafkaProducer) -> None:
+    """Disconnect without flushing, whatever state it is in, and fail what is still queued.
+
+    `AIOKafkaProducer.stop` flushes first (0.14: producer.py:342), for ever if no broker answers.
+    """
+    producer._closed = True  # else its __del__ warns
+    accumulator, sender, client = producer._message_accumulator, producer._sender, producer.client
+    accumulator._exception = errors.ProducerClosed()  # refuse what another task is handing over
+    task = sender.sender_task
+    if task is not None:
+        task.cancel()
+    await _close_client(client)
+    if task is not None:  # it waits for its requests, which have just failed
+        await asyncio.wait({task}, timeout=DISCARD_S)
+        await _close_client(client)  # what they may have opened again
+    accumulator.fail_all(errors.ProducerClosed())
+    if accumulator._wakeup_handle is not None:
+        accumulator._wakeup_handle.cancel()
+    for batch in (*accumulator._pending_batches, *(one for queue in accumulator._batches.values() for one in queue)):
+        if batch._drain_waiter.done():
+            batch._drain_waiter.exception()  # seen: asyncio would log it as never retrieved
+
+
+async def _close_client(client: Any) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            await client.close()
+    # The task that would answer those who wait for metadata is gone: 0.14 lets them wait for ever (client.py:close).
+    if client._md_update_fut is None:
+        client._md_update_fut = asyncio.get_running_loop().create_future()
+    if not client._md_update_fut.done():
+        client._md_update_fut.set_result(False)
+
+
+async def stop(consumer: AIOKafkaConsumer, *, timeout_s: float) -> bool:
+    """`AIOKafkaConsumer.stop`, and whether it came to its end; 0.14 waits in it for a rebalance to be over."""
+    stopping = asyncio.ensure_future(consumer.stop())  # a task of its own: 0.14 may raise CancelledError out of it
+    await asyncio.wait({stopping}, timeout=timeout_s)
+    if stopping.done() and not stopping.cancelled() and stopping.exception() is None:
+        return True
+    stopping.cancel()
+    await asyncio.wait({stopping}, timeout=DISCARD_S)
+    await abandon(consumer)
+    return False
+
+
+async def abandon(consumer: AIOKafkaConsumer) -> None:
+    """Leave the group and disconnect although `stop` did not end, e.g. while a rebalance holds it up."""
+    consumer._closed = True  # else its __del__ warns
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            if isinstance(coordinator, GroupCoordinator):
+                coordinator._coordination_task.cancel()
+                await asyncio.wait({coordinator._coordination_task})
+                await coordinator._stop_heartbeat_task()
+                await coordinator._stop_commit_offsets_refresh_task()
+                await coordinator._maybe_leave_group()
+    if fetcher is not None:
+        closing = asyncio.ensure_future(fetcher.close())  # as above
+        await asyncio.wait({closing}, timeout=DISCARD_S)
+    await _close_client(consumer._client)

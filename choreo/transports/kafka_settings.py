@@ -1,0 +1,135 @@
+"""aiokafka's arguments: our defaults with their reasons, and how to trust a Kafka, from `CHOREO_KAFKA_*`."""
+
+import logging
+import ssl
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from choreo.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
+
+
+CONSUMER_DEFAULTS: Mapping[str, Any] = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "isolation_level": "read_committed",
+    # All topics of a group dealt out as one list. Not sticky: 0.14 keeps its state on the class, for all groups of a
+    # process at once. Cooperative assignment it has none.
+    "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
+    "session_timeout_ms": 45_000,  # Java's default
+    "heartbeat_interval_ms": 3_000,
+    # 0.14 takes the session timeout for it: with a shorter one two members own a partition while one still drains.
+    "rebalance_timeout_ms": 60_000,
+    "request_timeout_ms": 75_000,  # above the rebalance timeout: JoinGroup is answered when the rebalance is over
+    "max_poll_interval_ms": 300_000,
+    "metadata_max_age_ms": 30_000,  # how soon new partitions are seen
+    # A fetch that waits at the broker holds up partitions just resumed on the same broker; 0.14's own is 500.
+    "fetch_max_wait_ms": 100,
+    "fetch_max_bytes": 16 * 1024 * 1024,
+}
+
+PRODUCER_DEFAULTS: Mapping[str, Any] = {
+    "enable_idempotence": True,
+    "acks": "all",
+    "linger_ms": 2,
+    "max_batch_size": 128 * 1024,
+    # A dead letter is larger than the 1 MB original it quotes; the topic's own limit decides.
+    "max_request_size": 16 * 1024 * 1024,
+    # 0.14 sleeps it after each lost request, also when the next broker is up already; its own default is 100.
+    "retry_backoff_ms": 20,
+    # Below the deadline of a send, so that one silent broker leaves time to ask its successor.
+    "request_timeout_ms": 10_000,
+    "metadata_max_age_ms": 60_000,
+}
+
+
+class KafkaSecurity(BaseSettings):
+    """TLS and SASL, read from the environment. TLS verifies certificate and host name unless told otherwise.
+
+    OAUTHBEARER needs an object, not a variable: hand `KafkaTransport(security=...)` aiokafka's own arguments.
+    """
+
+    # A wrong value is not repeated in the error: it may be a password in the wrong variable.
+    model_config = SettingsConfigDict(env_prefix="CHOREO_KAFKA_", frozen=True, hide_input_in_errors=True)
+
+    security_protocol: Protocol = "PLAINTEXT"
+    sasl_mechanism: Mechanism | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_check_hostname: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        """What aiokafka's clients take.
+
+        Raises:
+            ConfigurationError: Something is missing or a file cannot be read; says which variable to set.
+        """
+        found: dict[str, Any] = {"security_protocol": self.security_protocol}
+        if self.security_protocol.endswith("SSL"):
+            found["ssl_context"] = self._tls()
+        if self.security_protocol.startswith("SASL"):
+            found.update(self._sasl())
+        return found
+
+    def _tls(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+            context.check_hostname = self.ssl_check_hostname
+            if self.ssl_certfile:
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"TLS for Kafka cannot be set up ({type(error).__name__}: {error}): check CHOREO_KAFKA_SSL_CAFILE, "
+                "CHOREO_KAFKA_SSL_CERTFILE and CHOREO_KAFKA_SSL_KEYFILE"
+            ) from None
+        if not self.ssl_check_hostname:
+            log.warning("CHOREO_KAFKA_SSL_CHECK_HOSTNAME is off: any certificate of that authority is taken")
+        return context
+
+    def _sasl(self) -> dict[str, Any]:
+        if self.sasl_mechanism is None:
+            raise ConfigurationError(
+                f"{self.security_protocol} needs CHOREO_KAFKA_SASL_MECHANISM, e.g. SCRAM-SHA-512"
+            )
+        found: dict[str, Any] = {"sasl_mechanism": self.sasl_mechanism}
+        if self.sasl_mechanism == "GSSAPI":
+            return found
+        if self.sasl_username is None or self.sasl_password is None:
+            raise ConfigurationError(
+                f"{self.sasl_mechanism} needs CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
+            )
+        if self.sasl_mechanism == "PLAIN" and self.security_protocol == "SASL_PLAINTEXT":
+            log.warning("SASL PLAIN without TLS: the password crosses the network readable; use SASL_SSL or SCRAM")
+        secret = self.sasl_password.get_secret_value()
+        return {**found, "sasl_plain_username": self.sasl_username, "sasl_plain_password": secret}
+
+
+def security_from_environment() -> dict[str, Any]:
+    """aiokafka's arguments as `CHOREO_KAFKA_*` say, or ConfigurationError naming the variable that is wrong."""
+    try:
+        return KafkaSecurity().arguments()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"CHOREO_KAFKA_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}" for found in error.errors()
+        )
+        raise ConfigurationError(wrong) from None
+
+
+def cap_loggers() -> None:
+    """Keep aiokafka's loggers from DEBUG, where they write keys, values and requests (0.14: producer.py:500)."""
+    known = [name for name in logging.root.manager.loggerDict if name.startswith("aiokafka.")]
+    for name in ("aiokafka", *known):
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() < logging.INFO:
+            logger.setLevel(logging.INFO)

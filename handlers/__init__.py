@@ -1,0 +1,1 @@
+"""Real flows to read and to copy."""

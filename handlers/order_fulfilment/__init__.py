@@ -1,0 +1,1 @@
+"""Order fulfilment: four services that know events and nothing of each other. `app.py` puts them together."""

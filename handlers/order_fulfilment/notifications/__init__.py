@@ -1,0 +1,1 @@
+"""The notifications service: what the customer is told, and when."""
