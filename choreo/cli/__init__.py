@@ -2,7 +2,15 @@
 
 import typer
 
-from choreo.cli import demo, dev, explain, publish, run, topics, trace
+from choreo.cli.demo import demo as run_demo
+from choreo.cli.dev import dev as run_dev
+from choreo.cli.explain import explain as run_explain
+from choreo.cli.publish import publish as run_publish
+from choreo.cli.run import run as run_services
+from choreo.cli.topics import topics as topic_commands
+from choreo.cli.trace import trace as run_trace
+
+__all__ = ["main"]
 
 main = typer.Typer(
     name="choreo",
@@ -10,10 +18,6 @@ main = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-main.command()(demo.demo)
-main.command()(dev.dev)
-main.command()(run.run)
-main.command()(publish.publish)
-main.command()(trace.trace)
-main.command()(explain.explain)
-main.add_typer(topics.topics, name="topics")
+for _command in (run_demo, run_dev, run_services, run_publish, run_trace, run_explain):
+    main.command()(_command)
+main.add_typer(topic_commands, name="topics")

@@ -1,5 +1,6 @@
 """What the commands have in common: two consoles, options, errors in one line, and MODULE:APP."""
 
+import asyncio
 import functools
 import importlib
 import os
@@ -8,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-import asyncio
 import orjson
 import typer
 from rich.console import Console
@@ -53,17 +53,20 @@ def fail(message: str, code: int = FAILED) -> NoReturn:
     raise typer.Exit(code)
 
 
+def exit_code(error: ChoreoError) -> int:
+    """2 for what was declared or configured wrongly, 1 for what went wrong."""
+    return MISUSED if isinstance(error, (DeclarationError, ConfigurationError)) else FAILED
+
+
 def reported(command: _Function) -> _Function:
-    """Errors of choreo end a command with one line: 2 for what was declared or configured wrongly, else 1."""
+    """Errors of choreo end a command with one line and no traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (DeclarationError, ConfigurationError) as error:
-            fail(str(error), MISUSED)
         except ChoreoError as error:
-            fail(str(error))
+            fail(str(error), exit_code(error))
 
     return wrapped  # type: ignore[return-value]
 

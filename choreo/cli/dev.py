@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from choreo.app import App, open_transport
+from choreo.app import App
 from choreo.cli import logs
 from choreo.cli.console import Target, embedded_path, err, load_app, reported
 from choreo.cli.run import serve, stop_on_signals
@@ -34,19 +34,15 @@ def dev(
     if reload and embedded_path(broker) is None:
         raise ConfigurationError("a broker in memory forgets everything at a reload; add --no-reload")
     if reload:
-        raise typer.Exit(_supervise([sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"]))
+        raise typer.Exit(
+            _supervise([sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"])
+        )
     logs.configure(as_json=False)
     asyncio.run(_run(load_app(target), target, broker))
 
 
 async def _run(app: App, target: str, broker: str) -> None:
     stop = stop_on_signals()
-    transport = open_transport(broker)
-    await transport.open()
-    try:
-        await transport.create_topics(app.topic_specs())
-    finally:
-        await transport.close()
 
     def ready() -> None:
         console = err()
@@ -55,9 +51,11 @@ async def _run(app: App, target: str, broker: str) -> None:
                 types = ", ".join(sorted({type_ for type_, _ in bound.classes}))
                 emits = ", ".join(sorted({event.event_type for event in bound.emits})) or "nothing"
                 console.print(f"[bold]{bound.handler.label}[/] handles {types}, emits {emits}", highlight=False)
-        console.print(f"publish with: choreo publish {target} TYPE FIELD=VALUE ... --broker {broker}", highlight=False)
+        console.print(
+            f"publish with: choreo publish {target} TYPE FIELD=VALUE ... --broker {broker}", highlight=False
+        )
 
-    await serve(app, None, broker, None, STOP_S / 2, stop, ready=ready)
+    await serve(app, None, stop, ready, broker=broker, drain_s=STOP_S / 2, create_topics=True)
 
 
 def _supervise(command: list[str]) -> int:

@@ -24,14 +24,14 @@ _SKIPPED = {
 def explain(
     target: Target,
     topic: Annotated[str, typer.Argument(help="Logical or actual name.")],
-    record: Annotated[str, typer.Argument(metavar="RECORD.json", help="key, value, headers, ...; - is standard input.")],
+    record: Annotated[
+        str, typer.Argument(metavar="RECORD.json", help="key, value, headers, ...; - is standard input.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Say for each service which handler gets a record, under which key, or why none."""
     app = load_app(target)
-    actual = {app.topic(name): app.topic(name) for name in _logical(app)} | {
-        name: app.topic(name) for name in _logical(app)
-    }
+    actual = {event.event_topic: app.topic(event.event_topic) for event in app.event_classes().values()}
     rows = explained(app, _read(actual.get(topic, topic), record))
     if as_json:
         print_json({"topic": actual.get(topic, topic), "services": rows})
@@ -47,8 +47,7 @@ def explained(app: App, record: Record) -> list[dict[str, Any]]:
     """A row for each unit of each service; `does`: handle, dead_letter, skip."""
     rows = []
     for name in app.services:
-        reads = {app.topic(event.event_topic) for bound in app.bound(name) for event in bound.classes.values()}
-        if record.topic not in reads:
+        if record.topic not in app.input_topics(name):
             rows.append(_row(name, "skip", _SKIPPED["other_topic"]))
             continue
         router = app.router(name)
@@ -73,10 +72,6 @@ def _of_work(app: App, service: str, work: Work, key: str) -> dict[str, Any]:
 
 def _row(service: str, does: str, why: str, *, handler: str = "", key: str = "") -> dict[str, Any]:
     return {"service": service, "does": does, "handler": handler, "key": key, "why": why}
-
-
-def _logical(app: App) -> set[str]:
-    return {event.event_topic for event in app.event_classes().values()}
 
 
 def _read(topic: str, file: str) -> Record:

@@ -5,14 +5,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from choreo.app import App, open_transport
+from choreo.app import App
 from choreo.cli import logs
-from choreo.cli.console import FAILED, Broker, Store, Target, load_app, reported
-from choreo.cli.topics import require_topics
+from choreo.cli.console import FAILED, Broker, Store, Target, exit_code, load_app, reported
 from choreo.errors import ChoreoError, ConfigurationError
 
 log = logging.getLogger("choreo.run")
@@ -22,7 +21,9 @@ log = logging.getLogger("choreo.run")
 def run(
     target: Target,
     broker: Broker,
-    service: Annotated[list[str] | None, typer.Option(help="A service to run, again for more; all unless given.")] = None,
+    service: Annotated[
+        list[str] | None, typer.Option(help="A service to run, again for more; all unless given.")
+    ] = None,
     store: Store = None,
     drain_s: Annotated[float, typer.Option(min=0.0, help="Seconds to finish what is running.")] = 20.0,
     log_json: Annotated[bool, typer.Option(help="Logs as JSON lines.")] = False,
@@ -36,47 +37,36 @@ def run(
     wanted = list(dict.fromkeys(service or app.services))
     if unknown := [name for name in wanted if name not in app.services]:
         raise ConfigurationError(f"{target} has no service {', '.join(unknown)}; it has {', '.join(app.services)}")
-    command = f"choreo topics apply {target} --broker {broker}"
     try:
-        asyncio.run(_run(app, wanted, broker, store, drain_s, command))
+        asyncio.run(_run(app, wanted, broker, store, drain_s))
     except ChoreoError as error:
         log.error("%s", error)
-        raise
+        raise typer.Exit(exit_code(error)) from None
     except Exception:
         log.exception("stopped by an error")
         raise typer.Exit(FAILED) from None
 
 
-async def _run(
-    app: App, services: Sequence[str], broker: str, store: str | None, drain_s: float, command: str
-) -> None:
+async def _run(app: App, services: Sequence[str], broker: str, store: str | None, drain_s: float) -> None:
     stop = stop_on_signals()
-    transport = open_transport(broker)
-    await transport.open()
-    try:
-        await require_topics(transport, app.topic_specs(), command)
-    finally:
-        await transport.close()
-    if not stop.is_set():
-        running = ", ".join(services)
-        await serve(
-            app, services, broker, store, drain_s, stop, ready=lambda: log.info("running %s on %s", running, broker)
-        )
-        log.info("drained")
+    running = ", ".join(services)
+
+    def ready() -> None:
+        log.info("running %s on %s", running, broker)
+
+    await serve(app, services, stop, ready, broker=broker, store=store, drain_s=drain_s)
+    log.info("drained")
 
 
 async def serve(
     app: App,
     services: Sequence[str] | None,
-    broker: str,
-    store: str | None,
-    drain_s: float,
     stop: asyncio.Event,
-    *,
     ready: Callable[[], None],
+    **settings: Any,
 ) -> None:
     """Run until `stop`, or until a worker died, whose error is raised after the others have drained."""
-    async with app.running(services, broker=broker, store=store, drain_s=drain_s) as running:
+    async with app.running(services, **settings) as running:
         ready()
         tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.failed())]
         try:

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from choreo.app import open_transport
 from choreo.cli.console import FAILED, AsJson, Broker, Target, load_app, out, print_json, reported, run_async
-from choreo.errors import ConfigurationError
-from choreo.ports import TopicSpec, Transport
+from choreo.ports import TopicSpec
+from choreo.running import open_transport
 
-topics = typer.Typer(help="Compare an app's topics with the broker's, and create what is missing.", no_args_is_help=True)
+topics = typer.Typer(
+    help="Compare an app's topics with the broker's, and create what is missing.", no_args_is_help=True
+)
 
 Partitions = Annotated[int, typer.Option(min=1, help="Of topics that are missing.")]
 Replication = Annotated[int, typer.Option(min=1, help="Of topics that are missing.")]
@@ -59,18 +60,6 @@ def compare(wanted: Sequence[TopicSpec], existing: Mapping[str, TopicSpec]) -> l
         state = "missing" if there is None else "ok" if has >= spec.partitions else "fewer_partitions"
         rows.append({"topic": spec.name, "partitions": has, "wanted": spec.partitions, "state": state})
     return rows
-
-
-async def require_topics(transport: Transport, wanted: Sequence[TopicSpec], command: str) -> None:
-    """Before anything is consumed: the topics exist.
-
-    Raises:
-        ConfigurationError: Some do not; the message names them and `command`.
-    """
-    existing = await transport.topics()
-    missing = [spec.name for spec in wanted if spec.name not in existing]
-    if missing:
-        raise ConfigurationError(f"the broker has no topic {', '.join(missing)}; create with `{command}`")
 
 
 async def _existing(broker: str) -> Mapping[str, TopicSpec]:

@@ -10,16 +10,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from rich.markup import escape
 from rich.tree import Tree
 
+from choreo.envelope import rfc3339
 from choreo.errors import TransportError
 
 CONVERSATION = "messaging.message.conversation_id"
+SHOWN = ("cloudevents.event_type", "choreo.handler", "choreo.outcome")
 TIMEOUT_S = 15.0
 TRACES_MAX = 100
 BODY_BYTES_MAX = 256 * 1024 * 1024
@@ -59,9 +60,13 @@ def find(url: str, correlation_id: str, services: Sequence[str] = (), *, since_s
     spans: dict[tuple[str, str], JaegerSpan] = {}
     answered = False
     for service in services or _services(base):
-        for ask, parse in ((_v3(service, correlation_id, now_s, since_s), read_v3), (
-            _v1(service, correlation_id, now_s, since_s), read_v1,
-        )):
+        for ask, parse in (
+            (_v3(service, correlation_id, now_s, since_s), read_v3),
+            (
+                _v1(service, correlation_id, now_s, since_s),
+                read_v1,
+            ),
+        ):
             body = _get(base + ask)
             if body is None:
                 continue
@@ -137,7 +142,7 @@ def tree(correlation_id: str, spans: Sequence[JaegerSpan]) -> Tree:
     ordered = sorted(spans, key=lambda span: span.start_ns)
     known = {(span.trace_id, span.span_id) for span in ordered}
     children: dict[tuple[str, str], list[JaegerSpan]] = {}
-    roots = []
+    roots: list[JaegerSpan] = []
     for span in ordered:
         parent = (span.trace_id, span.parent_id)
         (children.setdefault(parent, []) if parent in known else roots).append(span)
@@ -152,7 +157,7 @@ def tree(correlation_id: str, spans: Sequence[JaegerSpan]) -> Tree:
 
 def _label(span: JaegerSpan, begun_ns: int) -> str:
     said = span.attributes
-    words = [str(said[name]) for name in ("cloudevents.event_type", "choreo.handler", "choreo.outcome") if name in said]
+    words = [str(said[name]) for name in SHOWN if name in said]
     times = f"+{(span.start_ns - begun_ns) / 1e9:.3f} s, {span.duration_ns / 1e6:.1f} ms"
     return f"[bold cyan]{escape(span.name)}[/] {escape(span.service)} {escape(' '.join(words))} [dim]{times}[/]"
 
@@ -161,7 +166,7 @@ def _attributes(found: Iterable[Mapping[str, Any]] | None) -> dict[str, Any]:
     values = {}
     for each in found or ():
         value = next(iter((each.get("value") or {}).items()), ("", None))
-        values[each["key"]] = int(value[1]) if value[0] == "intValue" else value[1]
+        values[each["key"]] = int(str(value[1])) if value[0] == "intValue" else value[1]
     return values
 
 
@@ -173,7 +178,7 @@ def _v1(service: str, correlation_id: str, now_s: float, since_s: float) -> str:
 
 def _v3(service: str, correlation_id: str, now_s: float, since_s: float) -> str:
     """Both spellings of everything: 2.13 knows snake_case only."""
-    first, last = (datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z") for at in (now_s - since_s, now_s))
+    first, last = rfc3339(now_s - since_s), rfc3339(now_s)
     query: dict[str, Any] = {
         "query.service_name": service,
         "query.serviceName": service,

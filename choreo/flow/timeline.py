@@ -94,9 +94,7 @@ class Timeline:
         return top
 
 
-def build(
-    records: Iterable[Record], correlation_id: str, history: Iterable[Mapping[str, Any]] = ()
-) -> Timeline:
+def build(records: Iterable[Record], correlation_id: str, history: Iterable[Mapping[str, Any]] = ()) -> Timeline:
     """The tree of one flow.
 
     Args:
@@ -131,7 +129,7 @@ def _linked(nodes: Sequence[Node]) -> list[Node]:
     for node in nodes:
         by_id.setdefault(node.envelope.id, node)
     causes = {id(node): by_id.get(node.envelope.causationid or "") for node in nodes}
-    roots = []
+    roots: list[Node] = []
     settled: set[int] = set()
     for node in nodes:
         path: dict[int, Node] = {}
@@ -161,8 +159,9 @@ def _note_handlings(nodes: Iterable[Node], history: Iterable[Mapping[str, Any]])
         )
         by_place.setdefault(place, []).append(handling)
     for node in nodes:
-        for place in (node.place, *node.repeats):
-            node.handlings += by_place.get(place, ()) if place is not None else ()
+        places = [] if node.place is None else [node.place]
+        for place in [*places, *node.repeats]:
+            node.handlings += by_place.get(place, ())
 
 
 def _envelope(record: Record) -> Envelope | None:
@@ -192,7 +191,9 @@ def _label(node: Node, begun_ms: int) -> str:
     envelope = node.envelope
     after_s = (node.timestamp_ms - begun_ms) / 1000
     where = "no longer on the log" if node.place is None else str(node.place)
-    return f"[bold cyan]{_safe(envelope.type)}[/] from {_safe(envelope.source)} [dim]+{after_s:.3f} s {_safe(where)}[/]"
+    return (
+        f"[bold cyan]{_safe(envelope.type)}[/] from {_safe(envelope.source)} [dim]+{after_s:.3f} s {_safe(where)}[/]"
+    )
 
 
 def _remarks(node: Node) -> Iterator[str]:
@@ -208,8 +209,9 @@ def _remarks(node: Node) -> Iterator[str]:
     for place in node.repeats:
         yield f"[yellow]the same event again, a duplicate[/] [dim]{_safe(str(place))}[/]"
     for letter in node.dead_letters:
+        why = _safe(letter.detail or letter.reason)
         whose = _safe(f"{letter.service}.{letter.handler}")
-        yield f"[bold red]dead letter[/] of {whose}: {_safe(letter.detail or letter.reason)} [dim]{_safe(str(letter.place))}[/]"
+        yield f"[bold red]dead letter[/] of {whose}: {why} [dim]{_safe(str(letter.place))}[/]"
 
 
 def _plain(node: Node) -> dict[str, Any]:

@@ -127,13 +127,14 @@ def read(db: sqlite3.Connection, partition: TopicPartition, offset: int, records
     ]
 
 
-def scan(db: sqlite3.Connection, names: Sequence[str], since_ms: int) -> list[Record]:
-    """Every record of the topics not older than `since_ms`, in the order they were appended."""
+def scan(db: sqlite3.Connection, names: Sequence[str], since_ms: int, *, header: bytes = b"") -> list[Record]:
+    """Records of the topics not older than `since_ms` with `header` in their headers, as they were appended."""
     marks = ",".join("?" * len(names))
     rows = db.execute(
         f'SELECT topic, "partition", offset, key, value, headers, timestamp_ms FROM choreo_log '
-        f"WHERE topic IN ({marks}) AND timestamp_ms >= ? ORDER BY rowid",
-        (*names, since_ms),
+        f"WHERE topic IN ({marks}) AND timestamp_ms >= ? AND instr(headers, ?) > 0 "
+        "ORDER BY rowid",
+        (*names, since_ms, header),
     )
     return [Record(a, b, c, d, e, decode_headers(f), g) for a, b, c, d, e, f, g in rows]
 
@@ -162,6 +163,12 @@ def commit_offsets(db: sqlite3.Connection, group: str, offsets: Mapping[TopicPar
         "INSERT OR REPLACE INTO choreo_offset VALUES (?, ?, ?, ?)",
         [(group, *partition, offset) for partition, offset in offsets.items()],
     )
+
+
+def ends(db: sqlite3.Connection) -> dict[TopicPartition, int]:
+    """The next offset to be written, of every partition."""
+    rows = db.execute('SELECT topic, "partition", next FROM choreo_log_end')
+    return {TopicPartition(topic, partition): end for topic, partition, end in rows}
 
 
 def unread(db: sqlite3.Connection) -> int:

@@ -17,6 +17,7 @@ from choreo.publisher import Reference
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.running import Running
 from choreo.runtime.emitting import original
+from choreo.sqlite import log
 from choreo.testing.clock import VirtualClock
 from choreo.transports.embedded import EmbeddedTransport
 
@@ -43,16 +44,19 @@ class TestFlow:
     def __init__(self, app: "TestApp", reference: Reference) -> None:
         self._app = app
         self.reference = reference
-        self.envelopes: list[Envelope] = []
 
     async def settled(self) -> None:
         """Return when nothing of the flow is in flight: counted, never waited for."""
         await self._app.settle(self.reference.correlation_id)
-        self.envelopes = [envelope for envelope, _ in await self._app.flow_records(self.reference.correlation_id)]
+
+    @property
+    def envelopes(self) -> list[Envelope]:
+        """Envelopes of the flow's events, in the order they reached the log."""
+        return [envelope for envelope, _ in self._app.flow_records(self.reference.correlation_id)]
 
     @property
     def types(self) -> list[str]:
-        """Types of the flow's events, in the order they reached the log; filled by `settled`."""
+        """Types of the flow's events, in the order they reached the log."""
         return [envelope.type for envelope in self.envelopes]
 
 
@@ -147,11 +151,13 @@ class TestApp:
         assert database is not None
         return database.read_inline(lambda db: db.execute(query, arguments).fetchall())
 
-    async def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
+    def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
         """Events of one flow with their records, dead letters left out, in the order they reached the log."""
         topics = [spec.name for spec in self.app.topic_specs() if not spec.name.endswith(".dlq")]
         found = []
-        for record in await self.running.transport.scan(topics, since_ms=0):
+        database = self.running.database
+        assert database is not None
+        for record in database.read_inline(lambda db: log.scan(db, topics, 0, header=correlation_id.encode())):
             try:
                 envelope, _ = cloudevents.read(record.headers, record.value or b"")
             except DecodeError:
@@ -161,6 +167,12 @@ class TestApp:
         return found
 
     # ---- counting
+
+    @property
+    def _transport(self) -> EmbeddedTransport:
+        transport = self.running.transport
+        assert isinstance(transport, EmbeddedTransport)
+        return transport
 
     async def _let_run(self) -> None:
         for _ in range(20):
@@ -174,13 +186,12 @@ class TestApp:
         unfinished = sum(worker.engine.unfinished(correlation_id) for worker in workers)
         if unfinished:
             return unfinished
-        transport = self.running.transport
-        assert isinstance(transport, EmbeddedTransport)
-        if correlation_id is None:
-            return await transport.unread() or sum(not worker.leases for worker in workers)
-        return await self._unfetched([record for _, record in await self.flow_records(correlation_id)])
+        unread = await self._transport.unread() + sum(not worker.leases for worker in workers)
+        if correlation_id is None or not unread:
+            return unread
+        return self._unfetched([record for _, record in self.flow_records(correlation_id)])
 
-    async def _unfetched(self, records: list[Record]) -> int:
+    def _unfetched(self, records: list[Record]) -> int:
         count = 0
         for name, worker in self.running.workers.items():
             inputs = set(self.app.input_topics(name))
@@ -195,8 +206,12 @@ class TestApp:
         workers = list(self.running.workers.values())
         if not all(worker.leases and worker.engine.waiting() for worker in workers):
             return False
-        topics = [spec.name for spec in self.app.topic_specs()]
-        return not await self._unfetched(list(await self.running.transport.scan(topics, since_ms=0)))
+        ends = await self._transport.ends()
+        return all(
+            partition.paused or partition.position >= ends[id_]
+            for worker in workers
+            for id_, partition in worker.engine.partitions.items()
+        )
 
     async def _read_dead_letters(self) -> None:
         topics = [self.app.topic(service.dlq_topic) for service in self.app.services.values()]

@@ -62,6 +62,10 @@ class EmbeddedTransport:
         """Records not yet finished by some group, over all groups."""
         return await self._db.read(log.unread)
 
+    async def ends(self) -> Mapping[TopicPartition, int]:
+        """The next offset to be written, of every partition."""
+        return await self._db.read(log.ends)
+
     async def delete_before(self, topic: str, before_ms: int) -> int:
         """Retention: delete records older than `before_ms`, whole prefixes of partitions; returns how many."""
         return await self._db.write(lambda db: log.delete_before(db, topic, before_ms))

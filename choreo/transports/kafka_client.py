@@ -21,6 +21,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from choreo.record import TopicPartition
 
 BACKOFF_S = 0.1
+KEEP = OffsetCommitRequest.DEFAULT_RETENTION_TIME
 DISCARD_S = 2.0
 
 
@@ -154,8 +155,7 @@ async def commit(consumer: AIOKafkaConsumer, member: Membership, offsets: Mappin
                 coordinator.reset_generation()
             raise
 
-    retention = OffsetCommitRequest.DEFAULT_RETENTION_TIME
-    request = OffsetCommitRequest(coordinator.group_id, *member, retention, list(by_topic.items()))
+    request = OffsetCommitRequest(coordinator.group_id, *member, KEEP, list(by_topic.items()))
     await _ask_coordinator(consumer, request, read)
 
 
@@ -247,6 +247,5 @@ async def abandon(consumer: AIOKafkaConsumer) -> None:
                 await coordinator._stop_commit_offsets_refresh_task()
                 await coordinator._maybe_leave_group()
     if fetcher is not None:
-        closing = asyncio.ensure_future(fetcher.close())  # as above
-        await asyncio.wait({closing}, timeout=DISCARD_S)
+        await asyncio.wait({asyncio.ensure_future(fetcher.close())}, timeout=DISCARD_S)
     await _close_client(consumer._client)

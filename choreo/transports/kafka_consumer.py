@@ -174,8 +174,8 @@ class KafkaConsumer:
         async with self._telling:
             if self._closed or not self._ours:
                 return
-            lost = kafka_client.membership(self._consumer) != self._member  # aiokafka resets it when evicted
             self._leaving, self._ours = tuple(self._ours), {}
+            lost = kafka_client.membership(self._consumer) != self._member  # aiokafka resets it when evicted
             try:
                 await self._assignment.revoked(self._leaving, lost=lost)
             except Exception as error:

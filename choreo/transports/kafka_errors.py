@@ -33,8 +33,8 @@ def next_step(error: BaseException) -> str:
             return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
         case errors.UnsupportedSaslMechanismError():
             return "check CHOREO_KAFKA_SASL_MECHANISM"
-        case errors.AuthorizationError():
-            return "grant this user Describe on the cluster"
+        case errors.ClusterAuthorizationFailedError():
+            return "grant this user what it needs on the cluster"
         case socket.gaierror():
             return "check the name: it does not resolve"
         case ConnectionRefusedError():

@@ -21,6 +21,7 @@ from choreo.transports.kafka_settings import PRODUCER_DEFAULTS
 log = logging.getLogger(__name__)
 
 BATCH_SIZE_MIN = 2048
+CONNECT_BACKOFF_S = 0.2
 
 # Broker answers: about a record if it is alone in its batch, else about the batch.
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
@@ -124,13 +125,18 @@ class KafkaProducer:
             return self._producer
 
     async def _start(self, *, max_batch_size: int) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(**{**self._arguments, "max_batch_size": max_batch_size})
-        try:
-            await producer.start()
-        except BaseException:
-            self._start_discarding(producer)
-            raise
-        return producer
+        """Try until the caller's deadline: that no broker listens for a while is what the deadline is for."""
+        while True:
+            producer = AIOKafkaProducer(**{**self._arguments, "max_batch_size": max_batch_size})
+            try:
+                await producer.start()
+            except BaseException as error:
+                self._start_discarding(producer)
+                if not isinstance(error, kafka_errors.KafkaConnectionError):
+                    raise
+                await asyncio.sleep(CONNECT_BACKOFF_S)
+            else:
+                return producer
 
     def _discard(self, producer: AIOKafkaProducer) -> None:
         if self._producer is producer:  # another call may have done it, and have made a new one

@@ -1,0 +1,44 @@
+# Each target does all its own set-up, in a virtual environment of the project's own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check bench clean
+
+help:
+	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
+	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
+	@echo "make test-fast  without the slow ones"
+	@echo "make check      ruff, mypy, import-linter"
+	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
+
+demo: $(STAMP)
+	$(BIN)/choreo demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python scripts/bench_core.py
+
+# `pip install --group` came with pip 25.1.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "choreo needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,18 @@
+"""Fixtures of every test, and how hypothesis runs."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine is slow, which is no failure of the code.
+settings.register_profile("choreo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("choreo")
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real Kafka, started for this run unless one was given; else the test is skipped."""
+    from tests.kafka_server import kafka_bootstrap_servers  # not needed, and not imported, by unit tests
+
+    yield from kafka_bootstrap_servers(tmp_path_factory)

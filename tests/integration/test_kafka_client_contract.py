@@ -1,0 +1,191 @@
+"""What kafka_client.py and kafka_records.py rely on in aiokafka's private API, so that a newer one fails here first.
+
+No broker is needed but for the last test. The canaries say which workaround to take out when aiokafka mends a bug.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer import fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchResponse_v3
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition as KafkaPartition
+
+from choreo.record import Headers, ProducerRecord
+from choreo.transports.kafka import KafkaTransport
+from choreo.transports.kafka_client import GatedSubscription, discard, gated_consumer
+from choreo.transports.kafka_producer import partition_of
+from choreo.transports.kafka_records import LenientRecords, RawBatch, is_raw, lenient
+
+ODD: Headers = (("a\udcff", b"1"), ("b", None))
+
+
+def batch_of(*headers: Headers, codec: int = 0) -> bytes:
+    batch = RawBatch()
+    batch._builder._compression_type = codec
+    for number, each in enumerate(headers):
+        batch.add(ProducerRecord("t", b"k", b"%d" % number, each))
+    return bytes(batch._build())
+
+
+def read(records: Any) -> list[tuple[int, bytes, Sequence[Any]]]:
+    found = fetcher.PartitionRecords(KafkaPartition("t", 0), records, [], 0, None, None, True, fetcher.READ_COMMITTED)
+    return [(each.offset, each.value, each.headers) for each in found]
+
+
+def test_version_is_the_one_that_was_read() -> None:
+    """The comments quote lines of 0.14; pyproject pins it."""
+    assert version("aiokafka").startswith("0.14.")
+
+
+@pytest.mark.parametrize("codec", [0, 1])
+def test_lenient_records_read_what_the_fast_path_refuses(codec: int) -> None:
+    """Compressed or not, every record of the batch, and the batches after it."""
+    data = batch_of((), ODD, (("c", b"2"),), codec=codec) + batch_of(())
+    assert [each[1:] for each in read(LenientRecords(data))] == [(b"0", ()), (b"1", ODD), (b"2", (("c", b"2"),))]
+    data = batch_of((), (("c", b"2"),), codec=codec)
+    assert read(LenientRecords(data)) == read(MemoryRecords(data))
+
+
+def test_canary_header_key_poison() -> None:
+    """Bug 9. If this fails, LenientRecords can go."""
+    with pytest.raises((UnicodeDecodeError, errors.CorruptRecordException)):
+        read(MemoryRecords(batch_of(ODD)))
+
+
+def test_corrupt_batch_is_still_refused() -> None:
+    """Leniency ends at header keys: a wrong checksum or a cut record is an error."""
+    data = bytearray(batch_of((), ODD))
+    data[-3] ^= 1
+    with pytest.raises(errors.CorruptRecordException):
+        read(LenientRecords(bytes(data)))
+    with pytest.raises(errors.CorruptRecordException):
+        list(LenientRecords(bytes(data)).next_batch())
+
+
+def test_only_odd_records_take_the_raw_path() -> None:
+    """Header keys beyond ASCII are no reason, bytes that are no UTF-8 are, and so is having neither key nor value."""
+    assert is_raw(ProducerRecord("t", b"k", b"v", ODD))
+    assert is_raw(ProducerRecord("t", None, None, ()))
+    assert not is_raw(ProducerRecord("t", b"k", b"v", (("ü", b""), ("a", None))))
+
+
+def test_raw_batch_is_taken_by_the_accumulator() -> None:
+    """It sets the producer's state by a method of its own, and can be read by the C decoder."""
+    batch = RawBatch()
+    batch.add(ProducerRecord("t", None, None, ()))
+    batch.close()
+    batch._set_producer_state(7, 1, 3)
+    (found,) = [LenientRecords(bytes(batch._build())).next_batch()]
+    assert (found.producer_id, found.base_offset, found.is_control_batch) == (7, 0, False)
+    assert isinstance(found._batch, DefaultRecordBatch)
+    assert "_set_producer_state" in inspect.getsource(MessageBatch.set_producer_state)
+
+
+def test_fetcher_takes_the_record_class_from_its_globals() -> None:
+    """`lenient` replaces that one global for one consumer and leaves the module as it is."""
+    assert "MemoryRecords" in fetcher.Fetcher._proc_fetch_request.__code__.co_names
+    consumer = type("Stub", (), {"_fetcher": object.__new__(fetcher.Fetcher)})()
+    lenient(consumer)
+    assert consumer._fetcher._proc_fetch_request.__func__.__globals__["MemoryRecords"] is LenientRecords
+    assert fetcher.MemoryRecords is MemoryRecords
+
+
+def test_partitions_are_those_of_java() -> None:
+    """Vectors of Kafka's own UtilsTest.testMurmur2, and the sign bit cleared as it does."""
+    known = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
+    for key, found in known.items():
+        assert murmur2(key) == found & 0xFFFFFFFF
+        assert partition_of(key, list(range(7)), []) == (found & 0x7FFFFFFF) % 7
+    assert partition_of(None, [0, 1, 2], [2]) == 2
+
+
+async def test_gate_is_shut_in_the_step_of_the_assignment() -> None:
+    """Paused and with a position: aiokafka's fetcher finds nothing to reset and nothing to fetch."""
+    state = GatedSubscription()
+    state.subscribe({"t"})
+    state.assign_from_subscribed([KafkaPartition("t", 0)])
+    found = state.subscription.assignment.state_value(KafkaPartition("t", 0))
+    assert found.paused
+    assert found.has_valid_position
+    source = inspect.getsource(fetcher.Fetcher._get_actions_per_node)
+    assert source.index("not tp_state.has_valid_position") < source.index("tp_state.paused")
+
+
+@pytest.mark.parametrize(("kind", "left"), [(GatedSubscription, 0), (SubscriptionState, 1)])
+async def test_failed_poll_does_not_end_max_poll_protection(kind: type[Any], left: int) -> None:
+    """Bug 7 is mended in ours. The second case is the canary: if it fails, `fetch_context` can go."""
+    state = kind()
+    with pytest.raises(KeyError), state.fetch_context():
+        raise KeyError
+    assert state._fetch_count == left
+
+
+def test_canary_offset_fetch_error_code_is_unread() -> None:
+    """Bug 2. If this fails, `committed` may become aiokafka's own."""
+    assert "error_code" in [name for name in OffsetFetchResponse_v3.SCHEMA.names]
+    assert "response.error_code" not in inspect.getsource(GroupCoordinator._do_fetch_commit_offsets)
+
+
+def test_canary_sticky_assignor_keeps_state_on_its_class() -> None:
+    """If this fails, it may be preferred to round robin: with several groups in a process they mix now."""
+    assert "cls.member_assignment" in inspect.getsource(StickyPartitionAssignor)
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (GroupCoordinator, "coordinator_dead ensure_coordinator_known reset_generation request_rejoin _send_req"),
+        (GroupCoordinator, "_start_heartbeat_task _stop_heartbeat_task _stop_commit_offsets_refresh_task"),
+        (GroupCoordinator, "_maybe_leave_group"),
+        (AIOKafkaClient, "add_topic force_metadata_update _maybe_wait_metadata send close"),
+        (MessageAccumulator, "fail_all"),
+        (SubscriptionState, "assign_from_subscribed _assigned_state"),
+    ],
+)
+def test_methods_are_there(owner: type, names: str) -> None:
+    """Each is called by kafka_client.py."""
+    assert [name for name in names.split() if not callable(getattr(owner, name, None))] == []
+
+
+async def test_attributes_are_there() -> None:
+    """Each is read or set by kafka_client.py; a consumer without topics may have its subscription replaced."""
+    consumer = gated_consumer(bootstrap_servers="127.0.0.1:9", group_id="g")
+    assert isinstance(consumer._subscription, GatedSubscription)
+    assert consumer._coordinator is consumer._fetcher is None
+    consumer._closed = True
+    assert inspect.getsource(AIOKafkaConsumer.__init__).count("SubscriptionState(") == 1
+    producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:9")
+    accumulator = producer._message_accumulator
+    assert accumulator._exception is accumulator._wakeup_handle is None
+    assert not accumulator._batches
+    assert not accumulator._pending_batches
+    assert producer._sender.sender_task is None
+    assert producer.client._md_update_fut is None
+    assert OffsetCommitRequest.DEFAULT_RETENTION_TIME == -1
+    await discard(producer)
+    assert producer._closed
+
+
+async def test_discarded_producer_leaves_nothing_behind(kafka: str) -> None:
+    """While it sends and lingers: its futures fail, its tasks end, and no warning is left for the collector."""
+    transport = KafkaTransport(kafka, producer_options={"linger_ms": 5_000})
+    await transport.open()
+    sending = asyncio.create_task(transport.send([ProducerRecord("no-such-topic", b"k", b"v", ())]))
+    await asyncio.sleep(0.2)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    await transport.close()
+    assert [repr(task) for task in asyncio.all_tasks() if "aiokafka" in repr(task)] == []

@@ -1,0 +1,78 @@
+"""Spans of a handler's own, with the application's own provider."""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Coroutine, Generator
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from choreo.telemetry.spans import OtelInstrument
+from tests.integration.tracing import SAMPLED, event, unit
+
+
+async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
+    """Whatever a handler traces itself hangs below its process span, and nothing is left behind in the task."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("application")
+    instrument = OtelInstrument("inventory", tracer_provider=provider, system="kafka")
+
+    def plain() -> str:
+        with tracer.start_as_current_span("in a thread"):
+            return "done"
+
+    async def handler() -> str:
+        with tracer.start_as_current_span("in a task"):
+            return await asyncio.to_thread(plain)
+
+    async def fails() -> None:
+        raise LookupError
+
+    with tracer.start_as_current_span("ambient") as ambient:
+        span = instrument.process(unit("inventory", "orders", event("o-1", "order.placed")), now_s=time.time())
+        assert await span.call(handler) == "done"
+        with pytest.raises(LookupError):
+            await span.call(fails)
+        span.finish("handled", attempts=1)
+        assert trace.get_current_span() is ambient
+        published, end = instrument.publish("orders", replace(event("o-2", "order.placed"), traceparent=SAMPLED))
+        end("TimeoutError")
+        end(None)
+    instrument.close()
+    parents = {made.name: made.parent.span_id if made.parent else None for made in exporter.get_finished_spans()}
+    ids = {made.name: made.context.span_id for made in exporter.get_finished_spans() if made.context}
+    assert parents["process orders"] is None, "the true cause counts, not what runs around it"
+    assert parents["in a task"] == ids["process orders"]
+    assert parents["in a thread"] == ids["in a task"]
+    assert parents["send orders"] == ids["ambient"]
+    send = exporter.get_finished_spans()[-2]
+    assert send.attributes is not None
+    assert send.attributes["error.type"] == "TimeoutError"
+    assert send.attributes["choreo.service"] == "inventory", "the provider's resource does not say it"
+    assert published.traceparent is not None
+
+
+def test_handler_that_is_abandoned_leaves_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    """A coroutine that is closed outside the task it ran in, as a dying loop does, is closed without a word."""
+    instrument = OtelInstrument("inventory", tracer_provider=TracerProvider(shutdown_on_exit=False), system="kafka")
+    span = instrument.process(unit("inventory", "orders", event("o-1", "order.placed")), now_s=time.time())
+    call = cast(Coroutine[Any, Any, None], span.call(_Forever))
+    contextvars.copy_context().run(call.send, None)
+    call.close()
+    assert caplog.records == []
+
+
+class _Forever:
+    """Awaitable that never comes to an end."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        while True:
+            yield

@@ -1,0 +1,145 @@
+"""The commands that go on running, each in a process of its own, on an embedded broker in a file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from choreo.cli import main
+from tests.tea_app import MODULE, TARGET, choreo, events, tea_folder
+
+here = pytest.fixture(tea_folder)
+
+
+def start(here: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command in a process of its own."""
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-m", "choreo", *arguments],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), root])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_events(correlation_id: str, count: int) -> list[dict[str, Any]]:
+    """The flow's events once there are `count` of them."""
+    until_s = time.monotonic() + 20
+    while time.monotonic() < until_s:
+        result = CliRunner().invoke(main, ["trace", correlation_id, "--json"])
+        found: list[dict[str, Any]] = json.loads(result.stdout)["events"] if result.exit_code == 0 else []
+        if len(found) >= count:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{correlation_id} has no {count} events")
+
+
+def test_run_handles_until_it_is_told_to_stop(here: Path) -> None:
+    """`run` handles what was published, drains on SIGTERM with exit code 0, and `trace` shows what it did."""
+    choreo("topics", "apply", TARGET)
+    choreo("publish", TARGET, "tea.asked", "who=Ada", "--id", "who")
+    choreo("publish", TARGET, "tea.asked", "who=Bob", "cups=10", "--id", "who")
+    process = start(here, "run", TARGET, "--log-json")
+    try:
+        asked, poured = wait_for_events("Ada", 2)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        _, logs = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert [json.loads(line)["message"] for line in logs.splitlines()][-1] == "drained"
+    assert poured["causation_id"] == asked["id"]
+    assert [each["handler"] for each in asked["handlings"]] == ["kitchen.pour"]
+    (rejected,) = events("Bob")
+    assert rejected["dead_letters"][0]["service"] == "kitchen"
+    assert "dead letter" in choreo("trace", "Bob").stdout
+
+
+def test_run_of_one_service_leaves_the_others_alone(here: Path) -> None:
+    """With `--service` only that one handles."""
+    choreo("topics", "apply", TARGET)
+    choreo("publish", TARGET, "tea.asked", "who=Ada", "--id", "who")
+    process = start(here, "run", TARGET, "--service", "kitchen")
+    try:
+        _, poured = wait_for_events("Ada", 2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert poured["handlings"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--service", "cellar"], "has no service cellar; it has kitchen, bell"),
+        ([], "choreo topics apply"),
+        (["--broker", "carrier-pigeon:x", "--store", "sqlite:x"], "is not understood"),
+        (["--store", "sqlite:x"], "leave --store out"),
+        (["--log-level", "loud"], "there is debug"),
+    ],
+)
+def test_run_refuses_what_cannot_work(here: Path, arguments: list[str], said: str) -> None:
+    """Unknown services, missing topics and wrong URLs are told at the start."""
+    process = start(here, "run", TARGET, *arguments)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert said in errors
+    assert "Traceback" not in errors
+
+
+def test_dev_starts_again_when_the_code_changes(here: Path) -> None:
+    """`dev` creates topics, handles, and takes up a change of the code."""
+    process = start(here, "dev", TARGET, "--broker", "embedded:tea.db")
+    try:
+        until_s = time.monotonic() + 20
+        while CliRunner().invoke(main, ["publish", TARGET, "tea.asked", "who=Ada", "--id", "who"]).exit_code:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        wait_for_events("Ada", 2)
+        (here / "tea_for_tests.py").write_text(MODULE.replace("who=asked.who", "who=asked.who.upper()"))
+        assert process.stderr is not None
+        while "starting again" not in process.stderr.readline():
+            pass
+        while "publish with" not in process.stderr.readline():
+            pass
+        choreo("publish", TARGET, "tea.asked", "who=Bob", "--id", "who")
+        wait_for_events("Bob", 2)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "ring for Ada" in output
+    assert "ring for BOB" in output
+
+
+def test_second_signal_ends_run_at_once(here: Path) -> None:
+    """Whoever does not want to wait for a slow handler sends the signal again."""
+    choreo("topics", "apply", TARGET)
+    choreo("publish", TARGET, "tea.asked", "who=Ada", "cups=7", "--id", "who")
+    process = start(here, "run", TARGET, "--service", "kitchen")
+    try:
+        until_s = time.monotonic() + 20
+        while not events("Ada")[0]["handlings"]:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 1
+    finally:
+        process.kill()
+        process.communicate()
