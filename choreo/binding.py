@@ -91,12 +91,18 @@ def bind(handler: Handler) -> BoundHandler:
             f"def {handler.name}(event: {handler.events[0].__name__})"
         )
     _check_event_parameter(handler, parameters[0].name, hints)
+    if parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise DeclarationError(
+            f"{handler.label}: the event is given by position; take {parameters[0].name!r} before the *"
+        )
     contexts, transactions, resources = [], [], {}
     for parameter in parameters[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DeclarationError(
                 f"{handler.label}: *args and **kwargs cannot be filled by type; name the parameters"
             )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise DeclarationError(f"{handler.label}: {parameter.name!r} is given by name; move the / before it")
         wanted = hints.get(parameter.name)
         if wanted is None:
             raise DeclarationError(

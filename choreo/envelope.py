@@ -10,6 +10,7 @@ Source: CloudEvents 1.0.2, "Kafka Protocol Binding" and "JSON Event Format"; W3C
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -168,10 +169,7 @@ def _read_structured(by_name: Mapping[str, bytes | None], value: bytes) -> tuple
     if content_type != "application/cloudevents+json":
         # The Kafka binding has no batch mode, and other formats than JSON (Avro, Protobuf) are not read.
         raise DecodeError("unsupported_content_type", "only application/cloudevents+json is read")
-    try:
-        event = orjson.loads(value)
-    except ValueError as error:
-        raise DecodeError("not_json", f"the structured event cannot be read as JSON: {error.args[0]}") from None
+    event = _loads_exactly(value)
     if not isinstance(event, dict):
         raise DecodeError("not_cloudevents", "the structured event is not a JSON object")
     attributes = {
@@ -189,9 +187,27 @@ def _read_structured(by_name: Mapping[str, bytes | None], value: bytes) -> tuple
         except (binascii.Error, TypeError, ValueError):
             raise DecodeError("bad_attribute", "data_base64 is not base64") from None
     else:
-        data = orjson.dumps(event.get("data"))
+        try:
+            data = orjson.dumps(event.get("data"))
+        except (TypeError, ValueError):
+            raise DecodeError(
+                "not_json", "the structured event holds text that is no Unicode, or nests deep"
+            ) from None
     _require_json(attributes.get("datacontenttype"))
     return envelope, data
+
+
+def _loads_exactly(value: bytes) -> object:
+    """JSON whose long numbers keep every digit when they are written again."""
+    try:
+        orjson.loads(value)  # stricter: no lone surrogates, no NaN, a bound on depth
+        return json.loads(
+            value.decode(),
+            parse_float=lambda text: orjson.Fragment(text.encode()),
+            parse_int=lambda text: int(text) if len(text) < 16 else orjson.Fragment(text.encode()),
+        )
+    except (ValueError, RecursionError):
+        raise DecodeError("not_json", "the structured event cannot be read as JSON") from None
 
 
 def _trace_headers(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]) -> dict[str, bytes | None]:

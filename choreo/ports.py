@@ -51,6 +51,9 @@ class Assignment(Protocol):
 class Consumer(Protocol):
     """One member of one consumer group."""
 
+    member: str
+    """Unique to this member; the owner of the leases it takes."""
+
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """Up to `records_max` records of resumed partitions, ascending within each, after at most `wait_s`."""
 
@@ -167,6 +170,7 @@ class Transacted:
     """
 
     partition: TopicPartition
+    digest: bytes
     lane: object
     invoke: Callable[[Any], Finished]
 

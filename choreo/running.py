@@ -143,7 +143,7 @@ class Running:
                 raise ConfigurationError("the embedded broker keeps the store in its own file; leave --store out")
             self.database = Database(path, inline=settings.inline)
             return EmbeddedTransport(self.database, settings.clock)
-        if settings.store is None:
+        if settings.store is None and kind == "kafka":
             raise ConfigurationError(
                 "Kafka needs an idempotency store; give --store sqlite:PATH, a file that outlives the process"
             )
@@ -168,7 +168,7 @@ class Running:
             stack.push_async_callback(self.transport.close)
             await self._check_topics()
             own = self._instrument(self._name, alone=False)
-            stack.callback(own.close)
+            stack.push_async_callback(asyncio.to_thread, own.close)  # it may wait for a collector
             self.publisher = Publisher(
                 self.transport, own, self.settings.clock, topic=self._topic, source=f"/{self._name}"
             )
@@ -204,7 +204,7 @@ class Running:
             if bound.transacts and "rows" not in store.carries:
                 raise ConfigurationError(f"{bound.handler.label} asks for a transaction, which {store.name} has not")
         instrument = self._instrument(service.name, alone=len(self._plans) == 1)
-        stack.callback(instrument.close)
+        stack.push_async_callback(asyncio.to_thread, instrument.close)
         ports = Ports(
             self.transport,
             store,
@@ -233,6 +233,7 @@ class Running:
             return
         if not self.settings.create_topics:
             raise ConfigurationError(
-                f"these topics do not exist: {', '.join(missing)}; create them with `choreo topics apply`"
+                f"these topics do not exist: {', '.join(missing)}; create them with "
+                "`choreo topics apply MODULE:APP --broker URL`"
             )
         await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])

@@ -357,6 +357,7 @@ class Engine:
             if unit.state is State.FINISHED:
                 self._finished(unit)
         if message.refused:
+            self._drop([unit for unit in flush.units if unit.partition in message.refused])
             self._revoked(m.Revoked(tuple(message.refused)))
         for each in message.transacted:
             self._transacted(each)

@@ -46,7 +46,7 @@ class Flusher:
             leases,
             [unit.result for unit in units if unit.partition in leases],
             {id_: offset for id_, offset in effect.offsets.items() if id_ in leases},
-            [Transacted(unit.partition, unit.lane, self._call(unit, each)) for unit, each in inside],
+            [Transacted(unit.partition, unit.digest, unit.lane, self._call(unit, each)) for unit, each in inside],
         )
         try:
             result = await worker.ports.store.commit(request)
@@ -122,8 +122,13 @@ class Flusher:
             await self._send(rows)
 
     async def _resend_unconfirmed(self) -> None:
-        while self._resend:
-            await self.resend(self._resend.pop())
+        for lease in tuple(self._resend):
+            try:
+                await self.resend(lease)
+            except ChoreoError as error:
+                log.warning("%s: the outbox could not be read: %s", self._worker.service.name, error)
+                return
+            self._resend.discard(lease)
 
     async def _send(self, rows: Sequence[tuple[int, ProducerRecord]]) -> None:
         """Send until it is acknowledged; nothing else is committed meanwhile, so the order of a key holds."""

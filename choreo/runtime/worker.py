@@ -62,7 +62,6 @@ class Worker:
         self._topics = topics
         self._router = router
         self._consumer: Consumer | None = None
-        self._owner = f"{service.name}-{id(self):x}"
         self._assigned: set[TopicPartition] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: dict[Unit, asyncio.Task[Any]] = {}
@@ -203,7 +202,7 @@ class Worker:
 
     async def _take(self, partitions: Sequence[TopicPartition]) -> None:
         store = self.ports.store
-        leases = await store.acquire(self.service.group, partitions, self._owner)
+        leases = await store.acquire(self.service.group, partitions, self.consumer.member)
         offsets: dict[TopicPartition, int] = {}
         for lease in leases:
             if "outbox" in store.carries:

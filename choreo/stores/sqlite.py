@@ -4,13 +4,24 @@ Beside the embedded log in the same file the emits and the committed offset are 
 there is no outbox. The handler's own rows are part of it in both cases.
 """
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from choreo.errors import LeaseLost, StoreError
-from choreo.ports import Carries, Claimed, ClaimRequest, Clock, CommitRequest, CommitResult, Finished, Lease
+from choreo.ports import (
+    Carries,
+    Claimed,
+    ClaimRequest,
+    Clock,
+    CommitRequest,
+    CommitResult,
+    Finished,
+    Lease,
+    Transacted,
+)
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
 from choreo.sqlite.database import Database
@@ -197,6 +208,7 @@ class _Commit:
         self._with_log = with_log
         self._now_ms = now_ms
         self._outbox: list[tuple[int, ProducerRecord]] = []
+        self._savepoint = f"choreo_{secrets.token_hex(8)}"  # a handler must not end it, so it cannot guess it
 
     def run(self) -> CommitResult:
         """Check every lease and claim, then write."""
@@ -269,28 +281,31 @@ class _Commit:
                     blocked.add(id(unit.lane))
                     results.append(None)
                     continue
-                results.append(self._invoke(unit.invoke))
+                results.append(self._invoke(unit))
                 if isinstance(results[-1], BaseException):
                     blocked.add(id(unit.lane))
         finally:
             self._db.set_authorizer(None)
         return results
 
-    def _invoke(self, invoke: Callable[[Any], Finished]) -> Finished | BaseException:
+    def _invoke(self, unit: Transacted) -> Finished | BaseException:
         """One unit under a savepoint: its rows, key and emits, or nothing of it."""
-        self._db.execute("SAVEPOINT unit")
+        done = self._state(unit.partition, unit.digest)
+        if done is None:
+            return LeaseLost("its claim was taken over")
+        if done:  # by this very request, which is repeated
+            return Finished(unit.partition, 0, unit.digest, (), "duplicate")
+        self._db.execute(f"SAVEPOINT {self._savepoint}")
         try:
-            finished = invoke(self._db)
-            if self._state(finished.partition, finished.digest) is None:
-                raise LeaseLost("its claim was taken over")
+            finished = unit.invoke(self._db)
             self._finish(finished)
         except Exception as error:
             if isinstance(error, sqlite3.OperationalError) and not self._db.in_transaction:
                 raise StoreError(f"the transaction was lost: {error}") from error  # disk full, for one
-            self._db.execute("ROLLBACK TO unit")
-            self._db.execute("RELEASE unit")
+            self._db.execute(f"ROLLBACK TO {self._savepoint}")
+            self._db.execute(f"RELEASE {self._savepoint}")
             return error
-        self._db.execute("RELEASE unit")
+        self._db.execute(f"RELEASE {self._savepoint}")
         return finished
 
 

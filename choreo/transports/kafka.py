@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer
 from choreo.errors import TransportError
 from choreo.ports import Assignment, TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports import kafka_admin, kafka_client
+from choreo.transports import kafka_admin, kafka_client, kafka_closing
 from choreo.transports.kafka_consumer import KafkaConsumer
 from choreo.transports.kafka_errors import next_step, reason
 from choreo.transports.kafka_offsets import read_range
@@ -62,15 +62,11 @@ class KafkaTransport:
     async def open(self) -> None:
         """As the port says; within `open_s` it is known which address fails, why, and what to check."""
         cap_loggers()  # logging may have been configured since
-        try:
-            async with asyncio.timeout(self._open_s):
-                refused = await kafka_client.refusals(
-                    **self._arguments, request_timeout_ms=max(1, int(self._open_s * 800))
-                )
-        except TimeoutError as error:
-            refused = {self._servers: error}
+        refused = await kafka_client.refusals(**self._arguments, timeout_s=self._open_s)
         if refused:
-            each = "; ".join(f"{where}: {reason(error)}: {next_step(error)}" for where, error in refused.items())
+            each = "; ".join(
+                f"{where}: {reason(error)}: {next_step(error)}" for where, error in refused.items() if error
+            )
             raise TransportError(f"Kafka cannot be reached: {each}")
         async with kafka_admin.admin(self._arguments, timeout_s=self._open_s) as admin:
             try:  # through the address the broker advertises, which need not be the one it was found by
@@ -122,7 +118,7 @@ class KafkaTransport:
         except Exception as error:
             raise TransportError(f"{', '.join(topics)} cannot be scanned: {reason(error)}") from error
         finally:
-            await kafka_client.stop(consumer, timeout_s=self._open_s)
+            await kafka_closing.stop(consumer, timeout_s=self._open_s)
 
     async def close(self) -> None:
         """As the port says; consumers are closed by whoever asked for them."""

@@ -1,18 +1,18 @@
 """aiokafka's private API: connections, groups and offsets. Each touch says why; all were seen in aiokafka 0.14.0.
 
-This module and kafka_records.py (record batches) are the only ones to touch it. Errors leave here as aiokafka's own.
-tests/integration/test_kafka_client_contract.py holds what is relied on, so that a newer aiokafka fails there first.
+Only this module, kafka_records.py (record batches) and kafka_closing.py touch it; what they rely on is held by
+tests/integration/test_kafka_client_contract.py, so that a newer aiokafka fails there first. Errors leave here
+as aiokafka's own. Requests are repeated without end: the caller sets the deadline.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
+from aiokafka import AIOKafkaConsumer, errors
 from aiokafka.conn import collect_hosts, create_conn
-from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -22,24 +22,34 @@ from choreo.record import TopicPartition
 
 BACKOFF_S = 0.1
 KEEP = OffsetCommitRequest.DEFAULT_RETENTION_TIME
-DISCARD_S = 2.0
 
 
-async def refusals(bootstrap_servers: str, **arguments: Any) -> Mapping[str, BaseException]:
-    """Why no bootstrap server can be talked to, by address; empty as soon as one can.
+async def refusals(
+    bootstrap_servers: str, *, timeout_s: float, **arguments: Any
+) -> Mapping[str, BaseException | None]:
+    """Why no bootstrap server can be talked to within `timeout_s`, by address; empty as soon as one can.
 
     `aiokafka.conn` is private; `AIOKafkaClient.bootstrap` logs the reason and drops it (0.14: client.py:190).
     """
-    found: dict[str, BaseException] = {}
-    for host, port, _ in collect_hosts(bootstrap_servers):
-        try:
+
+    async def attempt(host: str, port: int) -> None:
+        async with asyncio.timeout(timeout_s):
             connection = await create_conn(host, port, **arguments)
-        except Exception as error:
-            found[f"{host}:{port}"] = error
-        else:
-            await connection.close()
-            return {}
-    return found
+        await connection.close()
+
+    hosts = collect_hosts(bootstrap_servers)
+    attempts = {f"{host}:{port}": asyncio.ensure_future(attempt(host, port)) for host, port, _ in hosts}
+    pending = set(attempts.values())
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(each.exception() is None for each in done):
+                return {}
+        return {where: each.exception() for where, each in attempts.items()}
+    finally:
+        for each in attempts.values():
+            each.cancel()
+        await asyncio.gather(*attempts.values(), return_exceptions=True)
 
 
 class GatedSubscription(SubscriptionState):  # type: ignore[misc]  # untyped
@@ -50,6 +60,7 @@ class GatedSubscription(SubscriptionState):  # type: ignore[misc]  # untyped
     """
 
     def assign_from_subscribed(self, assignment: Iterable[KafkaPartition]) -> None:
+        """Assign, and keep the partitions gated."""
         super().assign_from_subscribed(assignment)  # wakes the fetcher, which runs when this step is over
         for partition in assignment:
             state = self._assigned_state(partition)
@@ -91,13 +102,12 @@ def keep_heartbeat(consumer: AIOKafkaConsumer) -> None:
 
 
 def _check(code: int) -> None:
-    found = errors.for_code(code)
-    if found is not errors.NoError:
-        raise found()
+    if code != errors.NoError.errno:
+        raise errors.for_code(code)()
 
 
 async def _ask_coordinator(consumer: AIOKafkaConsumer, request: Any, read: Callable[[Any], Any]) -> Any:
-    """Send until answered, also by the next coordinator; the caller sets the deadline."""
+    """Send until answered, also by the next coordinator."""
     coordinator = consumer._coordinator
     while True:
         try:
@@ -138,6 +148,8 @@ async def commit(consumer: AIOKafkaConsumer, member: Membership, offsets: Mappin
     after an eviction that is -1, which a broker accepts if the group is empty.
     """
     coordinator = consumer._coordinator
+    if member.generation < 0:
+        raise errors.IllegalGenerationError()
     by_topic: dict[str, list[tuple[int, int, str]]] = {}
     for partition, offset in offsets.items():
         by_topic.setdefault(partition.topic, []).append((partition.partition, offset, ""))
@@ -163,7 +175,6 @@ async def offset_at(consumer: AIOKafkaConsumer, partition: TopicPartition, when:
     """The offset at an end of the log or of the first record at or after `when` ms; None if there is none.
 
     Not `end_offsets`: that is bound to the consumer's isolation level, and the range check needs the high watermark.
-    The caller sets the deadline.
     """
     client = consumer._client
     request = OffsetRequest(-1, isolation, [(partition.topic, [(partition.partition, when)])])
@@ -186,66 +197,3 @@ async def offset_at(consumer: AIOKafkaConsumer, partition: TopicPartition, when:
             await client.add_topic(partition.topic)
             await client.force_metadata_update()
             await asyncio.sleep(BACKOFF_S)
-
-
-async def discard(producer: AIOKafkaProducer) -> None:
-    """Disconnect without flushing, whatever state it is in, and fail what is still queued.
-
-    `AIOKafkaProducer.stop` flushes first (0.14: producer.py:342), for ever if no broker answers.
-    """
-    producer._closed = True  # else its __del__ warns
-    accumulator, sender, client = producer._message_accumulator, producer._sender, producer.client
-    accumulator._exception = errors.ProducerClosed()  # refuse what another task is handing over
-    task = sender.sender_task
-    if task is not None:
-        task.cancel()
-    await _close_client(client)
-    if task is not None:  # it waits for its requests, which have just failed
-        await asyncio.wait({task}, timeout=DISCARD_S)
-        await _close_client(client)  # what they may have opened again
-    accumulator.fail_all(errors.ProducerClosed())
-    if accumulator._wakeup_handle is not None:
-        accumulator._wakeup_handle.cancel()
-    for batch in (*accumulator._pending_batches, *(one for queue in accumulator._batches.values() for one in queue)):
-        if batch._drain_waiter.done():
-            batch._drain_waiter.exception()  # seen: asyncio would log it as never retrieved
-
-
-async def _close_client(client: Any) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_S):
-            await client.close()
-    # The task that would answer those who wait for metadata is gone: 0.14 lets them wait for ever (client.py:close).
-    if client._md_update_fut is None:
-        client._md_update_fut = asyncio.get_running_loop().create_future()
-    if not client._md_update_fut.done():
-        client._md_update_fut.set_result(False)
-
-
-async def stop(consumer: AIOKafkaConsumer, *, timeout_s: float) -> bool:
-    """`AIOKafkaConsumer.stop`, and whether it came to its end; 0.14 waits in it for a rebalance to be over."""
-    stopping = asyncio.ensure_future(consumer.stop())  # a task of its own: 0.14 may raise CancelledError out of it
-    await asyncio.wait({stopping}, timeout=timeout_s)
-    if stopping.done() and not stopping.cancelled() and stopping.exception() is None:
-        return True
-    stopping.cancel()
-    await asyncio.wait({stopping}, timeout=DISCARD_S)
-    await abandon(consumer)
-    return False
-
-
-async def abandon(consumer: AIOKafkaConsumer) -> None:
-    """Leave the group and disconnect although `stop` did not end, e.g. while a rebalance holds it up."""
-    consumer._closed = True  # else its __del__ warns
-    coordinator, fetcher = consumer._coordinator, consumer._fetcher
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_S):
-            if isinstance(coordinator, GroupCoordinator):
-                coordinator._coordination_task.cancel()
-                await asyncio.wait({coordinator._coordination_task})
-                await coordinator._stop_heartbeat_task()
-                await coordinator._stop_commit_offsets_refresh_task()
-                await coordinator._maybe_leave_group()
-    if fetcher is not None:
-        await asyncio.wait({asyncio.ensure_future(fetcher.close())}, timeout=DISCARD_S)
-    await _close_client(consumer._client)

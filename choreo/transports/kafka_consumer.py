@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from choreo.errors import TransportError
 from choreo.ports import Assignment, Start
 from choreo.record import Record, TopicPartition
-from choreo.transports import kafka_client
+from choreo.transports import kafka_client, kafka_closing
 from choreo.transports.kafka_errors import out_of_range, reason
 from choreo.transports.kafka_offsets import bounds, record_of, start_offset
 from choreo.transports.kafka_records import lenient
@@ -51,12 +52,12 @@ class KafkaConsumer:
     def __init__(
         self, group: str, assignment: Assignment, arguments: Mapping[str, Any], *, timeout_s: float = 30.0
     ) -> None:
+        self.member = uuid.uuid4().hex
         self._group = group
         self._assignment = assignment
         self._timeout_s = timeout_s
-        self._consumer: AIOKafkaConsumer = kafka_client.gated_consumer(
-            group_id=group, **{**CONSUMER_DEFAULTS, **arguments}
-        )
+        options = {**CONSUMER_DEFAULTS, **arguments, "group_id": group}
+        self._consumer: AIOKafkaConsumer = kafka_client.gated_consumer(**options)
         self._ours: dict[TopicPartition, _Flow] = {}
         self._leaving: tuple[TopicPartition, ...] = ()  # no longer delivered, still committed
         self._member = kafka_client.Membership(-1, "")
@@ -75,7 +76,7 @@ class KafkaConsumer:
             self._consumer.subscribe(list(topics), listener=_Listener(self))
         except BaseException as error:
             self._closed = True
-            await kafka_client.abandon(self._consumer)
+            await kafka_closing.abandon(self._consumer)
             if isinstance(error, Exception):
                 raise TransportError(f"group {self._group!r} cannot be joined: {reason(error)}") from error
             raise
@@ -150,7 +151,7 @@ class KafkaConsumer:
             await self._give_up(last=True)
         finally:
             self._closed = True
-            if not await kafka_client.stop(self._consumer, timeout_s=STOP_S):  # never tells the listener (0.14)
+            if not await kafka_closing.stop(self._consumer, timeout_s=STOP_S):  # never tells the listener (0.14)
                 log.warning("group %s was left without waiting for its coordinator", self._group)
             if self._poll is not None:
                 self._poll.cancel()
@@ -164,26 +165,26 @@ class KafkaConsumer:
             self._member = kafka_client.membership(self._consumer)
             self._ours = {TopicPartition(*partition): _Flow() for partition in sorted(partitions)}
             if self._ours:
-                try:
-                    await self._assignment.assigned(list(self._ours))
-                except Exception as error:
-                    self._failure = error
-                    raise
+                await self._tell(self._assignment.assigned(list(self._ours)))
 
     async def _give_up(self, *, last: bool = False) -> None:
         async with self._telling:
             if self._closed or not self._ours:
                 return
             self._leaving, self._ours = tuple(self._ours), {}
-            lost = kafka_client.membership(self._consumer) != self._member  # aiokafka resets it when evicted
+            lost = kafka_client.membership(self._consumer) != self._member  # reset when evicted
             try:
-                await self._assignment.revoked(self._leaving, lost=lost)
-            except Exception as error:
-                self._failure = error
-                raise
+                await self._tell(self._assignment.revoked(self._leaving, lost=lost))
             finally:
                 self._leaving = ()
                 self._closed = self._closed or last
+
+    async def _tell(self, telling: Awaitable[None]) -> None:
+        try:
+            await telling
+        except Exception as error:
+            self._failure = error  # aiokafka logs and forgets it (0.14: group_coordinator.py:421)
+            raise
 
     async def _poll_once(self, records_max: int, wait_s: float) -> None:
         try:
@@ -215,9 +216,8 @@ class KafkaConsumer:
             raise TransportError(f"this member of group {self._group!r} is closed")
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise TransportError(
-                f"group {self._group!r}: taking or giving up partitions failed: {reason(failure)}"
-            ) from failure
+            what = f"group {self._group!r}: taking or giving up partitions failed"
+            raise TransportError(f"{what}: {reason(failure)}") from failure
 
     async def _explained(self, error: BaseException) -> BaseException:
         if not isinstance(error, OffsetOutOfRangeError) or not error.args:
@@ -240,8 +240,6 @@ class KafkaConsumer:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped
-    """aiokafka's side of it; what is raised here it logs and forgets (0.14: group_coordinator.py:421)."""
-
     def __init__(self, consumer: KafkaConsumer) -> None:
         self._consumer = consumer
 

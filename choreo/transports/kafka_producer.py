@@ -13,7 +13,7 @@ from aiokafka.partitioner import murmur2
 
 from choreo.errors import RecordTooLarge, TransportError
 from choreo.record import ProducerRecord
-from choreo.transports import kafka_client
+from choreo.transports import kafka_closing
 from choreo.transports.kafka_errors import reason
 from choreo.transports.kafka_records import RawBatch, is_raw
 from choreo.transports.kafka_settings import PRODUCER_DEFAULTS
@@ -145,7 +145,7 @@ class KafkaProducer:
 
     def _start_discarding(self, producer: AIOKafkaProducer) -> None:
         # In the background: who sent is to learn of the failure now, not when the sockets are closed.
-        task = asyncio.ensure_future(_quietly(kafka_client.discard(producer)))
+        task = asyncio.ensure_future(_quietly(kafka_closing.discard(producer)))
         self._discarding.add(task)
         task.add_done_callback(self._discarding.discard)
 

@@ -60,6 +60,7 @@ class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc]  # untyped
     """
 
     def next_batch(self, *_: Any) -> Any:
+        """The next batch, decoded tolerantly where the quick way fails."""
         raw = self._next_slice
         batch = super().next_batch()
         return batch if batch is None or raw[self.MAGIC_OFFSET] < 2 else _Batch(batch, raw)

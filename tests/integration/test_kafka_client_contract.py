@@ -1,4 +1,4 @@
-"""What kafka_client.py and kafka_records.py rely on in aiokafka's private API, so that a newer one fails here first.
+"""What the kafka_*.py rely on in aiokafka's private API, so that a newer one fails here first.
 
 No broker is needed but for the last test. The canaries say which workaround to take out when aiokafka mends a bug.
 """
@@ -25,7 +25,8 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.record import Headers, ProducerRecord
 from choreo.transports.kafka import KafkaTransport
-from choreo.transports.kafka_client import GatedSubscription, discard, gated_consumer
+from choreo.transports.kafka_client import GatedSubscription, gated_consumer
+from choreo.transports.kafka_closing import discard
 from choreo.transports.kafka_producer import partition_of
 from choreo.transports.kafka_records import LenientRecords, RawBatch, is_raw, lenient
 

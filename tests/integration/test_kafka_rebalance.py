@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
@@ -175,3 +176,28 @@ async def test_close_ends_although_the_group_is_stuck(stage: Stage, monkeypatch:
     with pytest.raises(TransportError):
         await two.fetch(records_max=1, wait_s=0.1)
     hold.set()
+
+
+async def test_member_beats_while_it_takes_partitions_over(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow `assigned` does not cost the session: aiokafka would be silent until it is over."""
+    topic = await stage.topic()
+    owner, beats = Owner(), [0]
+
+    async def slow() -> None:
+        assert owner.consumer is not None
+        coordinator = owner.consumer._consumer._coordinator
+        real = coordinator._do_heartbeat
+
+        async def counted() -> Any:
+            beats[0] += 1
+            return await real()
+
+        monkeypatch.setattr(coordinator, "_do_heartbeat", counted)
+        await asyncio.sleep(0.9)
+        assert beats[0] >= 2
+
+    owner.on_assigned = slow
+    await stage.transport.send(values(topic, [1]))
+    _, consumer = await stage.join(topic, owner=owner)
+    assert len(await fetched(consumer, 1)) == 1
+    assert owner.told == [("assigned", 1, False)]

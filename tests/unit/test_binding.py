@@ -330,7 +330,6 @@ def test_what_was_not_declared_is_refused() -> None:
 
 def test_a_positional_only_parameter_is_refused() -> None:
     """Parameters are given by name, so a handler with one could never be called."""
-    # BUG in binding (2026-11-23): bind() takes it, and each event then fails with a TypeError of Python's own.
 
     def handle(event: Placed, port: Port, /) -> None:
         pass
@@ -340,7 +339,6 @@ def test_a_positional_only_parameter_is_refused() -> None:
 
 def test_an_event_by_keyword_only_is_refused() -> None:
     """The event is given by position, so a handler that takes it by name could never be called."""
-    # BUG in binding (2026-11-23): bind() takes it, and each event then fails with a TypeError of Python's own.
 
     def handle(*, event: Placed) -> None:
         pass

@@ -333,8 +333,6 @@ def test_a_refused_partition_drops_its_units_and_no_others() -> None:
 
 def test_a_refused_partition_that_comes_back_is_handled_again() -> None:
     """After a refusal the same record, delivered once more to us, is claimed and not left behind a dead leader."""
-    # BUG in core (2026-11-23): Engine._committed takes the flush out before it revokes what was refused, so its
-    # units stay COMMITTING and their keys in Engine._keys for ever; the new unit follows a leader that never ends.
     drive = Drive()
     lost = make(0)
     drive.take(lost)

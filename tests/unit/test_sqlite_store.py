@@ -106,7 +106,7 @@ def inside(lease: Lease, key: bytes, call: Callable[[sqlite3.Connection], object
         call(connection)
         return finished(lease, key, EMIT)
 
-    return Transacted(lease.partition, lane, invoke)
+    return Transacted(lease.partition, key, lane, invoke)
 
 
 def insert(text: str) -> Callable[[sqlite3.Connection], object]:
@@ -390,8 +390,6 @@ async def test_a_handler_cannot_end_the_transaction(
 
 async def test_a_handler_that_ends_our_savepoint_fails_alone(shelf: Shelf) -> None:
     """It takes nobody else's results with it, and its flush is not repeated for ever."""
-    # BUG in stores/sqlite (2026-11-23): the authorizer refuses SQLITE_TRANSACTION only; RELEASE of "unit" ends the
-    # savepoint, our own RELEASE raises out of _invoke, and the whole flush fails each time it is repeated.
     await create_hold(shelf)
     lease = await shelf.lease()
     await shelf.claim(lease)
@@ -432,8 +430,6 @@ async def test_a_transacting_unit_whose_claim_is_gone_leaves_no_rows(shelf: Shel
 
 async def test_a_transacting_unit_that_is_done_is_not_done_again(shelf: Shelf) -> None:
     """A commit with an unknown end may have landed: its handler's rows are not written a second time."""
-    # BUG in stores/sqlite (2026-11-23): _invoke asks whether the key is ours, and not whether it is done already;
-    # IdempotencyStore.commit promises that the same request again, after an error, writes nothing twice.
     await create_hold(shelf)
     lease = await shelf.lease()
     await shelf.claim(lease)
