@@ -24,7 +24,7 @@ from choreo.record import Header, Headers, last_headers
 ID_BYTES_MAX = 1024
 """Longest id, source or type read. An id is copied into every follow-on event; a megabyte of it is an attack."""
 TRACESTATE_BYTES_MAX = 512
-"""W3C asks to propagate at least 512 characters; what is longer is dropped whole."""
+"""W3C asks to propagate at least 512 characters; what is longer, a traceparent too, is dropped whole."""
 SCHEMA_PREFIX = "urn:choreo:"
 CORE = ("specversion", "id", "source", "type", "time", "subject", "dataschema")
 _PREFIX = "ce_"
@@ -44,7 +44,7 @@ class Envelope:
         time: RFC 3339 text as it was sent, never interpreted by choreo.
         correlationid: Id of the event that began the flow.
         causationid: Id of the event that caused this one, None at the beginning of a flow.
-        traceparent: W3C header of the span that sent it, unchecked.
+        traceparent: W3C header of the span that sent it, unchecked but for its length.
         extensions: Further CloudEvents extensions by name.
     """
 
@@ -95,6 +95,9 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
         if f"ce_{name}" in by_name and name not in attributes:
             raise DecodeError("bad_attribute", f"the header ce_{name} is not UTF-8")
     if not attributes:
+        if b'"specversion"' in value:
+            # CloudEvents' SDK for Python writes structured mode under the content type of the data, or under none.
+            return _read_event(by_name, value)
         raise DecodeError("not_cloudevents", "the record has no ce_ headers and is not in structured mode")
     _require_json(_text(by_name.get("content-type")))
     return _envelope(attributes, by_name), value
@@ -147,7 +150,7 @@ def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]
         for name, text in attributes.items()
         if name not in CORE and name not in ("correlationid", "causationid") and _EXTENSION.match(name)
     }
-    tracestate = by_name.get("tracestate")
+    traceparent, tracestate = by_name.get("traceparent"), by_name.get("tracestate")
     return Envelope(
         id=id_,
         source=attributes["source"],
@@ -158,7 +161,7 @@ def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]
         dataschema=dataschema,
         correlationid=_short(attributes.get("correlationid")) or id_,
         causationid=_short(attributes.get("causationid")),
-        traceparent=_text(by_name.get("traceparent")),
+        traceparent=_text(traceparent) if traceparent and len(traceparent) <= TRACESTATE_BYTES_MAX else None,
         tracestate=_text(tracestate) if tracestate and len(tracestate) <= TRACESTATE_BYTES_MAX else None,
         extensions=extensions or _NO_EXTENSIONS,
     )
@@ -169,6 +172,10 @@ def _read_structured(by_name: Mapping[str, bytes | None], value: bytes) -> tuple
     if content_type != "application/cloudevents+json":
         # The Kafka binding has no batch mode, and other formats than JSON (Avro, Protobuf) are not read.
         raise DecodeError("unsupported_content_type", "only application/cloudevents+json is read")
+    return _read_event(by_name, value)
+
+
+def _read_event(by_name: Mapping[str, bytes | None], value: bytes) -> tuple[Envelope, bytes]:
     event = _loads_exactly(value)
     if not isinstance(event, dict):
         raise DecodeError("not_cloudevents", "the structured event is not a JSON object")

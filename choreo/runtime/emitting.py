@@ -12,6 +12,11 @@ from choreo.service import Service
 
 DLQ_PREFIX = "choreo-dlq-"
 """Headers of a dead letter. Those an incoming record bears already are forged or stale, and replaced."""
+TRUNCATED = DLQ_PREFIX + "truncated"
+"""On a dead letter too large for its topic: bytes of the original's key, value and headers, not all of them here."""
+KEPT_VALUE_BYTES = 65_536
+KEPT_HEADER_BYTES = 1_024
+KEPT_HEADERS = 32
 
 Sending = Callable[[str, Envelope], Envelope]
 
@@ -89,7 +94,32 @@ class Emitter:
         return ProducerRecord(topic, record.key, record.value, tuple(headers))
 
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
-        return {name: extensions[name] for name in self._propagate if name in extensions}
+        found = {name: extensions[name] for name in self._propagate if name in extensions}
+        return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
+
+
+def truncated(letter: ProducerRecord) -> ProducerRecord | None:
+    """A dead letter that its topic refused as too large, made smaller; None where there is nothing left to cut.
+
+    First the value is cut and long headers are dropped, then all of the original is: its coordinates remain.
+    """
+    told = [header for header in letter.headers if header[0].startswith(DLQ_PREFIX)]
+    if not told:
+        return None
+    names = {name for name, _ in told}
+    rest = [header for header in letter.headers if header[0] not in names]
+    value = letter.value or b""
+    if TRUNCATED in names:
+        if not (rest or value or letter.key):
+            return None
+        return ProducerRecord(letter.topic, None, b"", tuple(told), letter.partition)
+    key_bytes = len(letter.key or b"")
+    size = key_bytes + len(value) + sum(len(name.encode("utf-8", "replace")) + len(raw or b"") for name, raw in rest)
+    told.append((TRUNCATED, f"{size}".encode()))
+    key = letter.key if key_bytes <= KEPT_HEADER_BYTES else None
+    short = [header for header in rest if len(header[0]) + len(header[1] or b"") <= KEPT_HEADER_BYTES]
+    headers = (*short[:KEPT_HEADERS], *told)
+    return ProducerRecord(letter.topic, key, value[:KEPT_VALUE_BYTES], headers, letter.partition)
 
 
 def original(record: Record) -> dict[str, str]:

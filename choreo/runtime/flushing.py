@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
-from choreo.errors import ChoreoError
+from choreo.errors import ChoreoError, RecordTooLarge
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord
+from choreo.runtime.emitting import truncated
 from choreo.runtime.invoking import Inside, raised
 from choreo.runtime.routing import Work
 
@@ -131,15 +132,24 @@ class Flusher:
             self._resend.discard(lease)
 
     async def _send(self, rows: Sequence[tuple[int, ProducerRecord]]) -> None:
-        """Send until it is acknowledged; nothing else is committed meanwhile, so the order of a key holds."""
-        ports = self._worker.ports
-        while rows:
+        """Send until it is acknowledged; nothing else is committed meanwhile, so the order of a key holds.
+
+        A dead letter that is too large for its topic is cut, since nobody could make its sender send less.
+        """
+        ports, left = self._worker.ports, list(rows)
+        while left:
             try:
-                await ports.transport.send([record for _, record in rows])
-                await ports.store.sent([row for row, _ in rows])
+                await ports.transport.send([record for _, record in left])
+                await ports.store.sent([row for row, _ in left])
                 return
             except ChoreoError as error:
-                log.warning("%s: sending %d emits failed: %s", self._worker.service.name, len(rows), error)
+                log.warning("%s: sending %d emits failed: %s", self._worker.service.name, len(left), error)
+                if isinstance(error, RecordTooLarge):
+                    row, record = left[error.index]
+                    smaller = truncated(record)
+                    if smaller is not None:
+                        left[error.index] = row, smaller
+                        continue
                 await asyncio.sleep(SEND_AGAIN_S)
 
     async def _commit_offsets(self, request: CommitRequest, result: CommitResult) -> None:

@@ -78,7 +78,7 @@ class Router:
         headers = last_headers(record.headers)
         structured = cloudevents.is_structured(headers)
         type_ = None if structured else cloudevents.event_type(headers)
-        if type_ is not None and type_ not in self._by_type:
+        if type_ and type_ not in self._by_type:
             return Routed(skipped="unhandled_type")
         try:
             if len(value) > self._payload_bytes_max:
@@ -100,7 +100,7 @@ class Router:
             coordinates = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp_ms}"
             return key_digest(service, DECODE, "", coordinates)
         field_ = bound.handler.idempotency_key
-        if field_ is not None:
+        if field_ is not None and work.event is not None:
             return business_digest(service, bound.handler.name, str(getattr(work.event, field_)))
         return key_digest(service, bound.handler.name, envelope.source, envelope.id)
 
@@ -117,7 +117,7 @@ class Router:
                 work.append(Work(record, envelope, None, bound, error))
                 continue
             if class_ not in events:
-                events[class_] = class_.from_payload(data)
+                events[class_] = _validated(class_, data)
             work.append(Work(record, envelope, events[class_], bound))
         return work
 
@@ -146,6 +146,17 @@ def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelop
         return classes.get((envelope.type, envelope.version))
     newest = max((version for type_, version in classes if type_ == envelope.type), default=None)
     return None if newest is None else classes[envelope.type, newest]
+
+
+def _validated(class_: type[Event], data: bytes) -> Event:
+    """The event; of what a validator of the class's author lets out only the type is told, never the message."""
+    try:
+        return class_.from_payload(data)
+    except DecodeError:
+        raise
+    except Exception as error:
+        what = f"{class_.event_type} v{class_.event_version}"
+        raise DecodeError("invalid_data", f"a validator of {what} raised {type(error).__name__}") from None
 
 
 def record_from_json(topic: str, text: bytes) -> Record:

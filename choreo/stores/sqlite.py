@@ -128,7 +128,15 @@ class SqliteStore:
 
     async def run(self, function: Callable[[Any], object]) -> None:
         """Run `function(connection)` in a transaction."""
-        await self._db.write(function)
+
+        def guarded(db: sqlite3.Connection) -> None:
+            db.set_authorizer(_no_transaction_control)  # `executescript` would commit what came before it
+            try:
+                function(db)
+            finally:
+                db.set_authorizer(None)
+
+        await self._db.write(guarded)
 
     async def history(self, correlation_id: str) -> Sequence[dict[str, Any]]:
         """Who handled what of one flow: handler, coordinates, outcome, attempts, duration_s, in order of time."""

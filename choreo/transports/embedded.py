@@ -1,24 +1,31 @@
 """The embedded log: topics, consumer groups and offsets in one SQLite file, for one host and no broker.
 
-Members of a group are processes, or several in one. There is no rebalance protocol: each member looks at who is
-alive and who owns what, gives up what it has above its share and takes what is free. Who really owns a partition is
-decided by its lease's epoch, inside the commit.
+Members of a group are processes, or several in one. There is no rebalance protocol: in one transaction each member
+looks at who is alive and who owns what and takes what is free; what it has above its share it gives up. That decides
+who reads. Who may commit is decided by the lease's epoch, inside the commit.
 """
 
 import asyncio
+import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
 
 from choreo.errors import TransportError
 from choreo.ports import Assignment, Clock, Consumer, Start, TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.sqlite import leases, log
+from choreo.sqlite import log
 from choreo.sqlite.database import Database
 
 HEARTBEAT_S = 1.0
 MEMBER_S = 4.0
 """A member that has not been heard of for so long is dead; a process killed is replaced after as much."""
 POLL_S = 0.025
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS choreo_owner (
+    "group" TEXT, topic TEXT, "partition" INTEGER, member TEXT NOT NULL, PRIMARY KEY ("group", topic, "partition")
+) WITHOUT ROWID;
+"""
+"""Which member reads a partition. Not the lease: that is a store's, whose owner is no member and may be elsewhere."""
 
 
 class EmbeddedTransport:
@@ -33,7 +40,7 @@ class EmbeddedTransport:
 
     async def open(self) -> None:
         """Open the file and create the log's tables."""
-        await self._db.open(log.SCHEMA + leases.SCHEMA)
+        await self._db.open(log.SCHEMA + SCHEMA)
 
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> Consumer:
         """Join a group."""
@@ -185,49 +192,73 @@ class EmbeddedConsumer:
         owned, self._owned, self._position = self._owned, [], {}
         if owned:
             await self._assignment.revoked(owned, lost=False)
-        await self._db.write(
-            lambda db: db.execute(
-                'DELETE FROM choreo_member WHERE "group" = ? AND member = ?', (self._group, self.member)
-            )
-        )
-        self._db.on_write.remove(self.wake)
+        await self._db.write(self._leave)
+        if self.wake in self._db.on_write:
+            self._db.on_write.remove(self.wake)
 
     # ---- membership
 
     async def _balance(self) -> None:
         now_ms = int(self._clock.now_s() * 1000)
-        members, owners = await self._db.write(lambda db: self._heartbeat(db, now_ms))
-        if self.member not in members:
-            raise TransportError(f"the group {self._group} does not know this member")
-        partitions = await self._partitions()
-        lost = [id_ for id_ in self._owned if owners.get(id_) not in (self.member, None)]
+        held = tuple(self._owned)
+        owners, taken, share = await self._db.write(lambda db: self._heartbeat(db, held, now_ms))
+        lost = [id_ for id_ in held if owners.get(id_) != self.member]
         if lost:
             self._forget(lost)
             await self._assignment.revoked(lost, lost=True)
-        share, more = divmod(len(partitions), len(members))
-        share += members.index(self.member) < more
         surplus = self._owned[share:]
         if surplus:
             self._forget(surplus)
             await self._assignment.revoked(surplus, lost=False)
-            return
-        free = [id_ for id_ in partitions if id_ not in self._owned and owners.get(id_) not in members]
-        taken = free[: share - len(self._owned)]
+            await self._db.write(lambda db: self._give_back(db, surplus))
         if taken:
             self._owned += taken
             await self._assignment.assigned(taken)
 
-    def _heartbeat(self, db, now_ms: int):  # type: ignore[no-untyped-def]
+    def _heartbeat(
+        self, db: sqlite3.Connection, held: Sequence[TopicPartition], now_ms: int
+    ) -> tuple[dict[TopicPartition, str], list[TopicPartition], int]:
+        """Say that we live and take what is free, up to our share; returns all owners, what was taken, the share."""
         db.execute('DELETE FROM choreo_member WHERE "group" = ? AND expires_ms <= ?', (self._group, now_ms))
         db.execute(
             "INSERT OR REPLACE INTO choreo_member VALUES (?, ?, ?)",
             (self._group, self.member, now_ms + int(MEMBER_S * 1000)),
         )
         rows = db.execute('SELECT member FROM choreo_member WHERE "group" = ? ORDER BY member', (self._group,))
-        return [row[0] for row in rows], leases.owners(db, self._group, now_ms)
+        members = [row[0] for row in rows]
+        found = db.execute('SELECT topic, "partition", member FROM choreo_owner WHERE "group" = ?', (self._group,))
+        owners = {TopicPartition(topic, partition): member for topic, partition, member in found}
+        # Ours but not held: taken, or given up, in a fetch that was cancelled.
+        owners = {
+            id_: member
+            for id_, member in owners.items()
+            if (id_ in held if member == self.member else member in members)
+        }
+        partitions = self._partitions(db)
+        share, more = divmod(len(partitions), len(members))
+        share += members.index(self.member) < more
+        mine = sum(member == self.member for member in owners.values())
+        taken = [id_ for id_ in partitions if id_ not in owners][: max(0, share - mine)]
+        owners.update(dict.fromkeys(taken, self.member))
+        db.execute('DELETE FROM choreo_owner WHERE "group" = ?', (self._group,))
+        db.executemany(
+            "INSERT INTO choreo_owner VALUES (?, ?, ?, ?)",
+            [(self._group, *id_, member) for id_, member in owners.items()],
+        )
+        return owners, taken, share
 
-    async def _partitions(self) -> list[TopicPartition]:
-        specs = await self._db.read(log.topics)
+    def _give_back(self, db: sqlite3.Connection, partitions: Sequence[TopicPartition]) -> None:
+        db.executemany(
+            'DELETE FROM choreo_owner WHERE "group" = ? AND topic = ? AND "partition" = ? AND member = ?',
+            [(self._group, *id_, self.member) for id_ in partitions],
+        )
+
+    def _leave(self, db: sqlite3.Connection) -> None:
+        for table in ("choreo_owner", "choreo_member"):
+            db.execute(f'DELETE FROM {table} WHERE "group" = ? AND member = ?', (self._group, self.member))
+
+    def _partitions(self, db: sqlite3.Connection) -> list[TopicPartition]:
+        specs = log.topics(db)
         return [
             TopicPartition(topic, partition)
             for topic in self._topics

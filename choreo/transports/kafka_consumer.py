@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import OffsetOutOfRangeError
@@ -49,10 +50,9 @@ class KafkaConsumer:
         timeout_s: Deadline of one `position` or `commit`.
     """
 
-    def __init__(
-        self, group: str, assignment: Assignment, arguments: Mapping[str, Any], *, timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, group: str, assignment: Assignment, arguments: Mapping[str, Any], *, timeout_s: float) -> None:
         self.member = uuid.uuid4().hex
+        self.member = f"{group}-{uuid4()}"
         self._group = group
         self._assignment = assignment
         self._timeout_s = timeout_s
@@ -60,7 +60,7 @@ class KafkaConsumer:
         self._consumer: AIOKafkaConsumer = kafka_client.gated_consumer(**options)
         self._ours: dict[TopicPartition, _Flow] = {}
         self._leaving: tuple[TopicPartition, ...] = ()  # no longer delivered, still committed
-        self._member = kafka_client.Membership(-1, "")
+        self._membership = kafka_client.Membership(-1, "")
         self._telling = asyncio.Lock()  # Assignment hears of one thing at a time
         self._committing = asyncio.Lock()  # a commit that is tried again must not undo a later one
         self._poll: asyncio.Task[None] | None = None
@@ -141,7 +141,7 @@ class KafkaConsumer:
             strangers = [str(partition) for partition in offsets if partition not in known]
             if strangers:
                 raise TransportError(f"{', '.join(strangers)}: not assigned to this member of group {self._group!r}")
-            await kafka_client.commit(self._consumer, self._member, offsets)
+            await kafka_client.commit(self._consumer, self._membership, offsets)
 
     async def close(self) -> None:
         """As the port says, within some 15 s whatever the broker does. Assignment's error comes at the end."""
@@ -162,7 +162,7 @@ class KafkaConsumer:
             if self._closed:
                 return
             kafka_client.keep_heartbeat(self._consumer)
-            self._member = kafka_client.membership(self._consumer)
+            self._membership = kafka_client.membership(self._consumer)
             self._ours = {TopicPartition(*partition): _Flow() for partition in sorted(partitions)}
             if self._ours:
                 await self._tell(self._assignment.assigned(list(self._ours)))
@@ -172,7 +172,7 @@ class KafkaConsumer:
             if self._closed or not self._ours:
                 return
             self._leaving, self._ours = tuple(self._ours), {}
-            lost = kafka_client.membership(self._consumer) != self._member  # reset when evicted
+            lost = kafka_client.membership(self._consumer) != self._membership  # reset when evicted
             try:
                 await self._tell(self._assignment.revoked(self._leaving, lost=lost))
             finally:
@@ -216,8 +216,7 @@ class KafkaConsumer:
             raise TransportError(f"this member of group {self._group!r} is closed")
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            what = f"group {self._group!r}: taking or giving up partitions failed"
-            raise TransportError(f"{what}: {reason(failure)}") from failure
+            raise TransportError(f"{self._group!r} cannot take or give up partitions: {reason(failure)}") from failure
 
     async def _explained(self, error: BaseException) -> BaseException:
         if not isinstance(error, OffsetOutOfRangeError) or not error.args:

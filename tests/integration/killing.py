@@ -9,20 +9,20 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.envelope import read as read_envelope
 from choreo.ports import Transport
 from choreo.record import Record, TopicPartition
 from choreo.running import open_transport
 from choreo.sqlite import log as embedded_log
-from choreo.transports.embedded import EmbeddedTransport
 from handlers.order_fulfilment.app import PROVIDER_DB, app
 from handlers.order_fulfilment.ledger import LedgerRow, StockRow, read_rows, read_stock, row_of
 from handlers.order_fulfilment.payments.fake_provider import FakePaymentProvider
@@ -30,6 +30,7 @@ from handlers.order_fulfilment.payments.fake_provider import FakePaymentProvider
 ROOT = Path(__file__).parents[2]
 TARGET = "handlers.order_fulfilment.app:app"
 SERVICES = tuple(app.services)
+PARTITIONS = 4
 STALL_S = 40.0
 """Longer than a killed member of a group can hold up its successor."""
 # As `python -m choreo`, but that a killed member is forgotten as soon as the broker allows, and not after 45 s.
@@ -68,7 +69,6 @@ class Fleet:
         self.embedded = broker.startswith("embedded:")
         self.provider_db = folder / "provider.db"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.transport: Transport = open_transport(broker)
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -197,15 +197,10 @@ class Fleet:
         consumer = AIOKafkaConsumer(bootstrap_servers=self._servers(), isolation_level="read_committed")
         await consumer.start()
         try:
-            from aiokafka.structs import TopicPartition as KafkaPartition
-
-            specs = await self.transport.topics()
-            wanted = [
-                KafkaPartition(topic, number)
-                for topic in {topic for service in SERVICES for topic in app.input_topics(service)}
-                for number in range(specs[topic].partitions)
-            ]
-            found = await consumer.end_offsets(wanted)
+            topics = {topic for service in SERVICES for topic in app.input_topics(service)}
+            found = await consumer.end_offsets(
+                [KafkaPartition(each, n) for each in topics for n in range(PARTITIONS)]
+            )
             return {TopicPartition(*where): end for where, end in found.items()}
         finally:
             await consumer.stop()
@@ -238,12 +233,18 @@ class Fleet:
 
     async def records(self) -> list[Record]:
         """Everything on the log."""
-        await self.transport.open()
+        async with self.transport() as transport:
+            return list(await transport.scan([spec.name for spec in app.topic_specs()], since_ms=0))
+
+    @asynccontextmanager
+    async def transport(self) -> AsyncIterator[Transport]:
+        """The log, open; each time anew."""
+        transport = open_transport(self.broker)
+        await transport.open()
         try:
-            topics = [spec.name for spec in app.topic_specs()]
-            return list(await self.transport.scan(topics, since_ms=0))
+            yield transport
         finally:
-            await self.transport.close()
+            await transport.close()
 
 
 async def kill_at_random(fleet: Fleet, chance: random.Random, *, times: int, stop: asyncio.Event) -> Counter[str]:
@@ -298,5 +299,3 @@ def scattered(records: Sequence[Record]) -> list[bytes]:
         if record.key is not None:
             places[record.topic, record.key].add(record.partition)
     return [key for (_, key), partitions in places.items() if len(partitions) > 1]
-
-

@@ -1,4 +1,4 @@
-"""The order flow as four processes, each of them killed three times: nothing lost, nothing twice, nothing overtaken."""
+"""The order flow as four processes, each killed three times: nothing lost, nothing twice, nothing overtaken."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from handlers.order_fulfilment.app import app
 from handlers.order_fulfilment.events import OrderPlaced
 from handlers.order_fulfilment.ledger import reconcile
 from handlers.order_fulfilment.orders import EXPECTED, read, shipped_lines
-from tests.integration.killing import SERVICES, TARGET, Fleet, kill_at_random, out_of_order, scattered
+from tests.integration.killing import PARTITIONS, SERVICES, TARGET, Fleet, kill_at_random, out_of_order, scattered
 
 KILLS = 3
 PORTION = 40
@@ -24,18 +24,14 @@ PORTION = 40
 
 async def publish(fleet: Fleet, orders: list[OrderPlaced], hurry: asyncio.Event) -> None:
     """Publish bit by bit, so that there is work whenever somebody is killed; the rest at once when told to."""
-    transport = fleet.transport
-    await transport.open()
-    instrument = instrument_from_environment(app.name, system=transport.system)
-    try:
+    async with fleet.transport() as transport:
+        instrument = instrument_from_environment(app.name, system=transport.system)
         publisher = Publisher(transport, instrument, SystemClock(), topic=app.topic, source=f"/{app.name}")
         for at in range(0, len(orders), PORTION):
             await publisher.publish_many([(order, None) for order in orders[at : at + PORTION]])
             if not hurry.is_set():
                 await asyncio.sleep(0.8)
-    finally:
         instrument.close()
-        await transport.close()
 
 
 @pytest.mark.slow
@@ -48,7 +44,7 @@ async def test_every_service_killed_three_times(kind: str, tmp_path: Path, reque
     orders = [content for _, content in read(shipped_lines()) if isinstance(content, OrderPlaced)]
     assert len(orders) == EXPECTED.published
     fleet, hurry, begun_s = Fleet(tmp_path, broker), asyncio.Event(), time.monotonic()
-    applied = fleet.run("topics", "apply", TARGET)
+    applied = fleet.run("topics", "apply", TARGET, "--partitions", str(PARTITIONS))
     assert applied.returncode == 0, applied.stderr
     try:
         for service in SERVICES:
