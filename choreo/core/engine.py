@@ -5,7 +5,6 @@ It owns what is in flight and in which order things happen. It must not know bro
 """
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from choreo.core import messages as m
 from choreo.core.commit import Commits
 from choreo.core.partition import Lane, Partition
 from choreo.core.retry import delay_s
+from choreo.core.turns import Turns, counted
 from choreo.core.units import UNFLUSHED, Signal, State, Unit
 from choreo.record import TopicPartition
 
@@ -23,12 +23,8 @@ class Engine:
     def __init__(self, limits: m.Limits | None = None) -> None:
         self.limits = limits or m.Limits()
         self.partitions: dict[TopicPartition, Partition] = {}
-        self.running = 0
+        self._turns = Turns(self.limits)
         self._keys: dict[bytes, Unit] = {}
-        self._ready: deque[Lane] = deque()
-        self._transactable: deque[Lane] = deque()
-        self._suspects: deque[Lane] = deque()
-        self._solo: Unit | None = None
         self._claiming = 0
         self._commits = Commits(self.limits, self.partitions)
         self._timers: list[tuple[float, int, Unit]] = []
@@ -80,7 +76,12 @@ class Engine:
 
     def waiting(self) -> bool:
         """Whether nothing goes on but waiting for a time: no handler, store or broker is at work."""
-        return not (self.running or self._claiming or self._commits.flight)
+        return not (self._turns.running or self._claiming or self._commits.flight)
+
+    @property
+    def running(self) -> int:
+        """Handlers at work outside of a commit."""
+        return self._turns.running
 
     @property
     def wake_at_s(self) -> float | None:
@@ -116,10 +117,7 @@ class Engine:
         for unit in units:
             if unit.state in (State.FINISHED, State.DROPPED):
                 continue
-            if unit.state is State.RUNNING and self._counted(unit):
-                self.running -= 1
-            if unit is self._solo:
-                self._solo = None
+            self._turns.end(unit, began=unit.state is State.RUNNING)
             unit.advance(Signal.REVOKED)
             dropped.append(unit)
         heirs: list[Unit] = []
@@ -170,7 +168,7 @@ class Engine:
                 self._ask_again(unit, self.limits.busy_s)
             else:
                 self._fresh(unit, verdict)
-            self._enqueue(unit.lane)
+            self._turns.enqueue(unit.lane)
 
     def _fresh(self, unit: Unit, verdict: Any) -> None:
         unit.deliveries = verdict.deliveries
@@ -188,8 +186,8 @@ class Engine:
                 self._ask_again(unit, self.limits.failure_s)
 
     def _ask_again(self, unit: Unit, delay_s: float) -> None:
-        if unit is self._solo:
-            self._solo, unit.solo = None, False
+        self._turns.end(unit, began=False)
+        unit.solo = False
         unit.advance(Signal.BUSY)
         self._set_timer(unit, delay_s)
 
@@ -203,66 +201,19 @@ class Engine:
                 partition = self.partitions[each.partition]
                 partition.settle(each)
                 self._note_progress(partition)
-                self._enqueue(each.lane)
-        if unit is self._solo:
-            self._solo = None
+                self._turns.enqueue(each.lane)
+        self._turns.end(unit, began=False)
 
     # ---- turns
 
-    def _enqueue(self, lane: Lane) -> None:
-        """Queue a lane whose head can go on."""
-        if lane.queued or lane.partition.draining:
-            return
-        head = lane.head()
-        if head is None:
-            if not lane.unflushed:
-                lane.partition.lanes.pop(lane.key, None)
-            return
-        if head.state is State.SUSPECT:
-            queue = self._suspects
-        elif head.state is State.READY:
-            queue = self._transactable if head.transacts and head.poison is None else self._ready
-        else:
-            return
-        lane.queued = True
-        queue.append(lane)
-
     def _schedule(self) -> None:
         """Give turns: a suspect alone, everybody else up to the bound on concurrency."""
-        solo = self._solo
-        if solo is not None:
-            if solo.state is State.READY and self._counted(solo):
-                solo.lane.queued = False
-                self._ready.remove(solo.lane)
-                self._begin(solo)
-            return
-        transacting = self._commits.flight is not None and self._commits.flight.transact
-        while self._suspects:
-            if self.running or transacting:
-                return
-            lane = self._suspects.popleft()
-            lane.queued = False
-            head = lane.head()
-            if head is not None and head.state is State.SUSPECT and not lane.partition.draining:
-                self._solo, head.solo = head, True
-                head.advance(Signal.CLAIM)
-                self._claim([head], solo=True)
-                return
-        while self._ready and self.running < self.limits.concurrency:
-            lane = self._ready.popleft()
-            lane.queued = False
-            head = lane.head()
-            if head is not None and head.state is State.READY and not lane.partition.draining:
-                self._begin(head)
-
-    def _begin(self, unit: Unit) -> None:
-        unit.advance(Signal.TURN)
-        self.running += 1
-        if unit.poison is not None:
-            self._out.append(m.DeadLetter(unit, unit.poison))
-            return
-        unit.attempts += 1
-        self._out.append(m.Invoke(unit))
+        flight = self._commits.flight
+        suspect = self._turns.suspect(transacting=flight is not None and bool(flight.transact))
+        if suspect is not None:
+            self._claim([suspect], solo=True)
+        for unit in self._turns.take():
+            self._out.append(m.Invoke(unit) if unit.poison is None else m.DeadLetter(unit, unit.poison))
 
     def _handler_returned(self, message: m.Returned) -> None:
         unit = message.unit
@@ -270,36 +221,26 @@ class Engine:
             return
         unit.advance(Signal.RETURNED)
         unit.result = message.result
-        if self._counted(unit):
-            self.running -= 1
+        self._turns.end(unit)
         lane: Lane = unit.lane
         assert lane.head() is unit
         lane.units.popleft()
         lane.unflushed += 1
         self._commits.returned.append(unit)
         self._commits.note(self._now_s)
-        if unit is self._solo:
-            self._solo = None
-        self._enqueue(lane)
-
-    def _counted(self, unit: Unit) -> bool:
-        """Whether the unit occupies one of the places of `concurrency`."""
-        return not unit.transacts or unit.poison is not None
+        self._turns.enqueue(lane)
 
     def _raised(self, message: m.Raised) -> None:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
         if message.disposition == "dead_letter" or unit.attempts >= unit.retry.attempts_max:
-            if not self._counted(unit):
-                self.running += 1
+            if not counted(unit):
+                self._turns.running += 1
                 unit.poison = message.reason
             self._out.append(m.DeadLetter(unit, message.reason))
             return
-        if self._counted(unit):
-            self.running -= 1
-        if unit is self._solo:
-            self._solo = None
+        self._turns.end(unit)
         unit.advance(Signal.RAISED)
         if self.partitions[unit.partition].draining:
             self._drop([unit])
@@ -315,41 +256,12 @@ class Engine:
         commits = self._commits
         if commits.flight is not None or self._now_s < commits.after_s:
             return
-        transact = self._take_transactable()
-        idle = not (self.running or self._claiming or self._ready)
+        transact = self._turns.take_transactable()
+        idle = not (self._turns.running or self._claiming or self._turns.waiting)
         if transact or commits.due(self._now_s, idle=idle):
             effect = commits.begin(transact)
             if effect is not None:
                 self._out.append(effect)
-
-    def _take_transactable(self) -> list[Unit]:
-        """Units to invoke inside the next commit; runs of a lane stay together and in order."""
-        solo = self._solo
-        if solo is not None:
-            if solo.state is not State.READY or self._counted(solo) or self.running:
-                return []
-            solo.lane.queued = False
-            self._transactable = deque(lane for lane in self._transactable if lane is not solo.lane)
-            return [self._transact(solo)]
-        if self._suspects:
-            return []
-        taken: list[Unit] = []
-        while self._transactable and len(taken) < self.limits.transact_units:
-            lane = self._transactable.popleft()
-            lane.queued = False
-            if lane.partition.draining:
-                continue
-            for unit in list(lane.units):
-                ready = unit.state is State.READY and unit.transacts and unit.poison is None
-                if not ready or len(taken) >= self.limits.transact_units:
-                    break
-                taken.append(self._transact(unit))
-        return taken
-
-    def _transact(self, unit: Unit) -> Unit:
-        unit.advance(Signal.TURN)
-        unit.attempts += 1
-        return unit
 
     def _committed(self, message: m.Committed) -> None:
         flush = self._commits.land(message.flush, message.refused)
@@ -371,15 +283,14 @@ class Engine:
         if message.raised is not None:
             self._raised(message.raised)
             return
-        if unit is self._solo:
-            self._solo = None
+        self._turns.end(unit)
         if message.result is None:
             unit.attempts -= 1
             unit.advance(Signal.SKIPPED)
             if self.partitions[unit.partition].draining:
                 self._drop([unit])
             else:
-                self._enqueue(unit.lane)
+                self._turns.enqueue(unit.lane)
             return
         unit.result = message.result
         unit.advance(Signal.COMMITTED)
@@ -389,7 +300,7 @@ class Engine:
     def _finished(self, unit: Unit) -> None:
         """Durable: whatever followed it with the same key is a duplicate."""
         self._duplicate(unit)
-        self._enqueue(unit.lane)
+        self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
         flush = self._commits.fail(message.flush, self._now_s)
@@ -413,7 +324,7 @@ class Engine:
             unit = heapq.heappop(self._timers)[2]
             if unit.state is State.BACKOFF:
                 unit.advance(Signal.DUE)
-                self._enqueue(unit.lane)
+                self._turns.enqueue(unit.lane)
             elif unit.state is State.BUSY:
                 unit.advance(Signal.CLAIM)
                 again.append(unit)
@@ -434,7 +345,7 @@ class Engine:
         times = [self._timers[0][0]] if self._timers else []
         if commits.flight is None and commits.due_s is not None:
             times.append(max(commits.due_s, commits.after_s))
-        if commits.flight is None and self._transactable and commits.after_s > self._now_s:
+        if commits.flight is None and self._turns.transactable and commits.after_s > self._now_s:
             times.append(commits.after_s)
         until_s = min(times, default=None)
         if until_s is not None and until_s != self._wait_until_s:

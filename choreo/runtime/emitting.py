@@ -12,6 +12,7 @@ from choreo.service import Service
 
 DLQ_PREFIX = "choreo-dlq-"
 """Headers of a dead letter. Those an incoming record bears already are forged or stale, and replaced."""
+TRACE = ("traceparent", "tracestate")
 TRUNCATED = DLQ_PREFIX + "truncated"
 """On a dead letter too large for its topic: bytes of the original's key, value and headers, not all of them here."""
 KEPT_VALUE_BYTES = 65_536
@@ -82,9 +83,7 @@ class Emitter:
             "original-timestamp-ms": str(record.timestamp_ms),
         }
         headers: list[Header] = [
-            (name, value)
-            for name, value in record.headers
-            if not name.startswith(DLQ_PREFIX) and name not in ("traceparent", "tracestate")
+            (name, value) for name, value in record.headers if not name.startswith(DLQ_PREFIX) and name not in TRACE
         ]
         headers += [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
         if traced.traceparent:
@@ -103,11 +102,11 @@ def truncated(letter: ProducerRecord) -> ProducerRecord | None:
 
     First the value is cut and long headers are dropped, then all of the original is: its coordinates remain.
     """
-    told = [header for header in letter.headers if header[0].startswith(DLQ_PREFIX)]
-    if not told:
+    names = {name for name, _ in letter.headers if name.startswith(DLQ_PREFIX)}
+    if not names:
         return None
-    names = {name for name, _ in told}
-    rest = [header for header in letter.headers if header[0] not in names]
+    told = [header for header in letter.headers if header[0] in names or header[0] in TRACE]
+    rest = [header for header in letter.headers if header[0] not in names and header[0] not in TRACE]
     value = letter.value or b""
     if TRUNCATED in names:
         if not (rest or value or letter.key):

@@ -94,6 +94,12 @@ class Worker:
         self._failure.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """The bug that stopped the worker, if one did."""
+        failure = self._failure
+        return failure.exception() if failure.done() and not failure.cancelled() else None
+
     async def failed_for_good(self) -> None:
         """Return never, or raise the bug that stopped the worker."""
         await self._failure

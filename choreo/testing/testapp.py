@@ -175,6 +175,9 @@ class TestApp:
         return transport
 
     async def _let_run(self) -> None:
+        for worker in self.running.workers.values():
+            if worker.failure is not None:
+                raise worker.failure
         for _ in range(20):
             await asyncio.sleep(0)
         busy = any(worker.engine.running for worker in self.running.workers.values())

@@ -20,6 +20,7 @@ HEARTBEAT_S = 1.0
 MEMBER_S = 4.0
 """A member that has not been heard of for so long is dead; a process killed is replaced after as much."""
 POLL_S = 0.025
+RETENTION_CHECK_S = 60.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS choreo_owner (
     "group" TEXT, topic TEXT, "partition" INTEGER, member TEXT NOT NULL, PRIMARY KEY ("group", topic, "partition")
@@ -99,6 +100,7 @@ class EmbeddedConsumer:
         self._paused: set[TopicPartition] = set()
         self._changed = asyncio.Event()
         self._next_heartbeat_s = 0.0
+        self._next_retention_s = 0.0
         self._turn = 0
 
     def wake(self) -> None:
@@ -110,6 +112,9 @@ class EmbeddedConsumer:
         if self._clock.now_s() >= self._next_heartbeat_s:
             self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_S
             await self._balance()
+        if self._clock.now_s() >= self._next_retention_s:
+            self._next_retention_s = self._clock.now_s() + RETENTION_CHECK_S
+            await self._db.write(self._expire)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         while True:
@@ -195,6 +200,13 @@ class EmbeddedConsumer:
         await self._db.write(self._leave)
         if self.wake in self._db.on_write:
             self._db.on_write.remove(self.wake)
+
+    def _expire(self, db: sqlite3.Connection) -> None:
+        """Delete what is older than a topic's `retention.ms`; without that setting everything is kept."""
+        for spec in log.topics(db).values():
+            retention_ms = int(dict(spec.config).get("retention.ms", -1))
+            if retention_ms >= 0 and spec.name in self._topics:
+                log.delete_before(db, spec.name, int(self._clock.now_s() * 1000) - retention_ms)
 
     # ---- membership
 

@@ -72,6 +72,7 @@ class Fleet:
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
+            "CHOREO_TOPIC_PREFIX": app.topic(""),
             PROVIDER_DB: str(self.provider_db),
             **(environment or {}),
         }
@@ -217,6 +218,7 @@ class Fleet:
             if state not in seen:
                 seen.add(state)
                 moved_s = time.monotonic()
+                print(f"{time.strftime('%X')} unread, handled by service: {state}")
             if time.monotonic() - moved_s > stall_s:
                 told = "\n".join(f"--- {service}\n{self.logs(service)}" for service in SERVICES)
                 raise Stalled(f"nothing moves: unread and handled {state}\n{told}")

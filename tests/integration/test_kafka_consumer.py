@@ -212,6 +212,24 @@ async def test_cancelled_fetch_loses_nothing(stage: Stage) -> None:
     assert seen == list(range(400))
 
 
+async def test_what_was_read_ahead_waits_for_resume(stage: Stage) -> None:
+    """Records that came in after a fetch was cancelled are not delivered while their partition is paused."""
+    topic = await stage.topic()
+    where = TopicPartition(topic, 0)
+    owner, consumer = await stage.join(topic)
+    await until(lambda _: owner.owned, consumer)
+    fetching = asyncio.create_task(consumer.fetch(records_max=10, wait_s=5))
+    await asyncio.sleep(0.1)
+    fetching.cancel()
+    await stage.transport.send(values(topic, range(3)))
+    assert consumer._poll is not None
+    await asyncio.wait({consumer._poll}, timeout=5)
+    consumer.pause(where)
+    assert not await consumer.fetch(records_max=10, wait_s=0.3)
+    consumer.resume(where)
+    assert [each.offset for each in await fetched(consumer, 3)] == [0, 1, 2]
+
+
 async def test_failed_poll_loses_nothing_it_had_drained(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.14 moves the positions of the partitions it drained before one fails, and drops their records."""
     topic = await stage.topic(2)

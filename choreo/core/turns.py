@@ -1,0 +1,128 @@
+"""Whose turn it is: lanes that can go on, suspects that run alone, and the bound on concurrency."""
+
+from collections import deque
+from collections.abc import Iterator
+
+from choreo.core.messages import Limits
+from choreo.core.partition import Lane
+from choreo.core.units import Signal, State, Unit
+
+
+class Turns:
+    """Queues of lanes whose head can go on.
+
+    Attributes:
+        running: Handlers at work outside of a commit, and dead letters in the making.
+        solo: The suspect that has the process to itself, from its claim to its result.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.running = 0
+        self.solo: Unit | None = None
+        self._limits = limits
+        self._ready: deque[Lane] = deque()
+        self._transactable: deque[Lane] = deque()
+        self._suspects: deque[Lane] = deque()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a lane waits for a place of `concurrency`."""
+        return bool(self._ready)
+
+    @property
+    def transactable(self) -> bool:
+        """Whether a lane waits for a commit to be invoked in."""
+        return bool(self._transactable)
+
+    def enqueue(self, lane: Lane) -> None:
+        """Queue a lane whose head can go on; forget one that is empty."""
+        if lane.queued or lane.partition.draining:
+            return
+        head = lane.head()
+        if head is None:
+            if not lane.unflushed:
+                lane.partition.lanes.pop(lane.key, None)
+            return
+        if head.state is State.SUSPECT:
+            queue = self._suspects
+        elif head.state is State.READY:
+            queue = self._ready if counted(head) else self._transactable
+        else:
+            return
+        lane.queued = True
+        queue.append(lane)
+
+    def suspect(self, *, transacting: bool) -> Unit | None:
+        """The next suspect to be claimed alone, once nothing else is at work."""
+        while self._suspects and self.solo is None and not self.running and not transacting:
+            head = self._pop(self._suspects, State.SUSPECT)
+            if head is not None:
+                self.solo, head.solo = head, True
+                head.advance(Signal.CLAIM)
+                return head
+        return None
+
+    def take(self) -> Iterator[Unit]:
+        """Units to begin now: the solo one by itself, else as many as `concurrency` allows."""
+        solo = self.solo
+        if solo is not None:
+            if solo.state is State.READY and counted(solo):
+                solo.lane.queued = False
+                self._ready.remove(solo.lane)
+                yield self._begin(solo)
+            return
+        while self._ready and not self._suspects and self.running < self._limits.concurrency:
+            head = self._pop(self._ready, State.READY)
+            if head is not None:
+                yield self._begin(head)
+
+    def take_transactable(self) -> list[Unit]:
+        """Units to invoke inside the next commit; runs of a lane stay together and in order."""
+        solo = self.solo
+        if solo is not None:
+            if solo.state is not State.READY or counted(solo) or self.running:
+                return []
+            solo.lane.queued = False
+            self._transactable.remove(solo.lane)
+            return [_transact(solo)]
+        taken: list[Unit] = []
+        room = self._limits.transact_units
+        while self._transactable and not self._suspects and len(taken) < room:
+            lane = self._transactable.popleft()
+            lane.queued = False
+            for unit in () if lane.partition.draining else tuple(lane.units):
+                if unit.state is not State.READY or counted(unit) or len(taken) >= room:
+                    break
+                taken.append(_transact(unit))
+        return taken
+
+    def end(self, unit: Unit, *, began: bool = True) -> None:
+        """The unit's turn is over, whatever came of it."""
+        if began and counted(unit):
+            self.running -= 1
+        if unit is self.solo:
+            self.solo = None
+
+    def _pop(self, queue: deque[Lane], state: State) -> Unit | None:
+        lane = queue.popleft()
+        lane.queued = False
+        head = lane.head()
+        return head if head is not None and head.state is state and not lane.partition.draining else None
+
+    def _begin(self, unit: Unit) -> Unit:
+        unit.advance(Signal.TURN)
+        self.running += 1
+        if unit.poison is None:
+            unit.attempts += 1
+        return unit
+
+
+def counted(unit: Unit) -> bool:
+    """Whether the unit occupies one of the places of `concurrency`; else it is invoked inside a commit."""
+    return not unit.transacts or unit.poison is not None
+
+
+def _transact(unit: Unit) -> Unit:
+    unit.advance(Signal.TURN)
+    unit.attempts += 1
+    return unit

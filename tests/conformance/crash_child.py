@@ -1,0 +1,152 @@
+"""The process that test_crash_points.py kills: one service, ended with SIGKILL at CHOREO_CRASH_AT, else when done."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from choreo import App, Event, Service
+from choreo.core.messages import Limits
+from choreo.runtime import emitting
+from choreo.sqlite import log
+from choreo.stores.sqlite import SqliteStore
+from choreo.transports import embedded, kafka_settings
+from choreo.transports.kafka import KafkaTransport
+from choreo.transports.kafka_consumer import KafkaConsumer
+
+CRASH_AT = os.environ.get("CHOREO_CRASH_AT", "")
+PARTITIONS = 2
+PATIENCE_S = 40.0
+
+
+class Ordered(Event, type="crash.ordered", version=1, topic="orders", key="customer"):
+    """The input."""
+
+    customer: str
+    number: int
+
+
+class Reserved(Event, type="crash.reserved", version=1, topic="reserved", key="customer"):
+    """Emitted by the handler that writes a row in the commit."""
+
+    customer: str
+    number: int
+
+
+class Greeted(Event, type="crash.greeted", version=1, topic="greeted", key="customer"):
+    """Emitted by the handler that writes nothing."""
+
+    customer: str
+    number: int
+
+
+stock = Service("stock", group=os.environ.get("CHOREO_TOPIC_PREFIX", "") + "stock")
+
+
+@stock.on_start
+def create(connection: sqlite3.Connection) -> None:
+    """The handler's own table; it has no key, so that what is done twice is there twice."""
+    connection.execute("CREATE TABLE IF NOT EXISTS effect (number INTEGER)")
+
+
+@stock.handler(Ordered)
+def reserve(ordered: Ordered, connection: sqlite3.Connection) -> Reserved:
+    """One row and one emit, in the commit's transaction."""
+    connection.execute("INSERT INTO effect VALUES (?)", (ordered.number,))
+    return Reserved(customer=ordered.customer, number=ordered.number)
+
+
+@stock.handler(Ordered)
+async def greet(ordered: Ordered) -> Greeted:
+    """One emit, invoked outside of the commit."""
+    return Greeted(customer=ordered.customer, number=ordered.number)
+
+
+app = App(stock, name="shop")
+
+
+def crash_points(broker: str) -> dict[str, tuple[Any, str, int]]:
+    """By name: what is patched, and at which call it dies; the first ones are of the start, or find nothing done."""
+    if broker.startswith("embedded"):  # sends and offsets are parts of the commit's transaction
+        send, offset = (log, "append", 3), (log, "commit_offsets", 3)
+    else:
+        send, offset = (KafkaTransport, "send", 2), (KafkaConsumer, "commit", 2)
+    return {
+        "claim": (SqliteStore, "claim", 2),
+        "handler": (emitting.Emitter, "emits", 5),
+        "store commit": (SqliteStore, "commit", 2),
+        "send": send,
+        "offset commit": offset,
+    }
+
+
+def arm(broker: str) -> None:
+    """Patch the crash point that was asked for, if any."""
+    if not CRASH_AT:
+        return
+    moment, _, name = CRASH_AT.partition(" ")
+    owner, attribute, calls = crash_points(broker)[name]
+    setattr(owner, attribute, deadly(getattr(owner, attribute), moment, calls))
+
+
+def deadly(function: Callable[..., Any], moment: str, calls: int) -> Callable[..., Any]:
+    """The function, except that its `calls`-th call is the last thing this process does."""
+    count = 0
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted() -> bool:
+        nonlocal count
+        count += 1
+        return count == calls
+
+    async def later(*arguments: Any, **options: Any) -> Any:
+        last = counted()
+        if last and moment == "before":
+            die()
+        result = await function(*arguments, **options)
+        if last:
+            die()
+        return result
+
+    def now(*arguments: Any, **options: Any) -> Any:
+        last = counted()
+        if last and moment == "before":
+            die()
+        result = function(*arguments, **options)
+        if last:
+            die()
+        return result
+
+    return later if asyncio.iscoroutinefunction(function) else now
+
+
+async def run(broker: str, path: str, events: int) -> None:
+    """Run until every (event, handler) is done, nothing is left to be sent, and no more; then drain."""
+    store = None if broker.startswith("embedded") else f"sqlite:{path}"
+    limits = Limits(concurrency=4, flush_units=4, transact_units=4)
+    async with asyncio.timeout(PATIENCE_S), app.running(broker=broker, store=store, limits=limits):
+        while not done(path, 2 * events):
+            await asyncio.sleep(0.05)
+
+
+def done(path: str, units: int) -> bool:
+    """Whether the store says so."""
+    connection = sqlite3.connect(path, timeout=10)
+    try:
+        (finished,) = connection.execute("SELECT COUNT(*) FROM choreo_key WHERE done = 1").fetchone()
+        (unsent,) = connection.execute("SELECT COUNT(*) FROM choreo_outbox").fetchone()
+    finally:
+        connection.close()
+    return bool(finished == units and unsent == 0)
+
+
+if __name__ == "__main__":
+    embedded.HEARTBEAT_S, embedded.MEMBER_S = 0.1, 0.8  # a killed member is replaced sooner
+    kafka_settings.CONSUMER_DEFAULTS.update(session_timeout_ms=6_000, heartbeat_interval_ms=300)  # type: ignore[attr-defined]
+    arm(sys.argv[1])
+    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,62 @@
+"""SQLite keeps what a store promises, beside the embedded log in its file and without."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from choreo.ports import IdempotencyStore, Transport
+from choreo.runtime.clock import SystemClock
+from choreo.sqlite.database import Database
+from choreo.stores.sqlite import SqliteStore
+from choreo.testing.conformance import StoreConformance
+from choreo.transports.embedded import EmbeddedTransport
+
+
+class TestOutbox(StoreConformance):
+    """Beside a log that is elsewhere."""
+
+    guarantees = frozenset({"outbox", "rows"})
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self._path = str(tmp_path / "store.db")
+
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[IdempotencyStore]:
+        """A file of its own."""
+        store = SqliteStore(Database(self._path), SystemClock(), with_log=False)
+        await store.open()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+class TestWithLog(StoreConformance):
+    """In the file of the embedded log."""
+
+    guarantees = frozenset({"offset", "emits", "rows"})
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self._path = str(tmp_path / "store.db")
+
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[IdempotencyStore]:
+        """One database object for both, as an app has it."""
+        database = Database(self._path)
+        self._log = EmbeddedTransport(database, SystemClock())
+        store = SqliteStore(database, SystemClock(), with_log=True)
+        await self._log.open()
+        await store.open()
+        try:
+            yield store
+        finally:
+            await store.close()
+            await self._log.close()
+
+    def log(self) -> Transport:
+        """The log in the same file."""
+        return self._log
