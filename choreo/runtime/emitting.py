@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.envelope import Envelope
+from choreo.errors import Reject
 from choreo.event import Event
 from choreo.record import Header, ProducerRecord, Record
 from choreo.runtime.routing import Work
@@ -16,6 +17,8 @@ TRACE = ("traceparent", "tracestate")
 TRUNCATED = DLQ_PREFIX + "truncated"
 """On a dead letter too large for its topic: bytes of the original's key, value and headers, not all of them here."""
 KEPT_VALUE_BYTES = 65_536
+EMIT_BYTES_MAX = 900_000
+"""Largest payload of a follow-on event: with its headers it fits the 1 MiB a Kafka topic takes by default."""
 KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
@@ -59,9 +62,12 @@ class Emitter:
                 tracestate=cause.tracestate,
                 extensions=self._propagated(cause.extensions),
             )
-            topic = self._topic(event.event_topic)
+            topic, payload = self._topic(event.event_topic), event.payload()
+            if len(payload) > EMIT_BYTES_MAX:
+                # Found out only after its commit, a topic's refusal would stop the service for ever.
+                raise Reject(f"the {type_} it emits has {len(payload)} bytes, the limit is {EMIT_BYTES_MAX}")
             headers = cloudevents.write(sending(topic, envelope))
-            records.append(ProducerRecord(topic, event.record_key(), event.payload(), headers))
+            records.append(ProducerRecord(topic, event.record_key(), payload, headers))
         return tuple(records)
 
     def dead_letter(

@@ -15,7 +15,7 @@ FRESH, AGAIN = Claimed("fresh"), Claimed("fresh", 2)
 
 
 class StoreConformance(OnShelf):
-    """Inherit it in a class `Test...`, declare as `guarantees` what the store carries, write `store`, perhaps `log`."""
+    """Inherit it in a class `Test...`, declare what it carries as `guarantees`, write `store`, perhaps `log`."""
 
     async def test_it_carries_what_it_declares(self) -> None:
         """A worker relies on the store's own word."""
@@ -188,7 +188,8 @@ class StoreConformance(OnShelf):
             await shelf.lease(shelf.p, "two")
             unit = self.inside(shelf, lease, key, names[0], 0, "a")
             result = await shelf.store.commit(CommitRequest({shelf.p: lease}, (), {shelf.p: 8}, (unit,)))
-            assert (result.refused, list(result.transacted)) == ({shelf.p}, [None])
+            assert result.refused == {shelf.p}
+            assert list(result.transacted) == [None]
             assert await self.found(shelf, names) == []
 
     @needs("rows")

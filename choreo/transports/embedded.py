@@ -19,7 +19,8 @@ from choreo.sqlite.database import Database
 HEARTBEAT_S = 1.0
 MEMBER_S = 4.0
 """A member that has not been heard of for so long is dead; a process killed is replaced after as much."""
-POLL_S = 0.025
+POLL_S, POLL_S_MAX = 0.025, 0.15
+"""How often other processes' writes are looked for: the less often the longer there were none."""
 RETENTION_CHECK_S = 60.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS choreo_owner (
@@ -100,6 +101,7 @@ class EmbeddedConsumer:
         self._paused: set[TopicPartition] = set()
         self._changed = asyncio.Event()
         self._next_heartbeat_s = 0.0
+        self._poll_s = POLL_S
         self._next_retention_s = 0.0
         self._turn = 0
 
@@ -121,13 +123,15 @@ class EmbeddedConsumer:
             self._changed.clear()
             records = await self._read(records_max)
             left_s = until_s - loop.time()
+            if records:
+                self._poll_s = POLL_S
             if records or left_s <= 0:
                 return records
             try:
-                async with asyncio.timeout(min(left_s, POLL_S)):
+                async with asyncio.timeout(min(left_s, self._poll_s)):
                     await self._changed.wait()
             except TimeoutError:
-                continue
+                self._poll_s = min(self._poll_s * 1.2, POLL_S_MAX)
 
     async def _read(self, records_max: int) -> list[Record]:
         flowing = [(id_, at) for id_, at in self._position.items() if id_ not in self._paused]

@@ -1,12 +1,17 @@
-"""The process that test_crash_points.py kills: one service, ended with SIGKILL at CHOREO_CRASH_AT, else when done."""
+"""What test_crash_points.py kills: one service a process, ended with SIGKILL at CHOREO_CRASH_AT, else when done.
+
+`python -m tests.conformance.crash_child JOBS` imports choreo once and forks a process for each job.
+"""
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
-from typing import Any
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, cast
 
 from choreo import App, Event, Service
 from choreo.core.messages import Limits
@@ -17,7 +22,6 @@ from choreo.transports import embedded, kafka_settings
 from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka_consumer import KafkaConsumer
 
-CRASH_AT = os.environ.get("CHOREO_CRASH_AT", "")
 PARTITIONS = 2
 PATIENCE_S = 40.0
 
@@ -43,33 +47,35 @@ class Greeted(Event, type="crash.greeted", version=1, topic="greeted", key="cust
     number: int
 
 
-stock = Service("stock", group=os.environ.get("CHOREO_TOPIC_PREFIX", "") + "stock")
-
-
-@stock.on_start
 def create(connection: sqlite3.Connection) -> None:
     """The handler's own table; it has no key, so that what is done twice is there twice."""
     connection.execute("CREATE TABLE IF NOT EXISTS effect (number INTEGER)")
 
 
-@stock.handler(Ordered)
 def reserve(ordered: Ordered, connection: sqlite3.Connection) -> Reserved:
     """One row and one emit, in the commit's transaction."""
     connection.execute("INSERT INTO effect VALUES (?)", (ordered.number,))
     return Reserved(customer=ordered.customer, number=ordered.number)
 
 
-@stock.handler(Ordered)
 async def greet(ordered: Ordered) -> Greeted:
     """One emit, invoked outside of the commit."""
     return Greeted(customer=ordered.customer, number=ordered.number)
 
 
-app = App(stock, name="shop")
+def shop(prefix: str) -> App:
+    """The app, in a group and on topics of one job."""
+    stock = Service("stock", group=f"{prefix}stock")
+    stock.on_start(create)
+    stock.handler(Ordered)(reserve)
+    stock.handler(Ordered)(greet)
+    return App(stock, name="shop")
 
 
 def crash_points(broker: str) -> dict[str, tuple[Any, str, int]]:
     """By name: what is patched, and at which call it dies; the first ones are of the start, or find nothing done."""
+    send: tuple[Any, str, int]
+    offset: tuple[Any, str, int]
     if broker.startswith("embedded"):  # sends and offsets are parts of the commit's transaction
         send, offset = (log, "append", 3), (log, "commit_offsets", 3)
     else:
@@ -85,9 +91,10 @@ def crash_points(broker: str) -> dict[str, tuple[Any, str, int]]:
 
 def arm(broker: str) -> None:
     """Patch the crash point that was asked for, if any."""
-    if not CRASH_AT:
+    crash_at = os.environ.get("CHOREO_CRASH_AT")
+    if not crash_at:
         return
-    moment, _, name = CRASH_AT.partition(" ")
+    moment, _, name = crash_at.partition(" ")
     owner, attribute, calls = crash_points(broker)[name]
     setattr(owner, attribute, deadly(getattr(owner, attribute), moment, calls))
 
@@ -125,12 +132,12 @@ def deadly(function: Callable[..., Any], moment: str, calls: int) -> Callable[..
     return later if asyncio.iscoroutinefunction(function) else now
 
 
-async def run(broker: str, path: str, events: int) -> None:
+async def run(app: App, broker: str, path: str, events: int) -> None:
     """Run until every (event, handler) is done, nothing is left to be sent, and no more; then drain."""
     store = None if broker.startswith("embedded") else f"sqlite:{path}"
     limits = Limits(concurrency=4, flush_units=4, transact_units=4)
     async with asyncio.timeout(PATIENCE_S), app.running(broker=broker, store=store, limits=limits):
-        while not done(path, 2 * events):
+        while not done(path, 2 * events):  # noqa: ASYNC110 - it is the file that says when
             await asyncio.sleep(0.05)
 
 
@@ -145,8 +152,41 @@ def done(path: str, units: int) -> bool:
     return bool(finished == units and unsent == 0)
 
 
-if __name__ == "__main__":
+class Job(TypedDict):
+    """One process; `point` is empty for one that is to end well."""
+
+    point: str
+    prefix: str
+    broker: str
+    path: str
+    events: int
+
+
+def live(job: Job) -> int:
+    """The life of one process, and its exit code."""
+    os.environ.update(CHOREO_CRASH_AT=job["point"], CHOREO_TOPIC_PREFIX=job["prefix"])
     embedded.HEARTBEAT_S, embedded.MEMBER_S = 0.1, 0.8  # a killed member is replaced sooner
-    kafka_settings.CONSUMER_DEFAULTS.update(session_timeout_ms=6_000, heartbeat_interval_ms=300)  # type: ignore[attr-defined]
-    arm(sys.argv[1])
-    asyncio.run(run(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    defaults = cast(dict[str, Any], kafka_settings.CONSUMER_DEFAULTS)
+    defaults.update(session_timeout_ms=6_000, heartbeat_interval_ms=300)
+    try:
+        arm(job["broker"])
+        asyncio.run(run(shop(job["prefix"]), job["broker"], job["path"], job["events"]))
+    except Exception:
+        sys.stderr.write(f"{job['prefix']}: {traceback.format_exc()}")
+        return 1
+    return 0
+
+
+def fork(jobs: Sequence[Job]) -> list[int]:
+    """Run all at once, each in a process of its own; negative exit codes are signals."""
+    pids = []
+    for job in jobs:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(live(job))
+        pids.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+if __name__ == "__main__":
+    json.dump(fork(json.loads(sys.argv[1])), sys.stdout)

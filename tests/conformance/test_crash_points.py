@@ -7,10 +7,10 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -18,10 +18,11 @@ from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.envelope import Envelope
 from choreo.ports import TopicSpec, Transport
-from choreo.record import ProducerRecord, Record
+from choreo.record import ProducerRecord
 from choreo.running import open_transport
 from tests.conformance import crash_child
 
+_Result = TypeVar("_Result")
 ROOT = Path(__file__).parent.parent.parent
 POINTS = [
     f"{moment} {step}"
@@ -54,49 +55,35 @@ class Case:
         self.prefix = f"{self.folder.parent.name}-{self.folder.name}-{os.getpid()}-"
         self.point = point
 
-    def play(self) -> Outcome:
-        """Publish, crash, publish, restart, count."""
-        outcome = Outcome()
-        asyncio.run(self._publish(range(EVENTS)))
-        self._process(outcome, self.point)
-        outcome.crashed_with = len(self._rows())
-        asyncio.run(self._publish(range(EVENTS, EVENTS + LATE)))
-        self._process(outcome, "")
-        outcome.rows = Counter(self._rows())
-        for record in asyncio.run(self._scan()):
-            ids = outcome.emits.setdefault(record.topic.removeprefix(self.prefix), Counter())
-            ids[dict(record.headers).get("ce_id", b"").decode()] += 1  # type: ignore[union-attr]
-        return outcome
+    def job(self, point: str) -> crash_child.Job:
+        """One life of its service."""
+        path = str(self.folder / "store.db")
+        return {
+            "point": point,
+            "prefix": self.prefix,
+            "broker": self.broker,
+            "path": path,
+            "events": EVENTS + LATE,
+        }
 
-    def _process(self, outcome: Outcome, point: str) -> None:
-        script = [sys.executable, "-m", "tests.conformance.crash_child"]
-        environment = {**os.environ, "CHOREO_TOPIC_PREFIX": self.prefix, "CHOREO_CRASH_AT": point}
-        done = subprocess.run(
-            [*script, self.broker, str(self.folder / "store.db"), str(EVENTS + LATE)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        outcome.codes.append(done.returncode)
-        outcome.errors += done.stderr[-2000:]
-
-    async def _publish(self, numbers: range) -> None:
+    async def publish(self, numbers: range) -> None:
+        """Create the topics and send events of these numbers."""
         transport = await self._open()
         names = ("orders", "reserved", "greeted", "stock.dlq")
         await transport.create_topics([TopicSpec(self.prefix + name, crash_child.PARTITIONS) for name in names])
         await transport.send([self._ordered(n) for n in numbers for _ in range(2 if n % 4 == 0 else 1)])
         await transport.close()
 
-    async def _scan(self) -> list[Record]:
+    async def emitted(self) -> dict[str, Counter[str]]:
+        """Ids of what is on the topics it emits to, and how often."""
         transport = await self._open()
-        found = await transport.scan(
-            [self.prefix + name for name in ("reserved", "greeted", "stock.dlq")], since_ms=0
-        )
+        topics = [self.prefix + name for name in ("reserved", "greeted", "stock.dlq")]
+        found: dict[str, Counter[str]] = {}
+        for record in await transport.scan(topics, since_ms=0):
+            id_ = dict(record.headers)["ce_id"] or b""
+            found.setdefault(record.topic.removeprefix(self.prefix), Counter())[id_.decode()] += 1
         await transport.close()
-        return list(found)
+        return found
 
     async def _open(self) -> Transport:
         transport = open_transport(self.broker)
@@ -111,7 +98,8 @@ class Case:
         partition = number % crash_child.PARTITIONS
         return ProducerRecord(self.prefix + "orders", customer.encode(), value, headers, partition)
 
-    def _rows(self) -> list[int]:
+    def rows(self) -> list[int]:
+        """What the handler wrote."""
         connection = sqlite3.connect(self.folder / "store.db", timeout=10)
         try:
             return [row[0] for row in connection.execute("SELECT number FROM effect")]
@@ -120,10 +108,33 @@ class Case:
 
 
 def outcomes(broker: Callable[[Path], str], folder: Path) -> dict[str, Outcome]:
-    """Every crash point's, a few at a time: most of it is waiting for the dead to be given up."""
+    """Every crash point's, all at once: most of it is waiting for the dead to be given up."""
     cases = [Case(point, broker, folder) for point in POINTS]
-    with ThreadPoolExecutor(9) as threads:
-        return dict(zip(POINTS, threads.map(Case.play, cases), strict=True))
+    found = [Outcome() for _ in cases]
+    asyncio.run(each(case.publish(range(EVENTS)) for case in cases))
+    run([case.job(case.point) for case in cases], found)
+    for case, outcome in zip(cases, found, strict=True):
+        outcome.crashed_with = len(case.rows())
+    asyncio.run(each(case.publish(range(EVENTS, EVENTS + LATE)) for case in cases))
+    run([case.job("") for case in cases], found)
+    emits = asyncio.run(each(case.emitted() for case in cases))
+    for case, outcome, emitted in zip(cases, found, emits, strict=True):
+        outcome.rows, outcome.emits = Counter(case.rows()), emitted
+    return dict(zip(POINTS, found, strict=True))
+
+
+async def each(calls: Iterable[Awaitable[_Result]]) -> list[_Result]:
+    """All of them at once."""
+    return list(await asyncio.gather(*calls))
+
+
+def run(jobs: Sequence[crash_child.Job], found: Sequence[Outcome]) -> None:
+    """A process for each job, until all are dead or done."""
+    script = [sys.executable, "-m", "tests.conformance.crash_child", json.dumps(jobs)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=90, check=True)
+    for code, outcome in zip(json.loads(done.stdout), found, strict=True):
+        outcome.codes.append(code)
+        outcome.errors = done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")

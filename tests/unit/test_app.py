@@ -269,3 +269,17 @@ async def test_business_key_makes_a_second_event_a_duplicate() -> None:
         await t.settle()
         assert (first.types, second.types) == (["tea.asked", "tea.poured"], ["tea.asked"])
         assert t.running.workers["kitchen"].counts["duplicates"] == 1
+
+
+async def test_emit_too_large_for_a_topic_is_a_dead_letter_of_its_cause() -> None:
+    """Committed first and refused by the topic then, it would stop the service for ever."""
+    service = Service("kitchen")
+
+    @service.handler(Asked)
+    async def pour(asked: Asked) -> Poured:
+        return Poured(who=asked.who * 300_000)
+
+    async with TestApp(App(service)) as t:
+        await (await t.publish(Asked(who="Ada"))).settled()
+        (letter,) = t.dead_letters
+        assert letter.detail == "the tea.poured it emits has 900010 bytes, the limit is 900000"
