@@ -52,11 +52,3 @@ def live(db: sqlite3.Connection, group: str, partition: TopicPartition, epoch: i
     """Whether a claim made under `epoch` still has a living owner."""
     row = db.execute(f"SELECT epoch, expires_ms FROM choreo_lease WHERE {_WHERE}", (group, *partition)).fetchone()
     return row is not None and row[0] == epoch and row[1] > now_ms
-
-
-def owners(db: sqlite3.Connection, group: str, now_ms: int) -> dict[TopicPartition, str]:
-    """Who owns what, leases that ran out left aside."""
-    rows = db.execute(
-        'SELECT topic, "partition", owner FROM choreo_lease WHERE "group" = ? AND expires_ms > ?', (group, now_ms)
-    )
-    return {TopicPartition(topic, partition): owner for topic, partition, owner in rows}

@@ -8,7 +8,7 @@ who reads. Who may commit is decided by the lease's epoch, inside the commit.
 import asyncio
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from choreo.errors import TransportError
 from choreo.ports import Assignment, Clock, Consumer, Start, TopicSpec
@@ -200,7 +200,7 @@ class EmbeddedConsumer:
         """Give up everything and leave."""
         owned, self._owned, self._position = self._owned, [], {}
         if owned:
-            await self._assignment.revoked(owned, lost=False)
+            await self._alive(self._assignment.revoked(owned, lost=False))
         await self._db.write(self._leave)
         if self.wake in self._db.on_write:
             self._db.on_write.remove(self.wake)
@@ -221,15 +221,35 @@ class EmbeddedConsumer:
         lost = [id_ for id_ in held if owners.get(id_) != self.member]
         if lost:
             self._forget(lost)
-            await self._assignment.revoked(lost, lost=True)
+            await self._alive(self._assignment.revoked(lost, lost=True))
         surplus = self._owned[share:]
         if surplus:
             self._forget(surplus)
-            await self._assignment.revoked(surplus, lost=False)
+            await self._alive(self._assignment.revoked(surplus, lost=False))
             await self._db.write(lambda db: self._give_back(db, surplus))
         if taken:
             self._owned += taken
-            await self._assignment.assigned(taken)
+            await self._alive(self._assignment.assigned(taken))
+
+    async def _alive(self, telling: Awaitable[None]) -> None:
+        """Await what may take as long as a drain, and go on saying that we live."""
+        beating = asyncio.create_task(self._beat())
+        try:
+            await telling
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            until_ms = int((self._clock.now_s() + MEMBER_S) * 1000)
+            row = (until_ms, self._group, self.member)
+            await self._db.write(
+                lambda db, row=row: db.execute(  # type: ignore[misc]
+                    'UPDATE choreo_member SET expires_ms = ? WHERE "group" = ? AND member = ?', row
+                )
+            )
 
     def _heartbeat(
         self, db: sqlite3.Connection, held: Sequence[TopicPartition], now_ms: int
