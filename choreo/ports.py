@@ -141,7 +141,8 @@ class ClaimRequest(NamedTuple):
 class Claimed(NamedTuple):
     """A store's answer to a claim.
 
-    fresh: ours to handle; `deliveries` >= 1 counts this one (2 and more: a former owner died on it or beside it).
+    fresh: ours to handle; `deliveries` >= 1 counts this one. The first redelivery after a death is counted whatever
+    it is claimed with; later ones only when claimed `solo`, so that a batch does not pay for one of its units.
     done: handled before. conflict: handled before with another payload. busy: claimed by a live owner elsewhere.
     """
 

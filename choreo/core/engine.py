@@ -176,7 +176,7 @@ class Engine:
             unit.poison = "id_collision"
         elif unit.deliveries > self.limits.deliveries_max:
             unit.poison = "crashed"
-        suspect = unit.deliveries > 1 and not unit.solo and unit.poison is None
+        suspect = unit.deliveries > self.limits.together_max and not unit.solo and unit.poison is None
         unit.advance(Signal.DIED if suspect else Signal.FRESH)
 
     def _claim_failed(self, message: m.ClaimFailed) -> None:

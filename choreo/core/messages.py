@@ -23,6 +23,8 @@ class Limits:
         unfinished_bytes_max: The same, by payload bytes.
         unfinished_span_max: Records a partition may be ahead of its watermark; what one slow event can cost
             in redeliveries after a crash.
+        together_max: Deliveries of a unit beside others; one that outlived none of them is run alone. Not 1: after a
+            crash all that was claimed would be run one by one, and nearly all of it is innocent.
         deliveries_max: A unit whose process died with it more often is dead-lettered as `crashed`.
         busy_s: Seconds until a key claimed elsewhere is asked for again.
         failure_s: Seconds until a store that failed is asked again.
@@ -35,6 +37,7 @@ class Limits:
     unfinished_max: int = 1_000
     unfinished_bytes_max: int = 32 * 1024 * 1024
     unfinished_span_max: int = 10_000
+    together_max: int = 2
     deliveries_max: int = 5
     busy_s: float = 0.2
     failure_s: float = 0.5

@@ -189,11 +189,13 @@ def _claim(db: sqlite3.Connection, lease: Lease, request: ClaimRequest, now_ms: 
         return Claimed("busy")
     if ours and not request.solo:
         return Claimed("fresh", deliveries)
-    # Somebody died with it. Only a delivery about to run alone is counted: the others of its batch are innocent.
+    # Somebody died with it. The first death is counted for the whole batch; after it only a delivery about to run
+    # alone is, since the others of its batch are innocent.
+    counts = request.solo or deliveries == 1
     db.execute(
         'UPDATE choreo_key SET fingerprint = ?, "group" = ?, topic = ?, "partition" = ?, epoch = ?, deliveries = ?, '
         "offset = ? WHERE digest = ?",
-        (request.fingerprint, *owner, deliveries + request.solo, request.offset, request.digest),
+        (request.fingerprint, *owner, deliveries + counts, request.offset, request.digest),
     )
     return Claimed("fresh", deliveries + 1)
 

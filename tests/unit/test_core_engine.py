@@ -406,13 +406,13 @@ def test_suspects_run_alone() -> None:
     busy, suspect, later = make(0, "a"), make(1, "b"), make(2, "c")
     drive.take(busy)
     drive.fetch(suspect, later)
-    effects = drive.claimed([suspect, later], Verdict("fresh", 2), FRESH)
+    effects = drive.claimed([suspect, later], Verdict("fresh", 3), FRESH)
     assert invoked(effects) == []
     assert of(m.Claim, effects) == []
     effects = drive.back(busy)
     assert of(m.Claim, effects) == [m.Claim([suspect], solo=True)]
     assert invoked(effects) == []
-    assert invoked(drive.claimed([suspect], Verdict("fresh", 2))) == [1]
+    assert invoked(drive.claimed([suspect], Verdict("fresh", 3))) == [1]
     assert drive.engine.running == 1
     assert invoked(drive.back(suspect)) == [2]
 
@@ -422,9 +422,17 @@ def test_a_second_suspect_waits_for_the_first() -> None:
     drive = Drive()
     first, second = make(0, "a"), make(1, "b")
     drive.fetch(first, second)
-    assert of(m.Claim, drive.claimed([first, second], Verdict("fresh", 2))) == [m.Claim([first], solo=True)]
-    drive.claimed([first], Verdict("fresh", 2))
+    assert of(m.Claim, drive.claimed([first, second], Verdict("fresh", 3))) == [m.Claim([first], solo=True)]
+    drive.claimed([first], Verdict("fresh", 3))
     assert of(m.Claim, drive.back(first)) == [m.Claim([second], solo=True)]
+
+
+def test_units_whose_process_died_once_run_together() -> None:
+    """One death is most often the process's own: what was claimed with it need not go one by one."""
+    drive = Drive()
+    units = make(0, "a"), make(1, "b")
+    drive.fetch(*units)
+    assert invoked(drive.claimed(list(units), Verdict("fresh", 2), Verdict("fresh", 2))) == [0, 1]
 
 
 def test_crashed_above_deliveries_max() -> None:

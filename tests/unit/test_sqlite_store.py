@@ -213,9 +213,11 @@ async def test_deliveries_are_counted_for_what_ran_alone(shelf: Shelf) -> None:
     lease = await shelf.lease()
     await shelf.claim(lease)
     await shelf.claim(lease, OTHER)
-    for death in range(1, 4):
+    lease = await shelf.lease(owner="after the first death")
+    assert [await shelf.claim(lease, key) for key in (KEY, OTHER)] == [Claimed("fresh", 2)] * 2
+    for death in range(2, 5):
         lease = await shelf.lease(owner=f"after death {death}")
-        assert await shelf.claim(lease, OTHER) == Claimed("fresh", 2)
+        assert await shelf.claim(lease, OTHER) == Claimed("fresh", 3)
         assert await shelf.claim(lease) == Claimed("fresh", death + 1)
         assert await shelf.claim(lease, solo=True) == Claimed("fresh", death + 1)
 
