@@ -14,13 +14,13 @@ from choreo.transports.kafka_consumer import KafkaConsumer
 from choreo.transports.kafka_errors import next_step, reason
 from choreo.transports.kafka_offsets import read_range
 from choreo.transports.kafka_producer import KafkaProducer
-from choreo.transports.kafka_settings import cap_loggers, security_from_environment
+from choreo.transports.kafka_settings import KafkaMembership, cap_loggers, security_from_environment
 
 __all__ = ["KafkaConsumer", "KafkaTransport"]
 
 
 class KafkaTransport:
-    """As `choreo.ports.Transport`, for brokers >= 2.1; exactly-once pairs need 4.0 (reference/kafka.md).
+    """As `choreo.ports.Transport`, for brokers >= 2.1; exactly-once pairs need 4.0.
 
     Args:
         bootstrap_servers: host:port, more of them separated by commas.
@@ -53,7 +53,7 @@ class KafkaTransport:
         self._servers = bootstrap_servers
         self._arguments = {"bootstrap_servers": bootstrap_servers, "client_id": client_id, **trust}
         self._open_s, self._ask_s = open_s, ask_s
-        self._consumer_options = dict(consumer_options or {})
+        self._consumer_options = {**KafkaMembership().arguments(), **(consumer_options or {})}
         self._producer = KafkaProducer({**self._arguments, **(producer_options or {})}, timeout_s=send_s)
 
     def __repr__(self) -> str:

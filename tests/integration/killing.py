@@ -33,12 +33,8 @@ SERVICES = tuple(app.services)
 PARTITIONS = 4
 STALL_S = 40.0
 """Longer than a killed member of a group can hold up its successor."""
-# As `python -m choreo`, but that a killed member is forgotten as soon as the broker allows, and not after 45 s.
-QUICK_SESSIONS = (
-    "from choreo.transports.kafka_settings import CONSUMER_DEFAULTS as defaults; "
-    "defaults.update(session_timeout_ms=6_000, heartbeat_interval_ms=500); "
-    "from choreo.cli import main; main()"
-)
+# A killed member is forgotten as soon as the broker allows, and not after 45 s.
+QUICK_SESSIONS = {"CHOREO_KAFKA_SESSION_TIMEOUT_MS": "6000"}
 
 
 class Stalled(AssertionError):
@@ -71,6 +67,7 @@ class Fleet:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
             **os.environ,
+            **QUICK_SESSIONS,
             "PYTHONPATH": str(ROOT),
             "CHOREO_TOPIC_PREFIX": app.topic(""),
             PROVIDER_DB: str(self.provider_db),
@@ -79,8 +76,7 @@ class Fleet:
 
     def choreo(self, *arguments: str) -> list[str]:
         """The command line of a choreo command."""
-        start = ["-m", "choreo"] if self.embedded else ["-c", QUICK_SESSIONS]
-        return [sys.executable, *start, *arguments]
+        return [sys.executable, "-m", "choreo", *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A choreo command that ends by itself."""

@@ -19,7 +19,7 @@ from handlers.order_fulfilment.orders import EXPECTED, read, shipped_lines
 from tests.integration.killing import PARTITIONS, SERVICES, TARGET, Fleet, kill_at_random, out_of_order, scattered
 
 KILLS = 3
-PORTION, PAUSE_S = 40, 1.6
+PORTION, PAUSE_S = 40, 1.0
 """While somebody is still to be killed. What is claimed when a process dies is run one by one afterwards, slowly."""
 
 
