@@ -27,7 +27,7 @@ QUEUE_SPANS_MAX = 16384
 BATCH_SPANS_MAX = 2048
 BATCH_DELAY_MS = 1000
 """Where no OTEL_BSP_* is set. Export is serial: with a backend that takes 250 ms, the SDK's own 512 spans a batch
-lose half of 4000 spans/s, and these lose none (reference/tracing.md, section 3)."""
+lose half of 4000 spans/s, and these lose none."""
 
 _log = logging.getLogger("choreo.telemetry")
 _local = threading.local()

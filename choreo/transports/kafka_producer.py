@@ -40,8 +40,7 @@ class KafkaProducer:
     """Sends calls of records, each under one deadline of `timeout_s`.
 
     After any failure the aiokafka producer is discarded and never used on: an idempotent one is wedged by a batch
-    that failed (reference/kafka.md, bug 4), and what it still holds must not reach the log after the same records
-    were sent again.
+    that failed, and what it still holds must not reach the log after the same records were sent again.
     """
 
     def __init__(self, arguments: Mapping[str, Any], *, timeout_s: float) -> None:
