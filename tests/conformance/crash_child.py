@@ -11,14 +11,14 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from choreo import App, Event, Service
 from choreo.core.messages import Limits
 from choreo.runtime import emitting
 from choreo.sqlite import log
 from choreo.stores.sqlite import SqliteStore
-from choreo.transports import embedded, kafka_settings
+from choreo.transports import embedded
 from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka_consumer import KafkaConsumer
 
@@ -165,9 +165,9 @@ class Job(TypedDict):
 def live(job: Job) -> int:
     """The life of one process, and its exit code."""
     os.environ.update(CHOREO_CRASH_AT=job["point"], CHOREO_TOPIC_PREFIX=job["prefix"])
-    embedded.HEARTBEAT_S, embedded.MEMBER_S = 0.1, 0.8  # a killed member is replaced sooner
-    defaults = cast(dict[str, Any], kafka_settings.CONSUMER_DEFAULTS)
-    defaults.update(session_timeout_ms=6_000, heartbeat_interval_ms=300)
+    # A killed member is replaced sooner.
+    os.environ["CHOREO_KAFKA_SESSION_TIMEOUT_MS"] = "6000"
+    embedded.HEARTBEAT_S, embedded.MEMBER_S = 0.1, 0.8
     try:
         arm(job["broker"])
         asyncio.run(run(shop(job["prefix"]), job["broker"], job["path"], job["events"]))
