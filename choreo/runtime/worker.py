@@ -182,14 +182,18 @@ class Worker:
     async def _renew_loop(self) -> None:
         while True:
             await asyncio.sleep(self.ports.lease_s / 3)
-            try:
-                lost = await self.ports.store.renew(tuple(self.leases.values()), self.ports.lease_s)
-            except ChoreoError as error:
-                log.warning("%s: leases could not be renewed: %s", self.service.name, error)
-                continue
-            if lost:
-                self.step(m.Revoked(tuple(lost)))
-                self.fenced(lost)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Keep the leases, and drop the partitions whose lease somebody else has."""
+        try:
+            lost = await self.ports.store.renew(tuple(self.leases.values()), self.ports.lease_s)
+        except ChoreoError as error:
+            log.warning("%s: leases could not be renewed: %s", self.service.name, error)
+            return
+        if lost:
+            self.step(m.Revoked(tuple(lost)))
+            self.fenced(lost)
 
     # ---- partitions come and go
 
@@ -284,7 +288,7 @@ class Worker:
             verdicts = await self.ports.store.claim([lease for lease in leases.values() if lease], requests)
         except LeaseLost:
             self.step(m.ClaimFailed(units))
-            await self._check_leases()
+            await self._renew()
             return
         except ChoreoError as error:
             log.warning("%s: the store did not take a claim, trying again: %s", self.service.name, error)
@@ -294,12 +298,6 @@ class Worker:
             self.step(m.ClaimFailed(units))
             return
         self.step(m.Claimed(units, verdicts))
-
-    async def _check_leases(self) -> None:
-        lost = await self.ports.store.renew(tuple(self.leases.values()), self.ports.lease_s)
-        if lost:
-            self.step(m.Revoked(tuple(lost)))
-            self.fenced(lost)
 
     async def _invoke(self, unit: Unit) -> None:
         span, work = self.span(unit), unit.work
