@@ -4,7 +4,7 @@ Nothing here names a broker, a database or a tracer. An adapter states what it g
 suite in `choreo.testing.conformance` holds it to that.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -67,6 +67,9 @@ class Consumer(Protocol):
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Fetch from `offset` on and let the partition flow."""
 
+    def drained(self, partition: TopicPartition) -> bool:
+        """Whether, when last looked, the log of it held nothing that `fetch` has not returned; False if unknown."""
+
     def pause(self, partition: TopicPartition) -> None:
         """Fetch nothing of it until `resume`."""
 
@@ -106,6 +109,9 @@ class Transport(Protocol):
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """Create those that are missing; an existing one is left as it is."""
 
+    async def widen(self, partitions: Mapping[str, int]) -> None:
+        """Give each topic so many partitions; a topic that has as many, or more, is left as it is."""
+
     async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
         """Every record of `topics` from `since_ms` on, up to the end as it is now: for looking, not for consuming."""
 
@@ -125,7 +131,8 @@ class Lease(NamedTuple):
 class ClaimRequest(NamedTuple):
     """One unit to claim.
 
-    `digest`: 16 bytes, the idempotency key. `fingerprint`: 8 bytes of the payload. `solo`: count this delivery.
+    `digest`: 16 bytes, the idempotency key. `fingerprint`: 8 bytes of the payload. `timestamp_ms`: log time of the
+    record, by which the key is kept. `solo`: count this delivery.
     """
 
     partition: TopicPartition
@@ -167,13 +174,17 @@ class Finished:
 class Transacted:
     """One unit to be invoked inside the commit's own transaction, with the handler's rows.
 
-    `invoke(connection)` returns the finished unit, or raises: then its rows are rolled back and nothing else is.
+    `invoke(transaction, connection)` returns the finished unit, or raises: then its rows are rolled back and nothing
+    else is. `wants`: which of the store's `transaction_types` the handler asks for. `is_async`: `invoke` returns an
+    awaitable, to be awaited on the event loop; otherwise it may block, and is called on a thread.
     """
 
     partition: TopicPartition
     digest: bytes
     lane: object
-    invoke: Callable[[Any], Finished]
+    wants: str
+    is_async: bool
+    invoke: Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,22 +213,57 @@ class CommitResult:
     outbox: Sequence[tuple[int, ProducerRecord]] = ()
 
 
+class StoreStats(NamedTuple):
+    """What a store holds for one group.
+
+    `keys`: of handled units; `claims`: of units in flight; `oldest_ms`, `progress_ms`: log times, None if unknown.
+    """
+
+    keys: int
+    claims: int
+    outbox: int
+    oldest_ms: int | None
+    progress_ms: int | None
+
+
 class IdempotencyStore(Protocol):
-    """Keys of what was handled, leases that fence, and what else commits with them."""
+    """Keys of what was handled, leases that fence, and what else commits with them.
+
+    Attributes:
+        carries: What a commit of its makes durable.
+        transaction_types: Qualified names of the types a handler may ask for as the unit's transaction, such as
+            `sqlite3.Connection`; none unless it carries rows.
+        transactions_max: Commits with handlers inside that it runs at once; 0 without rows.
+    """
 
     name: str
     carries: frozenset[Carries]
-    transaction_type: type | None
-    """What a plain handler may ask for as the unit's transaction, e.g. `sqlite3.Connection`."""
+    transaction_types: frozenset[str]
+    transactions_max: int
 
     async def open(self) -> None:
-        """Connect and check the schema, or raise StoreError or ConfigurationError saying what to do."""
+        """Connect, or raise StoreError saying what to check."""
+
+    async def plan(self) -> Sequence[str]:
+        """What `apply` would do to the schema, a statement each; nothing if it is as this version needs it.
+
+        Raises:
+            ConfigurationError: The schema is of a newer version of choreo, or is none of its own.
+        """
+
+    async def apply(self) -> None:
+        """Do what `plan` says; several processes may at once."""
 
     async def acquire(self, group: str, partitions: Sequence[TopicPartition], owner: str) -> Sequence[Lease]:
         """Take the partitions at once, each with a newer epoch than anyone had."""
 
-    async def renew(self, leases: Sequence[Lease], lease_s: float) -> frozenset[TopicPartition]:
-        """Keep the leases for another `lease_s` seconds; returns the partitions that are not ours any more."""
+    async def renew(
+        self, leases: Sequence[Lease], lease_s: float, progress_ms: Mapping[TopicPartition, int] | None = None
+    ) -> frozenset[TopicPartition]:
+        """Keep the leases for another `lease_s` seconds; returns the partitions that are not ours any more.
+
+        `progress_ms`: the log time each partition's committed offset has come to, where that is known; for `purge`.
+        """
 
     async def claim(self, leases: Sequence[Lease], requests: Sequence[ClaimRequest]) -> Sequence[Claimed]:
         """Claim units in one round trip; answers in the order of the requests.
@@ -238,8 +284,62 @@ class IdempotencyStore(Protocol):
     async def release(self, leases: Sequence[Lease]) -> None:
         """Give the leases up, and with them every claim that was not finished."""
 
+    async def purge(self, group: str, topics: Sequence[str], ttl_ms: int) -> int:
+        """Forget keys of the group whose log time is more than `ttl_ms` before the group's progress; returns how many.
+
+        The progress is the lowest that `renew` was told of any partition of `topics`; until each was told, nothing
+        is forgotten. One call takes a bounded number of keys: call again while it returns any.
+        """
+
+    async def stats(self) -> Mapping[str, StoreStats]:
+        """What it holds, by group."""
+
     async def run(self, function: Callable[[Any], object]) -> None:
         """Run `function(connection)` in a transaction of its own; for a service's `on_start`."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class LogCommit(NamedTuple):
+    """One input partition's part of a transaction on the log: records in order, then its committed offset."""
+
+    records: Sequence[ProducerRecord]
+    offset: int | None = None
+
+
+class Transactions(Protocol):
+    """Commits of one consumer group that exist on the log only whole, and only while their partition is ours.
+
+    What is appended here is seen by readers under read_committed. A transport that has it offers
+    `transactions(group) -> Transactions`.
+    """
+
+    async def fence(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Take each input partition with a newer epoch than anyone had; returns the epochs.
+
+        When it returns no former owner can commit for them any more, and every transaction of theirs has ended.
+        Taking again what is ours already ends a transaction of our own whose end is not known.
+
+        Raises:
+            TransportError: It could not be taken; try again.
+        """
+
+    async def commit(self, parts: Mapping[TopicPartition, LogCommit]) -> Mapping[TopicPartition, Exception | None]:
+        """Commit each partition's part, whole or not at all; of several partitions some may fail.
+
+        Returns, for each: None, committed; LeaseLost, a newer owner has it and nothing was written; another
+        exception, it is not known whether it was committed: `fence` the partition, then look on the log.
+        """
+
+    async def give_up(self, partitions: Sequence[TopicPartition]) -> None:
+        """Let go of them; a transaction that is open is never committed."""
+
+    def read(self, partition: TopicPartition, offset: int) -> AsyncIterator[Sequence[Record]]:
+        """Committed records of any partition from `offset` (or the first there is) to its end as it is now.
+
+        The end is that of all that was appended: an open transaction is waited for. Ascending, in batches.
+        """
 
     async def close(self) -> None:
         """Disconnect."""
