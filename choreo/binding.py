@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,8 +16,15 @@ from choreo.service import Handler
 Around = typing.Callable[[Context], AbstractAsyncContextManager[Any]]
 Kind = Literal["coroutine", "function", "async_generator", "generator"]
 
-TRANSACTION_TYPES = ("sqlite3.Connection", "psycopg.AsyncConnection", "sqlalchemy.ext.asyncio.session.AsyncSession")
-"""Parameter types that mean the unit's transaction, by qualified name so that no driver is imported for it."""
+TRANSACTIONS: Mapping[str, tuple[Kind, ...]] = {
+    "sqlite3.Connection": ("function", "generator"),
+    "psycopg.Connection": ("function", "generator"),
+    "psycopg.AsyncConnection": ("coroutine", "async_generator"),
+    "sqlalchemy.orm.session.Session": ("function", "generator"),
+    "sqlalchemy.ext.asyncio.session.AsyncSession": ("coroutine", "async_generator"),
+}
+"""Parameter types that mean the unit's transaction, by qualified name so that no driver is imported for it, and the
+handlers that may ask for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,7 @@ class BoundHandler:
     Attributes:
         classes: Event class by (type, version).
         contexts, transactions: Names of parameters that take the Context, the unit's transaction.
+        transaction: Qualified name of the transaction's type, empty if it asks for none.
         resources: Parameter name -> the annotated type, given by the App's resources.
         emits: What it may emit.
     """
@@ -36,18 +44,24 @@ class BoundHandler:
     classes: Mapping[tuple[str, int], type[Event]]
     contexts: tuple[str, ...]
     transactions: tuple[str, ...]
+    transaction: str
     resources: Mapping[str, Any]
     emits: tuple[type[Event], ...]
 
     @property
     def transacts(self) -> bool:
-        """Whether it is invoked inside the commit's own transaction."""
+        """Whether it is invoked inside the transaction its key commits in."""
         return bool(self.transactions)
 
-    def arguments(self, context: Context, resources: Mapping[Any, Any]) -> dict[str, Any]:
+    @property
+    def is_async(self) -> bool:
+        """Whether it is invoked on the event loop."""
+        return self.kind in ("coroutine", "async_generator")
+
+    def arguments(self, context: Context, resources: Mapping[Any, Any], transaction: Any = None) -> dict[str, Any]:
         """Keyword arguments of one call, but for the event."""
         arguments: dict[str, Any] = dict.fromkeys(self.contexts, context)
-        arguments.update(dict.fromkeys(self.transactions, context.transaction))
+        arguments.update(dict.fromkeys(self.transactions, transaction))
         arguments.update({name: resources[wanted] for name, wanted in self.resources.items()})
         return arguments
 
@@ -95,7 +109,7 @@ def bind(handler: Handler) -> BoundHandler:
         raise DeclarationError(
             f"{handler.label}: the event is given by position; take {parameters[0].name!r} before the *"
         )
-    contexts, transactions, resources = [], [], {}
+    contexts, transactions, resources = [], {}, {}
     for parameter in parameters[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise DeclarationError(
@@ -111,24 +125,41 @@ def bind(handler: Handler) -> BoundHandler:
             )
         if wanted is Context:
             contexts.append(parameter.name)
-        elif is_transaction(wanted):
-            transactions.append(parameter.name)
+        elif transaction_type(wanted) is not None:
+            transactions[parameter.name] = str(transaction_type(wanted))
         else:
             resources[parameter.name] = wanted
     kind = _kind(handler.function)
-    if transactions and kind != "function":
-        raise DeclarationError(
-            f"{handler.label}: SQLite's write lock must not be held while a handler is awaited; make it a plain def "
-            f"(it runs inside the commit), and do calls to the outside in an async handler of their own"
-        )
+    _check_transactions(handler, kind, set(transactions.values()))
     classes = {(event.event_type, event.event_version): event for event in handler.events}
     emits = handler.emits if handler.emits is not None else _declared_emits(handler, hints)
-    return BoundHandler(handler, kind, classes, tuple(contexts), tuple(transactions), resources, emits)
+    transaction = next(iter(transactions.values()), "")
+    return BoundHandler(handler, kind, classes, tuple(contexts), tuple(transactions), transaction, resources, emits)
 
 
-def is_transaction(wanted: Any) -> bool:
-    """Whether a parameter of this type stands for the unit's transaction."""
-    return isinstance(wanted, type) and f"{wanted.__module__}.{wanted.__qualname__}" in TRANSACTION_TYPES
+def transaction_type(wanted: Any) -> str | None:
+    """The qualified name of a type that stands for the unit's transaction, None for any other."""
+    type_ = get_origin(wanted) or wanted
+    name = f"{type_.__module__}.{type_.__qualname__}" if isinstance(type_, type) else ""
+    return name if name in TRANSACTIONS else None
+
+
+def _check_transactions(handler: Handler, kind: Kind, wanted: Collection[str]) -> None:
+    if len(wanted) > 1:
+        raise DeclarationError(
+            f"{handler.label} asks for {' and '.join(sorted(wanted))}, and a unit has one transaction; take one of "
+            "them, with Context its `transaction` is the driver's own connection"
+        )
+    for name in wanted:
+        if kind in TRANSACTIONS[name]:
+            continue
+        if name == "sqlite3.Connection":
+            raise DeclarationError(
+                f"{handler.label}: SQLite's write lock must not be held while a handler is awaited; make it a plain "
+                f"def (it runs inside the commit), and do calls to the outside in an async handler of their own"
+            )
+        instead = next(each for each in TRANSACTIONS if kind in TRANSACTIONS[each] and each[:8] == name[:8])
+        raise DeclarationError(f"{handler.label}: {name} is not for a handler of this kind; ask for {instead}")
 
 
 def _kind(function: Any) -> Kind:

@@ -231,6 +231,7 @@ class IdempotencyStore(Protocol):
 
     Attributes:
         carries: What a commit of its makes durable.
+        dedupe_scope: Whether a key is known from whichever partition its event comes, or only within the first one's.
         transaction_types: Qualified names of the types a handler may ask for as the unit's transaction, such as
             `sqlite3.Connection`; none unless it carries rows.
         transactions_max: Commits with handlers inside that it runs at once; 0 without rows.
@@ -238,6 +239,7 @@ class IdempotencyStore(Protocol):
 
     name: str
     carries: frozenset[Carries]
+    dedupe_scope: Literal["anywhere", "partition"]
     transaction_types: frozenset[str]
     transactions_max: int
 
@@ -285,7 +287,7 @@ class IdempotencyStore(Protocol):
         """Give the leases up, and with them every claim that was not finished."""
 
     async def purge(self, group: str, topics: Sequence[str], ttl_ms: int) -> int:
-        """Forget keys of the group whose log time is more than `ttl_ms` before the group's progress; returns how many.
+        """Forget keys whose log time is more than `ttl_ms` before the group's progress; returns how many.
 
         The progress is the lowest that `renew` was told of any partition of `topics`; until each was told, nothing
         is forgotten. One call takes a bounded number of keys: call again while it returns any.

@@ -12,6 +12,7 @@ from choreo.binding import Around, BoundHandler
 from choreo.core.messages import Limits
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
+from choreo.opening import STORES, open_store, open_transport
 from choreo.ports import Clock, IdempotencyStore, Instrument, TopicSpec, Transport
 from choreo.publisher import Publisher, Reference
 from choreo.runtime.clock import SystemClock
@@ -46,10 +47,12 @@ class Settings:
     store: str | None = None
     drain_s: float = 20.0
     lease_s: float = 30.0
+    key_ttl_s: float = 7 * 86_400.0
     limits: Limits = field(default_factory=Limits)
     clock: Clock = field(default_factory=SystemClock)
     inline: bool = False
     create_topics: bool = False
+    create_schema: bool = False
     partitions: int = 4
 
 
@@ -102,25 +105,6 @@ async def _open(resource: Any, stack: AsyncExitStack) -> Any:
     return resource
 
 
-def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
-    """The transport of a broker URL, not opened yet.
-
-    Raises:
-        ConfigurationError: It is neither `embedded:PATH` nor `kafka://HOST:PORT[,HOST:PORT]`.
-    """
-    kind, _, rest = broker.partition(":")
-    if kind == "embedded" and rest:
-        return EmbeddedTransport(Database(rest), clock or SystemClock())
-    if kind == "kafka" and rest.strip("/"):
-        from choreo.transports.kafka import KafkaTransport
-        from choreo.transports.kafka_settings import security_from_environment
-
-        return KafkaTransport(rest.strip("/"), security=security_from_environment())
-    raise ConfigurationError(
-        f"the broker {broker!r} is not understood; write embedded:PATH or kafka://HOST:PORT[,HOST:PORT]"
-    )
-
-
 class Running:
     """Services that run in this process."""
 
@@ -143,22 +127,37 @@ class Running:
                 raise ConfigurationError("the embedded broker keeps the store in its own file; leave --store out")
             self.database = Database(path, inline=settings.inline)
             return EmbeddedTransport(self.database, settings.clock)
-        if settings.store is None and kind == "kafka":
-            raise ConfigurationError(
-                "Kafka needs an idempotency store; give --store sqlite:PATH, a file that outlives the process"
-            )
+        if settings.store is None and kind.startswith("kafka"):
+            raise ConfigurationError(f"Kafka needs an idempotency store; give --store: {STORES}")
         return open_transport(settings.broker, clock=settings.clock)
 
-    def _store(self, service: str) -> IdempotencyStore:
-        settings = self.settings
+    async def _store(self, plan: Plan, stack: AsyncExitStack) -> IdempotencyStore:
+        """The service's store, open, its schema as this version needs it."""
+        settings, service = self.settings, plan.service
+        store: IdempotencyStore
         if self.database is not None:
-            return SqliteStore(self.database, settings.clock, with_log=True, lease_s=settings.lease_s)
-        assert settings.store is not None
-        kind, _, path = settings.store.partition(":")
-        if kind != "sqlite" or not path or path == ":memory:":
-            raise ConfigurationError(f"the store {settings.store!r} is not understood; write sqlite:PATH, a file")
-        database = Database(path.replace("{service}", service))
-        return SqliteStore(database, settings.clock, with_log=False, lease_s=settings.lease_s)
+            store = SqliteStore(self.database, settings.clock, with_log=True, lease_s=settings.lease_s)
+        else:
+            assert settings.store is not None
+            store = open_store(
+                settings.store,
+                service.name,
+                service.group,
+                self.transport,
+                clock=settings.clock,
+                lease_s=settings.lease_s,
+                topic_prefix=self._topic(""),
+            )
+        await store.open()
+        stack.push_async_callback(store.close)
+        if await store.plan():
+            if self.database is None and not settings.create_schema:
+                raise ConfigurationError(
+                    f"the schema of the store {store.name} is not there or older than this choreo: see it with "
+                    "`choreo store plan --sql`, and bring it up to date with `choreo store apply`"
+                )
+            await store.apply()
+        return store
 
     @asynccontextmanager
     async def started(self, resources: Resources, overrides: Mapping[Any, Any]) -> AsyncIterator["Running"]:
@@ -196,13 +195,9 @@ class Running:
 
     async def _worker(self, plan: Plan, instances: Mapping[Any, Any], stack: AsyncExitStack) -> Worker:
         settings, service = self.settings, plan.service
-        store = self._store(service.name)
-        await store.open()
-        stack.push_async_callback(store.close)
+        store = await self._store(plan, stack)
         self.stores[service.name] = store
-        for bound in plan.handlers:
-            if bound.transacts and "rows" not in store.carries:
-                raise ConfigurationError(f"{bound.handler.label} asks for a transaction, which {store.name} has not")
+        check_pair(plan, store)
         instrument = self._instrument(service.name, alone=len(self._plans) == 1)
         stack.push_async_callback(asyncio.to_thread, instrument.close)
         ports = Ports(
@@ -212,6 +207,7 @@ class Running:
             settings.clock,
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
+            key_ttl_s=settings.key_ttl_s,
             limits=settings.limits,
         )
         return Worker(
@@ -237,3 +233,27 @@ class Running:
                 "`choreo topics apply MODULE:APP --broker URL`"
             )
         await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
+
+
+def check_pair(plan: Plan, store: IdempotencyStore) -> None:
+    """Whether the store can hold what the service's handlers ask for.
+
+    Raises:
+        ConfigurationError: It cannot; says which can.
+    """
+    for bound in plan.handlers:
+        label, key = bound.handler.label, bound.handler.idempotency_key
+        if bound.transacts and bound.transaction not in store.transaction_types:
+            offered = ", ".join(sorted(store.transaction_types)) or "none"
+            raise ConfigurationError(
+                f"{label} asks for {bound.transaction} as its transaction; the store {store.name} offers {offered}"
+            )
+        if key is None or store.dedupe_scope == "anywhere":
+            continue
+        for event in bound.handler.events:
+            if event.event_key != key:
+                raise ConfigurationError(
+                    f"{label} has the idempotency key {key!r}, and {event.__name__} is sent by the key "
+                    f"{event.event_key!r}: the store {store.name} knows a key only in the partition it came from. "
+                    f"Send the event by {key!r}, or take a store in PostgreSQL, SQLite or Redis"
+                )

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from choreo.app import App
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError
+from choreo.opening import STORES
 
 FAILED, MISUSED = 1, 2
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -23,11 +24,15 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the App is, such as shop.app:app.")]
 Broker = Annotated[
     str,
-    typer.Option(envvar="CHOREO_BROKER", help="embedded:PATH or kafka://host:port[,host:port]."),
+    typer.Option(
+        envvar="CHOREO_BROKER", help="embedded:PATH, kafka://host:port[,host:port] or kafka+confluent://..."
+    ),
 ]
 Store = Annotated[
     str | None,
-    typer.Option(envvar="CHOREO_STORE", help="sqlite:PATH, which may hold {service}. None with an embedded broker."),
+    typer.Option(
+        envvar="CHOREO_STORE", help=f"{STORES}; PATH may hold {{service}}. None with an embedded broker."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 

@@ -19,8 +19,8 @@ from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, Broker, Target, err, load_app, out, print_json, reported, run_async
 from choreo.errors import ChoreoError, ConfigurationError, DecodeError
 from choreo.event import Event
+from choreo.opening import open_transport
 from choreo.publisher import Publisher, Reference
-from choreo.running import open_transport
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.routing import PAYLOAD_BYTES_MAX
 from choreo.telemetry.setup import instrument_from_environment

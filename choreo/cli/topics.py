@@ -7,8 +7,8 @@ import typer
 from rich.table import Table
 
 from choreo.cli.console import FAILED, AsJson, Broker, Target, load_app, out, print_json, reported, run_async
+from choreo.opening import open_transport
 from choreo.ports import TopicSpec
-from choreo.running import open_transport
 
 topics = typer.Typer(
     help="Compare an app's topics with the broker's, and create what is missing.", no_args_is_help=True

@@ -26,7 +26,7 @@ from choreo.cli.console import (
 from choreo.errors import ConfigurationError
 from choreo.flow import jaeger as jaeger_api
 from choreo.flow.timeline import Timeline, build
-from choreo.running import open_transport
+from choreo.opening import open_transport
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore

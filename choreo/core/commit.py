@@ -14,7 +14,6 @@ class Flush(NamedTuple):
 
     number: int
     units: Sequence[Unit]
-    transact: Sequence[Unit]
     offsets: dict[TopicPartition, int]
 
 
@@ -47,8 +46,8 @@ class Commits:
             return False
         return idle or now_s >= self.due_s or len(self.returned) >= self._limits.flush_units
 
-    def begin(self, transact: Sequence[Unit]) -> Commit | None:
-        """Put all that returned and `transact` into a flush; None when there turns out to be nothing."""
+    def begin(self) -> Commit | None:
+        """Put all that returned into a flush; None when there turns out to be nothing."""
         units, self.returned, self.due_s = self.returned, [], None
         for unit in units:
             unit.advance(Signal.FLUSH)
@@ -58,11 +57,11 @@ class Commits:
             for id_, partition in self._partitions.items()
             if (watermark := partition.watermark()) > partition.committed
         }
-        if not (units or transact or offsets):
+        if not (units or offsets):
             return None
         self._number += 1
-        self.flight = Flush(self._number, units, transact, offsets)
-        return Commit(self._number, units, transact, offsets)
+        self.flight = Flush(self._number, units, offsets)
+        return Commit(self._number, units, offsets)
 
     def land(self, number: int, refused: frozenset[TopicPartition]) -> Flush:
         """The flush is durable but for `refused`: finish its units; returns it."""
@@ -79,8 +78,8 @@ class Commits:
                 partition.forget_finished()
         return flush
 
-    def fail(self, number: int, now_s: float) -> Flush:
-        """The same values are to be flushed again, after a pause; returns the flush."""
+    def fail(self, number: int, now_s: float) -> None:
+        """The same values are to be flushed again, after a pause."""
         flush = self._take(number)
         again = [unit for unit in flush.units if unit.state is State.COMMITTING]
         for unit in again:
@@ -89,7 +88,6 @@ class Commits:
         self.returned = again + self.returned
         self.after_s = now_s + self._limits.failure_s
         self.note(now_s)
-        return flush
 
     def forget(self, partition: TopicPartition) -> None:
         """The partition is gone, its results with it."""

@@ -27,6 +27,7 @@ class Engine:
         self._keys: dict[bytes, Unit] = {}
         self._claiming = 0
         self._commits = Commits(self.limits, self.partitions)
+        self._transact_after_s = 0.0
         self._timers: list[tuple[float, int, Unit]] = []
         self._timer_number = 0
         self._wait_until_s: float | None = None
@@ -39,6 +40,7 @@ class Engine:
             m.ClaimFailed: self._claim_failed,
             m.Returned: self._handler_returned,
             m.Raised: self._raised,
+            m.Transacted: self._transacted,
             m.Committed: self._committed,
             m.CommitFailed: self._commit_failed,
             m.Tick: lambda _: None,
@@ -76,12 +78,17 @@ class Engine:
 
     def waiting(self) -> bool:
         """Whether nothing goes on but waiting for a time: no handler, store or broker is at work."""
-        return not (self._turns.running or self._claiming or self._commits.flight)
+        return not (self._turns.running or self._turns.transactions or self._claiming or self._commits.flight)
 
     @property
     def running(self) -> int:
-        """Handlers at work outside of a commit."""
+        """Handlers at work outside of a transaction."""
         return self._turns.running
+
+    def progress_ms(self, partition: TopicPartition, *, drained_ms: int | None) -> int | None:
+        """The log time the committed offset has come to; `drained_ms`, now, if the log holds nothing more of it."""
+        found = self.partitions.get(partition)
+        return None if found is None else found.progress_ms(drained_ms)
 
     @property
     def wake_at_s(self) -> float | None:
@@ -141,7 +148,7 @@ class Engine:
             return
         new: list[Unit] = []
         for delivery in message.deliveries:
-            partition.take_in(delivery)
+            partition.take_in(delivery, int(self._now_s * 1000))
             for unit in delivery.units:
                 leader = self._keys.setdefault(unit.digest, unit)
                 if leader is unit:
@@ -208,12 +215,13 @@ class Engine:
 
     def _schedule(self) -> None:
         """Give turns: a suspect alone, everybody else up to the bound on concurrency."""
-        flight = self._commits.flight
-        suspect = self._turns.suspect(transacting=flight is not None and bool(flight.transact))
+        suspect = self._turns.suspect()
         if suspect is not None:
             self._claim([suspect], solo=True)
         for unit in self._turns.take():
             self._out.append(m.Invoke(unit) if unit.poison is None else m.DeadLetter(unit, unit.poison))
+        if self._now_s >= self._transact_after_s:
+            self._out.extend(map(m.Transact, self._turns.take_transactable()))
 
     def _handler_returned(self, message: m.Returned) -> None:
         unit = message.unit
@@ -256,10 +264,10 @@ class Engine:
         commits = self._commits
         if commits.flight is not None or self._now_s < commits.after_s:
             return
-        transact = self._turns.take_transactable()
-        idle = not (self._turns.running or self._claiming or self._turns.waiting)
-        if transact or commits.due(self._now_s, idle=idle):
-            effect = commits.begin(transact)
+        turns = self._turns
+        idle = not (turns.running or turns.waiting or turns.transactions or turns.transactable or self._claiming)
+        if commits.due(self._now_s, idle=idle):
+            effect = commits.begin()
             if effect is not None:
                 self._out.append(effect)
 
@@ -271,20 +279,30 @@ class Engine:
         if message.refused:
             self._drop([unit for unit in flush.units if unit.partition in message.refused])
             self._revoked(m.Revoked(tuple(message.refused)))
-        for each in message.transacted:
-            self._transacted(each)
         for partition in self.partitions.values():
             self._note_progress(partition)
 
     def _transacted(self, message: m.Transacted) -> None:
-        unit = message.unit
+        self._turns.transactions -= 1
+        if message.failed:
+            self._transact_after_s = self._now_s + self.limits.failure_s
+        if message.refused:
+            self._revoked(m.Revoked(tuple(message.refused)))
+        for each in message.outcomes:
+            self._came_of(each)
+        for id_ in {each.unit.partition for each in message.outcomes}:
+            if id_ in self.partitions:
+                self._note_progress(self.partitions[id_])
+
+    def _came_of(self, outcome: m.Outcome) -> None:
+        unit = outcome.unit
         if unit.state is not State.RUNNING:
             return
-        if message.raised is not None:
-            self._raised(message.raised)
+        if outcome.raised is not None:
+            self._raised(outcome.raised)
             return
         self._turns.end(unit)
-        if message.result is None:
+        if outcome.result is None:
             unit.attempts -= 1
             unit.advance(Signal.SKIPPED)
             if self.partitions[unit.partition].draining:
@@ -292,7 +310,7 @@ class Engine:
             else:
                 self._turns.enqueue(unit.lane)
             return
-        unit.result = message.result
+        unit.result = outcome.result
         unit.advance(Signal.COMMITTED)
         self.partitions[unit.partition].settle(unit)
         self._finished(unit)
@@ -303,9 +321,7 @@ class Engine:
         self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
-        flush = self._commits.fail(message.flush, self._now_s)
-        for unit in flush.transact:
-            self._transacted(m.Transacted(unit))
+        self._commits.fail(message.flush, self._now_s)
 
     def _note_progress(self, partition: Partition) -> None:
         if partition.watermark() > partition.committed:
@@ -345,8 +361,8 @@ class Engine:
         times = [self._timers[0][0]] if self._timers else []
         if commits.flight is None and commits.due_s is not None:
             times.append(max(commits.due_s, commits.after_s))
-        if commits.flight is None and self._turns.transactable and commits.after_s > self._now_s:
-            times.append(commits.after_s)
+        if self._turns.transactable and self._transact_after_s > self._now_s:
+            times.append(self._transact_after_s)
         until_s = min(times, default=None)
         if until_s is not None and until_s != self._wait_until_s:
             self._out.append(m.Wait(until_s))

@@ -18,7 +18,8 @@ class Limits:
         concurrency: Handlers running at once.
         flush_units: A flush is due when so many results wait.
         flush_s: A flush is due so long after the first waiting result, in seconds.
-        transact_units: Units invoked inside one commit at most, so that a database lock is held briefly.
+        transact_units: Units invoked inside one transaction at most, so that a database lock is held briefly.
+        transactions_max: Transactions with handlers inside that run at once; the store says how many it takes.
         unfinished_max: Unfinished records of a partition at which it is paused; it flows again at half of it.
         unfinished_bytes_max: The same, by payload bytes.
         unfinished_span_max: Records a partition may be ahead of its watermark; what one slow event can cost
@@ -34,6 +35,7 @@ class Limits:
     flush_units: int = 256
     flush_s: float = 0.005
     transact_units: int = 128
+    transactions_max: int = 1
     unfinished_max: int = 1_000
     unfinished_bytes_max: int = 32 * 1024 * 1024
     unfinished_span_max: int = 10_000
@@ -98,12 +100,23 @@ class Raised(NamedTuple):
     delay_s: float | None = None
 
 
-class Transacted(NamedTuple):
-    """What became of a unit invoked inside a commit: `result`, or `raised`, or neither: not invoked."""
+class Outcome(NamedTuple):
+    """What became of a unit invoked inside a transaction: `result`, or `raised`, or neither: not invoked."""
 
     unit: Unit
     result: Any = None
     raised: Raised | None = None
+
+
+class Transacted(NamedTuple):
+    """A transaction has ended, its emits are sent; `outcomes` tells of each unit of a `Transact`.
+
+    `refused` partitions wrote nothing. `failed`: nothing is known to be durable, and the store needs a pause.
+    """
+
+    outcomes: Sequence[Outcome]
+    refused: frozenset[TopicPartition] = frozenset()
+    failed: bool = False
 
 
 class Committed(NamedTuple):
@@ -111,7 +124,6 @@ class Committed(NamedTuple):
 
     flush: int
     refused: frozenset[TopicPartition] = frozenset()
-    transacted: Sequence[Transacted] = ()
 
 
 class CommitFailed(NamedTuple):
@@ -143,6 +155,7 @@ Input = (
     | ClaimFailed
     | Returned
     | Raised
+    | Transacted
     | Committed
     | CommitFailed
     | Tick
@@ -174,12 +187,17 @@ class DeadLetter(NamedTuple):
     reason: str
 
 
+class Transact(NamedTuple):
+    """Invoke these inside one transaction of the store; units of a lane are in order, and nowhere else."""
+
+    units: Sequence[Unit]
+
+
 class Commit(NamedTuple):
-    """Make a flush durable: `units` with their results, `transact` to be invoked inside, `offsets` next to read."""
+    """Make a flush durable: `units` with their results, `offsets` next to read."""
 
     flush: int
     units: Sequence[Unit]
-    transact: Sequence[Unit]
     offsets: Mapping[TopicPartition, int]
 
 
@@ -207,4 +225,4 @@ class Wait(NamedTuple):
     until_s: float
 
 
-Effect = Claim | Invoke | DeadLetter | Commit | Pause | Resume | Duplicate | Wait
+Effect = Claim | Invoke | Transact | DeadLetter | Commit | Pause | Resume | Duplicate | Wait

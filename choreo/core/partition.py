@@ -37,6 +37,7 @@ class Partition:
         "draining",
         "id",
         "lanes",
+        "log_ms",
         "paused",
         "position",
         "unfinished",
@@ -48,18 +49,26 @@ class Partition:
         self.lanes: dict[object, Lane] = {}
         self.position = offset
         self.committed = offset
+        self.log_ms = 0
         self.paused = False
         self.draining = False
         self.unfinished = 0
         self.unfinished_bytes = 0
         self._entries: deque[Entry] = deque()
 
-    def take_in(self, delivery: Delivery) -> None:
-        """Queue the units of one fetched record behind what their lane already has."""
+    def take_in(self, delivery: Delivery, now_ms: int) -> None:
+        """Queue the units of one fetched record behind what their lane already has.
+
+        Log time is the latest timestamp so far. One from the future, set by a producer, does not move it, or it
+        would make keys of what is still to come look old.
+        """
         self.position = delivery.offset + 1
+        if delivery.timestamp_ms <= now_ms:
+            self.log_ms = max(self.log_ms, delivery.timestamp_ms)
         if not delivery.units:
             return
-        entry = Entry(delivery.offset, len(delivery.units), delivery.payload_bytes, delivery.timestamp_ms)
+        log_ms = max(self.log_ms, min(delivery.timestamp_ms, now_ms))
+        entry = Entry(delivery.offset, len(delivery.units), delivery.payload_bytes, log_ms)
         self._entries.append(entry)
         self.unfinished += 1
         self.unfinished_bytes += entry.payload_bytes
@@ -92,6 +101,12 @@ class Partition:
             if entry.remaining:
                 return entry.offset
         return self.position
+
+    def progress_ms(self, drained_ms: int | None) -> int | None:
+        """The log time its committed offset has come to, None if unknown; `drained_ms` if all of it is done."""
+        if self._entries:
+            return self._entries[0].timestamp_ms
+        return drained_ms or self.log_ms or None
 
     def forget_finished(self) -> None:
         """Let go of the records below the committed watermark."""

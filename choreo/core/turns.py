@@ -12,12 +12,14 @@ class Turns:
     """Queues of lanes whose head can go on.
 
     Attributes:
-        running: Handlers at work outside of a commit, and dead letters in the making.
+        running: Handlers at work outside of a transaction, and dead letters in the making.
+        transactions: Transactions with handlers inside that are under way.
         solo: The suspect that has the process to itself, from its claim to its result.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.running = 0
+        self.transactions = 0
         self.solo: Unit | None = None
         self._limits = limits
         self._ready: deque[Lane] = deque()
@@ -31,7 +33,7 @@ class Turns:
 
     @property
     def transactable(self) -> bool:
-        """Whether a lane waits for a commit to be invoked in."""
+        """Whether a lane waits for a transaction to be invoked in."""
         return bool(self._transactable)
 
     def enqueue(self, lane: Lane) -> None:
@@ -45,16 +47,18 @@ class Turns:
             return
         if head.state is State.SUSPECT:
             queue = self._suspects
-        elif head.state is State.READY:
-            queue = self._ready if counted(head) else self._transactable
+        elif head.state is State.READY and counted(head):
+            queue = self._ready
+        elif head.state is State.READY and not lane.unflushed:  # its emits follow those of its predecessors
+            queue = self._transactable
         else:
             return
         lane.queued = True
         queue.append(lane)
 
-    def suspect(self, *, transacting: bool) -> Unit | None:
+    def suspect(self) -> Unit | None:
         """The next suspect to be claimed alone, once nothing else is at work."""
-        while self._suspects and self.solo is None and not self.running and not transacting:
+        while self._suspects and self.solo is None and not self.running and not self.transactions:
             head = self._pop(self._suspects, State.SUSPECT)
             if head is not None:
                 self.solo, head.solo = head, True
@@ -76,19 +80,30 @@ class Turns:
             if head is not None:
                 yield self._begin(head)
 
-    def take_transactable(self) -> list[Unit]:
-        """Units to invoke inside the next commit; runs of a lane stay together and in order."""
+    def take_transactable(self) -> Iterator[list[Unit]]:
+        """Units to invoke inside a transaction each, for as many as may begin; lanes are dealt out evenly."""
         solo = self.solo
         if solo is not None:
-            if solo.state is not State.READY or counted(solo) or self.running:
-                return []
-            solo.lane.queued = False
-            self._transactable.remove(solo.lane)
-            return [_transact(solo)]
+            if solo.state is State.READY and not counted(solo) and not (self.running or self.transactions):
+                solo.lane.queued = False
+                self._transactable.remove(solo.lane)
+                self.transactions += 1
+                yield [_transact(solo)]
+            return
+        while self._transactable and not self._suspects and self.transactions < self._limits.transactions_max:
+            free = self._limits.transactions_max - self.transactions
+            taken = self._take_lanes(-(-len(self._transactable) // free))
+            if taken:
+                self.transactions += 1
+                yield taken
+
+    def _take_lanes(self, lanes: int) -> list[Unit]:
+        """Units of some lanes: of each as many as stand in a row."""
         taken: list[Unit] = []
         room = self._limits.transact_units
-        while self._transactable and not self._suspects and len(taken) < room:
+        while self._transactable and lanes > 0 and len(taken) < room:
             lane = self._transactable.popleft()
+            lanes -= 1
             lane.queued = False
             for unit in () if lane.partition.draining else tuple(lane.units):
                 if unit.state is not State.READY or counted(unit) or len(taken) >= room:
@@ -118,7 +133,7 @@ class Turns:
 
 
 def counted(unit: Unit) -> bool:
-    """Whether the unit occupies one of the places of `concurrency`; else it is invoked inside a commit."""
+    """Whether the unit occupies one of the places of `concurrency`; else it is invoked inside a transaction."""
     return not unit.transacts or unit.poison is not None
 
 

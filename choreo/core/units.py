@@ -79,7 +79,7 @@ class Entry:
         self.offset = offset
         self.remaining = remaining
         self.payload_bytes = payload_bytes
-        self.timestamp_ms = timestamp_ms
+        self.timestamp_ms = timestamp_ms  # log time: see Partition.take_in
 
 
 class Unit:
@@ -89,7 +89,7 @@ class Unit:
         lane: Events of one lane run in order; the record's key, or something unique when it has none.
         digest: The idempotency key, 16 bytes.
         derived: The event's id was computed by choreo, so another payload under it is no conflict.
-        transacts: The handler writes its rows in the commit's own transaction.
+        transacts: The handler is invoked inside the transaction its key commits in.
         poison: Reason to dead-letter it without invoking anything, or None.
         work: What the runtime needs to invoke it; the core never looks inside.
     """

@@ -1,13 +1,15 @@
-"""Performs a commit: the store first, then the sends it left to us, then the offset."""
+"""Performs commits: flushes of results, and transactions with handlers inside; then the sends and the offset."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, RecordTooLarge
+from choreo.event import Event
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord
 from choreo.runtime.emitting import truncated
@@ -27,6 +29,7 @@ class Flusher:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._resend: set[Lease] = set()
+        self._acked: set[bytes] = set()
 
     def finished(self, unit: Unit, emits: Sequence[ProducerRecord], outcome: str) -> Finished:
         """A unit's result as the store takes it."""
@@ -39,65 +42,111 @@ class Flusher:
         """Make one flush durable, and tell the core what became of it."""
         worker = self._worker
         units = [unit for unit in effect.units if unit.state is State.COMMITTING]
-        inside = [(unit, await worker.invoker.inside(unit)) for unit in effect.transact]
-        wanted = {unit.partition for unit in (*units, *effect.transact)} | set(effect.offsets)
-        leases = {id_: worker.leases[id_] for id_ in wanted if id_ in worker.leases}
-        inside = [(unit, each) for unit, each in inside if unit.partition in leases]
-        request = CommitRequest(
-            leases,
-            [unit.result for unit in units if unit.partition in leases],
-            {id_: offset for id_, offset in effect.offsets.items() if id_ in leases},
-            [Transacted(unit.partition, unit.digest, unit.lane, self._call(unit, each)) for unit, each in inside],
-        )
+        request = self._request(units, effect)
         try:
-            result = await worker.ports.store.commit(request)
+            result = await self._durable(request)
         except ChoreoError as error:
             log.warning("%s: a commit failed, trying again: %s", worker.service.name, error)
-            self._resend.update(leases.values())
+            if isinstance(error, RecordTooLarge):
+                _cut([unit for unit in units if unit.partition in request.leases], error.index)
+            self._resend.update(request.leases.values())
             worker.step(m.CommitFailed(effect.flush))
             return
-        finally:
-            for _, each in inside:
-                await each.leave()
         await self._send(result.outbox)
         await self._resend_unconfirmed()
         if "offset" not in worker.ports.store.carries:
             await self._commit_offsets(request, result)
+        self._acked.difference_update(unit.digest for unit in units)
         self._report(units, result)
-        worker.step(m.Committed(effect.flush, result.refused, self._outcomes(effect, inside, result)))
+        worker.step(m.Committed(effect.flush, result.refused))
         if result.refused:
             worker.fenced(result.refused)
 
-    def _call(self, unit: Unit, inside: Inside) -> Any:
-        worker = self._worker
+    def _request(self, units: Iterable[Unit], effect: m.Commit) -> CommitRequest:
+        """What of a flush is still ours."""
+        wanted = {unit.partition for unit in units} | set(effect.offsets)
+        leases = {id_: lease for id_, lease in self._worker.leases.items() if id_ in wanted}
+        return CommitRequest(
+            leases,
+            [unit.result for unit in units if unit.partition in leases],
+            {id_: offset for id_, offset in effect.offsets.items() if id_ in leases},
+        )
 
-        def invoke(transaction: Any) -> Finished:
-            work: Work = unit.work
-            work.started_s = work.started_s or worker.ports.clock.now_s()
-            events = inside.call(transaction)
+    async def _durable(self, request: CommitRequest) -> CommitResult:
+        """Commit; with a store that neither keeps nor sends emits they are on the log before their keys are done."""
+        ports = self._worker.ports
+        if ports.store.carries & {"emits", "outbox"}:
+            return await ports.store.commit(request)
+        lost = await ports.store.renew(tuple(request.leases.values()), ports.lease_s)
+        kept = CommitRequest(
+            {id_: lease for id_, lease in request.leases.items() if id_ not in lost},
+            [each for each in request.finished if each.partition not in lost],
+            {id_: offset for id_, offset in request.offsets.items() if id_ not in lost},
+        )
+        unsent = [each for each in kept.finished if each.emits and each.digest not in self._acked]
+        await self._send([(0, record) for each in unsent for record in each.emits])
+        self._acked.update(each.digest for each in unsent)  # not again, if now the store fails
+        result = await ports.store.commit(kept)
+        return replace(result, refused=result.refused | lost)
+
+    # ---- transactions with handlers inside
+
+    async def transact(self, effect: m.Transact) -> None:
+        """Invoke handlers inside one transaction of the store, send what they emit, tell the core."""
+        worker = self._worker
+        units = [unit for unit in effect.units if unit.partition in worker.leases and unit.state is State.RUNNING]
+        inside = [None if unit.work.bound.is_async else await worker.invoker.inside(unit) for unit in units]
+        calls = [self._transacted(unit, each) for unit, each in zip(units, inside, strict=True)]
+        leases = {unit.partition: worker.leases[unit.partition] for unit in units}
+        try:
+            result = await worker.ports.store.commit(CommitRequest(leases, (), {}, calls))
+        except ChoreoError as error:
+            log.warning("%s: a transaction failed, trying again: %s", worker.service.name, error)
+            self._resend.update(leases.values())
+            worker.step(m.Transacted([m.Outcome(unit) for unit in effect.units], failed=True))
+            return
+        finally:
+            for each in inside:
+                if each is not None:
+                    await each.leave()
+        await self._send(result.outbox)
+        await self._resend_unconfirmed()
+        came = dict(zip(units, result.transacted, strict=True))
+        outcomes = [self._outcome(unit, came.get(unit)) for unit in effect.units]
+        worker.step(m.Transacted(outcomes, result.refused))
+        if result.refused:
+            worker.fenced(result.refused)
+
+    def _transacted(self, unit: Unit, inside: Inside | None) -> Transacted:
+        worker, work = self._worker, unit.work
+
+        def finished(events: list[Event]) -> Finished:
             now_s = worker.ports.clock.now_s()
             emits = worker.emitter.emits(work, unit.handler, events, now_s, worker.span(unit).sending)
             return self.finished(unit, emits, "handled")
 
-        return invoke
+        def invoke(transaction: Any, connection: Any) -> Finished:
+            assert inside is not None
+            work.started_s = work.started_s or worker.ports.clock.now_s()
+            return finished(inside.call(transaction, connection))
 
-    def _outcomes(
-        self, effect: m.Commit, inside: Sequence[tuple[Unit, Inside]], result: CommitResult
-    ) -> list[m.Transacted]:
-        """What became of the units invoked inside, and of those whose partition had gone."""
-        outcomes = []
-        told = set()
-        for (unit, _), each in zip(inside, result.transacted, strict=True):
-            told.add(unit)
-            if isinstance(each, BaseException):
-                self._worker.note_failure(unit, each)
-                outcomes.append(m.Transacted(unit, raised=raised(unit, each)))
-            else:
-                if each is not None:
-                    self._end(unit, each)
-                outcomes.append(m.Transacted(unit, result=each))
-        outcomes += [m.Transacted(unit) for unit in effect.transact if unit not in told]
-        return outcomes
+        async def invoke_async(transaction: Any, connection: Any) -> Finished:
+            work.started_s = work.started_s or worker.ports.clock.now_s()
+            return finished(
+                await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
+            )
+
+        bound = work.bound
+        call = invoke if inside is not None else invoke_async
+        return Transacted(unit.partition, unit.digest, unit.lane, bound.transaction, inside is None, call)
+
+    def _outcome(self, unit: Unit, came: Finished | BaseException | None) -> m.Outcome:
+        if isinstance(came, BaseException):
+            self._worker.note_failure(unit, came)
+            return m.Outcome(unit, raised=raised(unit, came))
+        if came is not None:
+            self._end(unit, came)
+        return m.Outcome(unit, result=came)
 
     def _report(self, units: Sequence[Unit], result: CommitResult) -> None:
         for unit in units:
@@ -117,6 +166,8 @@ class Flusher:
 
     async def resend(self, lease: Lease) -> None:
         """Send what a former owner of the partition, or a commit with an unknown end, left in the outbox."""
+        if "outbox" not in self._worker.ports.store.carries:
+            return
         rows = await self._worker.ports.store.pending(lease)
         if rows:
             log.info("%s: %s: resending %d emits", self._worker.service.name, lease.partition, len(rows))
@@ -140,7 +191,8 @@ class Flusher:
         while left:
             try:
                 await ports.transport.send([record for _, record in left])
-                await ports.store.sent([row for row, _ in left])
+                if "outbox" in ports.store.carries:
+                    await ports.store.sent([row for row, _ in left])
                 return
             except ChoreoError as error:
                 log.warning("%s: sending %d emits failed: %s", self._worker.service.name, len(left), error)
@@ -161,3 +213,16 @@ class Flusher:
         except ChoreoError as error:
             # No harm: what comes again is found done.
             log.info("%s: offsets were not committed: %s", self._worker.service.name, error)
+
+
+def _cut(units: Sequence[Unit], index: int) -> None:
+    """Make the `index`-th emit of a flush smaller, if it is a dead letter, for when it is committed again."""
+    for unit in units:
+        finished: Finished = unit.result
+        if index < len(finished.emits):
+            smaller = truncated(finished.emits[index])
+            if smaller is not None:
+                emits = (*finished.emits[:index], smaller, *finished.emits[index + 1 :])
+                unit.result = replace(finished, emits=emits)
+            return
+        index -= len(finished.emits)

@@ -33,7 +33,7 @@ class Invoker:
         self._clock = clock
         self._inline = inline
 
-    def context(self, unit: Unit, transaction: Any = None) -> Context:
+    def context(self, unit: Unit, connection: Any = None) -> Context:
         """The Context of one invocation."""
         work: Work = unit.work
         assert work.envelope is not None
@@ -44,21 +44,22 @@ class Invoker:
             attempt=unit.attempts,
             now=lambda: datetime.fromtimestamp(self._clock.now_s(), UTC),
             handler=work.bound.handler.label,
-            transaction=transaction,
+            transaction=connection,
         )
 
-    async def invoke(self, unit: Unit) -> list[Event]:
-        """Call the handler and collect what it emits."""
+    async def invoke(self, unit: Unit, transaction: Any = None, connection: Any = None) -> list[Event]:
+        """Call the handler and collect what it emits; inside a transaction if one is given, and on its connection."""
         bound: BoundHandler = unit.work.bound
-        context = self.context(unit)
+        context = self.context(unit, connection)
         async with AsyncExitStack() as stack:
             for around in self._around:
                 await stack.enter_async_context(around(context))
-            return bound.emitted(await self._call(bound, unit.work.event, context))
+            arguments = bound.arguments(context, self._resources, transaction)
+            return bound.emitted(await self._call(bound, unit.work.event, arguments))
         raise AssertionError("a hook in around= swallowed the handler's exception")
 
-    async def _call(self, bound: BoundHandler, event: Any, context: Context) -> Any:
-        function, arguments = bound.handler.function, bound.arguments(context, self._resources)
+    async def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
+        function = bound.handler.function
         if bound.kind == "coroutine":
             return await function(event, **arguments)
         if bound.kind == "async_generator":
@@ -68,20 +69,20 @@ class Invoker:
         return await asyncio.to_thread(_plain, bound, event, arguments)
 
     async def inside(self, unit: Unit) -> "Inside":
-        """Prepare a handler that will be called inside the commit: hooks are entered here, on the loop."""
+        """Prepare a plain handler that will be called inside a transaction: hooks are entered here, on the loop."""
         inside = Inside(self, unit)
         if self._around:
             await asyncio.get_running_loop().create_task(inside.enter(self._around), context=inside.variables)
         return inside
 
-    def call_inside(self, unit: Unit, context: Context) -> list[Event]:
-        """Call a transacting handler, on the database's thread."""
+    def call_inside(self, unit: Unit, context: Context, transaction: Any) -> list[Event]:
+        """Call a plain handler inside a transaction, on the database's thread."""
         bound: BoundHandler = unit.work.bound
-        return bound.emitted(_plain(bound, unit.work.event, bound.arguments(context, self._resources)))
+        return bound.emitted(_plain(bound, unit.work.event, bound.arguments(context, self._resources, transaction)))
 
 
 class Inside:
-    """One invocation inside a commit. Hooks see the same context variables as the handler."""
+    """One invocation of a plain handler inside a transaction. Hooks see the same context variables as the handler."""
 
     def __init__(self, invoker: Invoker, unit: Unit) -> None:
         self.variables = contextvars.copy_context()
@@ -95,10 +96,10 @@ class Inside:
         for each in around:
             await self._stack.enter_async_context(each(self._context))
 
-    def call(self, transaction: Any) -> list[Event]:
-        """Call the handler with the unit's transaction."""
-        self._context.transaction = transaction
-        return self.variables.run(self._invoker.call_inside, self._unit, self._context)
+    def call(self, transaction: Any, connection: Any) -> list[Event]:
+        """Call the handler with the unit's transaction, which is on `connection`."""
+        self._context.transaction = connection
+        return self.variables.run(self._invoker.call_inside, self._unit, self._context, transaction)
 
     async def leave(self) -> None:
         """Leave the hooks."""

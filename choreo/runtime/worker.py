@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +17,7 @@ from choreo.record import TopicPartition
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker, describe, raised
+from choreo.runtime.keeping import Keeper
 from choreo.runtime.routing import Router, Work
 from choreo.service import Service
 
@@ -37,6 +38,7 @@ class Ports:
     clock: Clock
     lease_s: float = 30.0
     drain_s: float = 20.0
+    key_ttl_s: float = 7 * 86_400.0
     limits: m.Limits = field(default_factory=m.Limits)
 
 
@@ -54,12 +56,13 @@ class Worker:
     ) -> None:
         self.service = service
         self.counts: Counter[str] = Counter()
-        self.engine = Engine(ports.limits)
+        self.engine = Engine(replace(ports.limits, transactions_max=ports.store.transactions_max))
         self.leases: dict[TopicPartition, Lease] = {}
+        self.in_hand: set[TopicPartition] = set()  # fetched, and not told to the core yet
         self.ports = ports
         self.emitter = emitter
         self.invoker = invoker
-        self._topics = topics
+        self.topics = topics
         self._router = router
         self._consumer: Consumer | None = None
         self._assigned: set[TopicPartition] = set()
@@ -69,6 +72,7 @@ class Worker:
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
         self._flusher = Flusher(self)
+        self._keeper = Keeper(self)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- life
@@ -77,8 +81,8 @@ class Worker:
         """Create the service's tables, join its group and begin."""
         for function in self.service.on_start_functions:
             await self.ports.store.run(function)
-        self._consumer = await self.ports.transport.consumer(self.service.group, self._topics, self)
-        self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._renew_loop())]
+        self._consumer = await self.ports.transport.consumer(self.service.group, self.topics, self)
+        self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._keeper.loop())]
         for task in self._loops:
             task.add_done_callback(self._ended)
 
@@ -124,6 +128,8 @@ class Worker:
                 self._running[unit] = self._spawn(self._invoke(unit))
             case m.Claim(units, solo):
                 self._spawn(self._claim(units, solo))
+            case m.Transact():
+                self._spawn(self._flusher.transact(effect))
             case m.Commit():
                 self._spawn(self._flusher.commit(effect))
             case m.DeadLetter(unit, reason):
@@ -168,6 +174,7 @@ class Worker:
                 log.warning("%s: fetching failed, trying again: %s", self.service.name, error)
                 await asyncio.sleep(AGAIN_S)
                 continue
+            self.in_hand = {TopicPartition(record.topic, record.partition) for record in records}
             for (topic, partition), group in groupby(records, key=lambda record: record[:2]):
                 deliveries = []
                 for record in group:
@@ -177,23 +184,8 @@ class Worker:
                         self.counts[f"skipped_{skipped}"] += 1
                     deliveries.append(delivery)
                 self.step(m.Fetched(TopicPartition(topic, partition), deliveries))
+                self.in_hand.discard(TopicPartition(topic, partition))
                 await asyncio.sleep(0)
-
-    async def _renew_loop(self) -> None:
-        while True:
-            await asyncio.sleep(self.ports.lease_s / 3)
-            await self._renew()
-
-    async def _renew(self) -> None:
-        """Keep the leases, and drop the partitions whose lease somebody else has."""
-        try:
-            lost = await self.ports.store.renew(tuple(self.leases.values()), self.ports.lease_s)
-        except ChoreoError as error:
-            log.warning("%s: leases could not be renewed: %s", self.service.name, error)
-            return
-        if lost:
-            self.step(m.Revoked(tuple(lost)))
-            self.fenced(lost)
 
     # ---- partitions come and go
 
@@ -288,7 +280,7 @@ class Worker:
             verdicts = await self.ports.store.claim([lease for lease in leases.values() if lease], requests)
         except LeaseLost:
             self.step(m.ClaimFailed(units))
-            await self._renew()
+            await self._keeper.renew()
             return
         except ChoreoError as error:
             log.warning("%s: the store did not take a claim, trying again: %s", self.service.name, error)

@@ -1,23 +1,19 @@
 """Leases of input partitions: one row each, with an epoch that fences. Functions on a connection."""
 
 import sqlite3
+from collections.abc import Sequence
 
 from choreo.ports import Lease
 from choreo.record import TopicPartition
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS choreo_lease (
-    "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
-    expires_ms INTEGER NOT NULL, PRIMARY KEY ("group", topic, "partition")
-) WITHOUT ROWID;
-"""
 _WHERE = '"group" = ? AND topic = ? AND "partition" = ?'
 
 
 def take(db: sqlite3.Connection, group: str, partition: TopicPartition, owner: str, expires_ms: int) -> Lease:
     """Own the partition at once, with a newer epoch than anyone had."""
     row = db.execute(
-        'INSERT INTO choreo_lease VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT ("group", topic, "partition") DO UPDATE '
+        "INSERT INTO choreo_lease VALUES (?, ?, ?, 1, ?, ?, NULL) "
+        'ON CONFLICT ("group", topic, "partition") DO UPDATE '
         "SET epoch = epoch + 1, owner = excluded.owner, expires_ms = excluded.expires_ms RETURNING epoch",
         (group, *partition, owner, expires_ms),
     ).fetchone()
@@ -30,14 +26,22 @@ def holds(db: sqlite3.Connection, lease: Lease) -> bool:
     return row is not None and row[0] == lease.epoch
 
 
-def renew(db: sqlite3.Connection, lease: Lease, expires_ms: int) -> bool:
-    """Keep the lease; False if somebody took over."""
+def renew(db: sqlite3.Connection, lease: Lease, expires_ms: int, progress_ms: int | None) -> bool:
+    """Keep the lease, and note how far the partition has come; False if somebody took over."""
     return bool(
         db.execute(
-            f"UPDATE choreo_lease SET expires_ms = ? WHERE {_WHERE} AND epoch = ?",
-            (expires_ms, lease.group, *lease.partition, lease.epoch),
+            "UPDATE choreo_lease SET expires_ms = ?, progress_ms = COALESCE(?, progress_ms) "
+            f"WHERE {_WHERE} AND epoch = ?",
+            (expires_ms, progress_ms, lease.group, *lease.partition, lease.epoch),
         ).rowcount
     )
+
+
+def progress(db: sqlite3.Connection, group: str, topics: Sequence[str] | None) -> int | None:
+    """Log time the group has come to: of its partition that is furthest behind; None while one's is not known."""
+    rows = db.execute('SELECT topic, progress_ms FROM choreo_lease WHERE "group" = ?', (group,)).fetchall()
+    found = [progress_ms for topic, progress_ms in rows if topics is None or topic in topics]
+    return None if not found or None in found else min(found)
 
 
 def give_up(db: sqlite3.Connection, lease: Lease) -> None:

@@ -78,6 +78,18 @@ def create_topics(db: sqlite3.Connection, specs: Sequence[TopicSpec]) -> None:
             db.execute("INSERT OR IGNORE INTO choreo_log_end VALUES (?, ?, 0, 0)", (spec.name, partition))
 
 
+def widen(db: sqlite3.Connection, counts: Mapping[str, int]) -> None:
+    """Give topics more partitions; one that has as many, or more, is left as it is."""
+    for topic, partitions in counts.items():
+        found = topics(db).get(topic)
+        if found is None:
+            raise TransportError(f"there is no topic {topic!r}; create it with `choreo topics apply`")
+        for partition in range(found.partitions, partitions):
+            db.execute("INSERT INTO choreo_log_end VALUES (?, ?, 0, 0)", (topic, partition))
+        if partitions > found.partitions:
+            db.execute("UPDATE choreo_topic SET partitions = ? WHERE name = ?", (partitions, topic))
+
+
 def append(db: sqlite3.Connection, records: Sequence[ProducerRecord], now_ms: int) -> None:
     """Append records in order.
 

@@ -4,13 +4,11 @@ Beside the embedded log in the same file the emits and the committed offset are 
 there is no outbox. The handler's own rows are part of it in both cases.
 """
 
-import secrets
 import sqlite3
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from choreo.errors import LeaseLost, StoreError
+from choreo.errors import LeaseLost
 from choreo.ports import (
     Carries,
     Claimed,
@@ -18,31 +16,16 @@ from choreo.ports import (
     Clock,
     CommitRequest,
     CommitResult,
-    Finished,
     Lease,
-    Transacted,
+    StoreStats,
 )
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.sqlite import leases, log
+from choreo.sqlite import leases, log, schema
 from choreo.sqlite.database import Database
+from choreo.stores.sqlite_commit import OUR_CLAIM, Commit, no_transaction_control
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS choreo_key (
-    digest BLOB PRIMARY KEY, done INTEGER NOT NULL, fingerprint BLOB NOT NULL, "group" TEXT NOT NULL,
-    topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL, deliveries INTEGER NOT NULL,
-    handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
-    outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL, done_ms INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS choreo_key_claimed ON choreo_key ("group", topic, "partition") WHERE done = 0;
-CREATE INDEX IF NOT EXISTS choreo_key_flow ON choreo_key (correlation_id);
-CREATE TABLE IF NOT EXISTS choreo_outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
-    to_topic TEXT NOT NULL, key BLOB, value BLOB, headers BLOB NOT NULL
-);
-"""
-LOCK_S_MAX = 0.05
-"""Handlers are invoked under the write lock for so long at most; the rest of a run waits for the next commit."""
-_OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
+PURGE_KEYS_MAX = 10_000
+"""Of one call, so that the write lock is held for a fraction of a second."""
 
 
 class SqliteStore:
@@ -55,7 +38,9 @@ class SqliteStore:
         lease_s: How long a lease lives without being renewed, in seconds.
     """
 
-    transaction_type: type | None = sqlite3.Connection
+    dedupe_scope: Literal["anywhere", "partition"] = "anywhere"
+    transaction_types = frozenset({"sqlite3.Connection"})
+    transactions_max = 1
 
     def __init__(self, database: Database, clock: Clock, *, with_log: bool, lease_s: float = 30.0) -> None:
         self.name = "sqlite"
@@ -68,8 +53,18 @@ class SqliteStore:
         self._lease_s = lease_s
 
     async def open(self) -> None:
-        """Open the file and create choreo's tables."""
-        await self._db.open(SCHEMA + leases.SCHEMA)
+        """Open the file; a new one gets choreo's tables at once, since nobody else owns its schema."""
+        await self._db.open("")
+        if not await self._db.read(schema.version):
+            await self.apply()
+
+    async def plan(self) -> Sequence[str]:
+        """What an older file is without."""
+        return await self._db.read(lambda db: schema.plan(db, self._db.path))
+
+    async def apply(self) -> None:
+        """Bring the file up to this version."""
+        await self._db.write(lambda db: schema.apply(db, self._db.path))
 
     async def acquire(self, group: str, partitions: Sequence[TopicPartition], owner: str) -> Sequence[Lease]:
         """Take the partitions, each with a newer epoch."""
@@ -78,11 +73,17 @@ class SqliteStore:
             lambda db: [leases.take(db, group, partition, owner, until_ms) for partition in partitions]
         )
 
-    async def renew(self, held: Sequence[Lease], lease_s: float) -> frozenset[TopicPartition]:
+    async def renew(
+        self, held: Sequence[Lease], lease_s: float, progress_ms: Mapping[TopicPartition, int] | None = None
+    ) -> frozenset[TopicPartition]:
         """Keep the leases; returns those that are lost."""
-        until_ms = self._now_ms() + int(lease_s * 1000)
+        until_ms, progress = self._now_ms() + int(lease_s * 1000), progress_ms or {}
         return await self._db.write(
-            lambda db: frozenset(lease.partition for lease in held if not leases.renew(db, lease, until_ms))
+            lambda db: frozenset(
+                lease.partition
+                for lease in held
+                if not leases.renew(db, lease, until_ms, progress.get(lease.partition))
+            )
         )
 
     async def claim(self, held: Sequence[Lease], requests: Sequence[ClaimRequest]) -> Sequence[Claimed]:
@@ -100,7 +101,7 @@ class SqliteStore:
 
     async def commit(self, request: CommitRequest) -> CommitResult:
         """Keys, emits or outbox, offsets and handlers' rows in one transaction."""
-        return await self._db.write(lambda db: _Commit(db, request, self._with_log, self._now_ms()).run())
+        return await self._db.write(lambda db: Commit(db, request, self._with_log, self._now_ms()).run())
 
     async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
         """What a former owner left in the outbox."""
@@ -119,18 +120,54 @@ class SqliteStore:
         def change(db: sqlite3.Connection) -> None:
             for lease in held:
                 db.execute(
-                    f"DELETE FROM choreo_key WHERE done = 0 AND {_OUR_CLAIM}",
+                    f"DELETE FROM choreo_key WHERE done = 0 AND {OUR_CLAIM}",
                     (lease.group, *lease.partition, lease.epoch),
                 )
                 leases.give_up(db, lease)
 
         await self._db.write(change)
 
+    async def purge(self, group: str, topics: Sequence[str], ttl_ms: int) -> int:
+        """Delete keys that are too old for a duplicate of theirs to come, at most PURGE_KEYS_MAX of them."""
+
+        def change(db: sqlite3.Connection) -> int:
+            progress_ms = leases.progress(db, group, topics)
+            if progress_ms is None:
+                return 0
+            return db.execute(
+                'DELETE FROM choreo_key WHERE digest IN (SELECT digest FROM choreo_key WHERE "group" = ? '
+                "AND timestamp_ms < ? LIMIT ?)",
+                (group, progress_ms - ttl_ms, PURGE_KEYS_MAX),
+            ).rowcount
+
+        return await self._db.write(change)
+
+    async def stats(self) -> Mapping[str, StoreStats]:
+        """Counts by group; reads every key."""
+
+        def query(db: sqlite3.Connection) -> dict[str, StoreStats]:
+            found: dict[str, StoreStats] = {}
+            unsent = dict(db.execute('SELECT "group", COUNT(*) FROM choreo_outbox GROUP BY "group"').fetchall())
+            keys = {
+                group: counts
+                for group, *counts in db.execute(
+                    'SELECT "group", SUM(done), SUM(1 - done), MIN(timestamp_ms) FROM choreo_key GROUP BY "group"'
+                )
+            }
+            groups = {row[0] for row in db.execute('SELECT DISTINCT "group" FROM choreo_lease')}
+            for group in sorted(groups | set(keys) | set(unsent)):
+                done, claims, oldest_ms = keys.get(group, (0, 0, None))
+                progress_ms = leases.progress(db, group, None)
+                found[group] = StoreStats(done, claims, unsent.get(group, 0), oldest_ms, progress_ms)
+            return found
+
+        return await self._db.read(query)
+
     async def run(self, function: Callable[[Any], object]) -> None:
         """Run `function(connection)` in a transaction."""
 
         def guarded(db: sqlite3.Connection) -> None:
-            db.set_authorizer(_no_transaction_control)  # `executescript` would commit what came before it
+            db.set_authorizer(no_transaction_control)  # `executescript` would commit what came before it
             try:
                 function(db)
             finally:
@@ -207,118 +244,3 @@ def _outbox(db: sqlite3.Connection, lease: Lease) -> list[tuple[int, ProducerRec
         (lease.group, *lease.partition),
     )
     return [(row[0], ProducerRecord(row[1], row[2], row[3], log.decode_headers(row[4]))) for row in rows]
-
-
-class _Commit:
-    """One commit's transaction."""
-
-    def __init__(self, db: sqlite3.Connection, request: CommitRequest, with_log: bool, now_ms: int) -> None:
-        self._db = db
-        self._request = request
-        self._with_log = with_log
-        self._now_ms = now_ms
-        self._outbox: list[tuple[int, ProducerRecord]] = []
-        self._savepoint = f"choreo_{secrets.token_hex(8)}"  # a handler must not end it, so it cannot guess it
-
-    def run(self) -> CommitResult:
-        """Check every lease and claim, then write."""
-        request = self._request
-        refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
-        written: set[bytes] = set()
-        for unit in request.finished:
-            state = self._state(unit.partition, unit.digest)
-            if state is None:
-                refused.add(unit.partition)  # its claim was taken over: our lease had run out
-            elif state:
-                written.add(unit.digest)  # by this very request, which is repeated
-        for unit in request.finished:
-            if unit.partition not in refused and unit.digest not in written:
-                self._finish(unit)
-        transacted = self._transact(refused)
-        offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
-        if self._with_log and offsets:
-            groups = {request.leases[id_].group for id_ in offsets}
-            log.commit_offsets(self._db, groups.pop(), offsets)
-        return CommitResult(frozenset(refused), transacted, self._outbox)
-
-    def _state(self, partition: TopicPartition, digest: bytes) -> bool | None:
-        """Whether a key of ours is done; None if it is not ours."""
-        lease = self._request.leases[partition]
-        row = self._db.execute(
-            f"SELECT done FROM choreo_key WHERE digest = ? AND {_OUR_CLAIM}",
-            (digest, lease.group, *lease.partition, lease.epoch),
-        ).fetchone()
-        return None if row is None else bool(row[0])
-
-    def _finish(self, unit: Finished) -> None:
-        self._db.execute(
-            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE digest = ?",
-            (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, unit.digest),
-        )
-        self._emit(unit.partition, unit.emits)
-
-    def _emit(self, partition: TopicPartition, emits: Iterable[ProducerRecord]) -> None:
-        if self._with_log:
-            log.append(self._db, tuple(emits), self._now_ms)
-            return
-        lease = self._request.leases[partition]
-        for record in emits:
-            cursor = self._db.execute(
-                'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    lease.group,
-                    *partition,
-                    record.topic,
-                    record.key,
-                    record.value,
-                    log.encode_headers(record.headers),
-                ),
-            )
-            assert cursor.lastrowid is not None
-            self._outbox.append((cursor.lastrowid, record))
-
-    def _transact(self, refused: set[TopicPartition]) -> list[Finished | BaseException | None]:
-        results: list[Finished | BaseException | None] = []
-        if not self._request.transacted:
-            return results
-        blocked: set[int] = set()
-        until_s = time.monotonic() + LOCK_S_MAX
-        self._db.set_authorizer(_no_transaction_control)
-        try:
-            for unit in self._request.transacted:
-                if unit.partition in refused or id(unit.lane) in blocked or time.monotonic() > until_s:
-                    blocked.add(id(unit.lane))
-                    results.append(None)
-                    continue
-                results.append(self._invoke(unit))
-                if isinstance(results[-1], BaseException):
-                    blocked.add(id(unit.lane))
-        finally:
-            self._db.set_authorizer(None)
-        return results
-
-    def _invoke(self, unit: Transacted) -> Finished | BaseException:
-        """One unit under a savepoint: its rows, key and emits, or nothing of it."""
-        done = self._state(unit.partition, unit.digest)
-        if done is None:
-            return LeaseLost("its claim was taken over")
-        if done:  # by this very request, which is repeated
-            return Finished(unit.partition, 0, unit.digest, (), "duplicate")
-        self._db.execute(f"SAVEPOINT {self._savepoint}")
-        try:
-            finished = unit.invoke(self._db)
-            self._finish(finished)
-        except Exception as error:
-            if isinstance(error, sqlite3.OperationalError) and not self._db.in_transaction:
-                raise StoreError(f"the transaction was lost: {error}") from error  # disk full, for one
-            self._db.execute(f"ROLLBACK TO {self._savepoint}")
-            self._db.execute(f"RELEASE {self._savepoint}")
-            return error
-        self._db.execute(f"RELEASE {self._savepoint}")
-        return finished
-
-
-def _no_transaction_control(action: int, *_: object) -> int:
-    """A handler must not end the transaction its key commits in: COMMIT and ROLLBACK are refused to it."""
-    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 from choreo.ports import (
@@ -20,13 +20,18 @@ from choreo.ports import (
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.testing.conformance_stage import Conformance
 
+StoreGuarantee = Carries | Literal["anywhere", "deliveries"]
+"""What a store carries; and whether it knows a key from whichever partition it comes, and counts deliveries."""
+
+CARRIES = frozenset({"offset", "emits", "outbox", "rows"})
+
 
 class Shelf:
     """A store as a worker uses it, with a group, two partitions and an output topic of its own."""
 
-    def __init__(self, store: IdempotencyStore) -> None:
+    def __init__(self, store: IdempotencyStore, group: str) -> None:
         self.store = store
-        self.group = f"group-{uuid4()}"
+        self.group = group
         self.output = f"output-{uuid4()}"
         input_ = f"input-{uuid4()}"
         self.p, self.q = TopicPartition(input_, 0), TopicPartition(input_, 1)
@@ -62,9 +67,13 @@ class OnShelf(Conformance):
 
     Attributes:
         row_sql: Of the rows' table: to create it, to insert `{}` into it, and to read it, on `execute`.
+        wants: The one of the store's `transaction_types` that handlers ask for.
+        is_async: Whether they are coroutines, and `insert` has to be awaited.
     """
 
-    guarantees: ClassVar[frozenset[Carries]]
+    guarantees: ClassVar[frozenset[StoreGuarantee]]
+    wants: ClassVar[str] = "sqlite3.Connection"
+    is_async: ClassVar[bool] = False
     row_sql: ClassVar[tuple[str, str, str]] = (
         "CREATE TABLE IF NOT EXISTS conformance_row (text VARCHAR(200))",
         "INSERT INTO conformance_row VALUES ('{}')",
@@ -79,15 +88,27 @@ class OnShelf(Conformance):
         """The open transport whose log a commit writes to, within the block of `store`; for `emits` and `offset`."""
         raise NotImplementedError
 
+    def group(self) -> str:
+        """A consumer group that nobody used before."""
+        return f"group-{uuid4()}"
+
+    async def prepare(self, shelf: Shelf) -> None:
+        """Whatever else has to be there before the first `acquire`, when input and output topics are."""
+
+    def insert(self, transaction: Any, sql: str) -> Any:
+        """Execute one statement of a handler's on its transaction."""
+        return transaction.execute(sql)
+
     @asynccontextmanager
     async def shelf(self) -> AsyncIterator[Shelf]:
         """What one test plays on."""
         async with self.store() as store:
-            shelf = Shelf(store)
+            shelf = Shelf(store, self.group())
             if self.guarantees & {"emits", "offset"}:
                 await self.log().create_topics([TopicSpec(shelf.output, 1), TopicSpec(shelf.p.topic, 2)])
                 output = [shelf.emit(number) for number in range(8)]
                 await self.log().send([ProducerRecord(shelf.p.topic, *each[1:4], 0) for each in output])
+            await self.prepare(shelf)
             if "rows" in self.guarantees:
                 await store.run(lambda connection: connection.execute(self.row_sql[0]))
             yield shelf
@@ -109,13 +130,23 @@ class OnShelf(Conformance):
     ) -> Transacted:
         """A handler that writes one row and emits one number, inside the commit."""
 
-        def invoke(connection: Any) -> Finished:
-            connection.execute(self.row_sql[1].format(name))
+        statement = self.row_sql[1].format(name)
+
+        def done() -> Finished:
             if fails:
                 raise ZeroDivisionError
             return Finished(lease.partition, 7, key, (shelf.emit(number),), "handled")
 
-        return Transacted(lease.partition, key, lane, invoke)
+        def invoke(transaction: Any, _: Any) -> Finished:
+            self.insert(transaction, statement)
+            return done()
+
+        async def invoke_async(transaction: Any, _: Any) -> Finished:
+            await self.insert(transaction, statement)
+            return done()
+
+        call = invoke_async if self.is_async else invoke
+        return Transacted(lease.partition, key, lane, self.wants, self.is_async, call)
 
     async def found(self, shelf: Shelf, names: list[str]) -> list[str]:
         """Those of the texts that are in the table, as often as they are."""

@@ -6,9 +6,9 @@ from collections.abc import Awaitable
 from uuid import uuid4
 
 from choreo.errors import LeaseLost
-from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished
+from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished, Lease
 from choreo.record import ProducerRecord
-from choreo.testing.conformance_shelf import OnShelf
+from choreo.testing.conformance_shelf import CARRIES, OnShelf, Shelf
 from choreo.testing.conformance_stage import Stage, needs
 
 FRESH, AGAIN = Claimed("fresh"), Claimed("fresh", 2)
@@ -20,8 +20,11 @@ class StoreConformance(OnShelf):
     async def test_it_carries_what_it_declares(self) -> None:
         """A worker relies on the store's own word."""
         async with self.shelf() as shelf:
-            assert shelf.store.carries == self.guarantees
-            assert (shelf.store.transaction_type is not None) == ("rows" in self.guarantees)
+            assert shelf.store.carries == self.guarantees & CARRIES
+            assert bool(shelf.store.transaction_types) == ("rows" in self.guarantees)
+            assert bool(shelf.store.transactions_max) == ("rows" in self.guarantees)
+            assert (shelf.store.dedupe_scope == "anywhere") == ("anywhere" in self.guarantees)
+            assert await shelf.store.plan() == []
 
     async def test_a_handled_event_is_done_and_another_payload_of_its_key_a_conflict(self) -> None:
         """Before the commit it is the claimant's own, after it nobody's, in order of the requests."""
@@ -55,10 +58,21 @@ class StoreConformance(OnShelf):
             result = await shelf.store.commit(shelf.request((old, key, 0), (other, free, 1)))
             assert result.refused == {shelf.p}
             assert await self.emitted(shelf, new) == ([1] if "emits" in self.guarantees else [])
-            assert await shelf.claim(new, key) == AGAIN, "the newer epoch takes the claim over at once"
+            taken = await shelf.claim(new, key)
+            assert taken == (AGAIN if "deliveries" in self.guarantees else FRESH), "not taken over at once"
             assert (await shelf.claim(other, free)).verdict == "done"
             assert not (await shelf.store.commit(shelf.request((new, key, 2)))).refused
 
+    @needs("anywhere")
+    async def test_a_key_is_known_from_another_partition(self) -> None:
+        """Whoever sent it there, and whoever handled it here."""
+        async with self.shelf() as shelf:
+            one, two, key = await shelf.lease(shelf.p), await shelf.lease(shelf.q, "two"), os.urandom(16)
+            await shelf.claim(one, key)
+            await shelf.store.commit(shelf.request((one, key, 0)))
+            assert (await shelf.claim(two, key)).verdict == "done"
+
+    @needs("anywhere")
     async def test_a_live_claim_of_another_partition_is_busy_until_it_expires(self) -> None:
         """Then it is taken over, and the first owner's commit of the whole partition is refused, all or nothing."""
         async with self.shelf() as shelf:
@@ -76,6 +90,7 @@ class StoreConformance(OnShelf):
             assert (await shelf.claim(one, innocent)).verdict == "fresh", "half a flush was written"
             assert (await shelf.claim(one, key)).verdict == "busy"
 
+    @needs("anywhere")
     async def test_release_frees_lease_and_claims(self) -> None:
         """Another partition need not wait; what was finished stays done; an old lease frees nothing of a newer."""
         async with self.shelf() as shelf:
@@ -93,6 +108,7 @@ class StoreConformance(OnShelf):
             third = await shelf.lease(shelf.p, "three")
             assert (await shelf.claim(third, open_)).verdict == "busy"
 
+    @needs("deliveries")
     async def test_after_the_first_death_only_deliveries_that_run_alone_are_counted(self) -> None:
         """A claim that is one of many says how often it will have been delivered, and counts nothing more."""
         async with self.shelf() as shelf:
@@ -112,6 +128,39 @@ class StoreConformance(OnShelf):
                 result = await shelf.store.commit(shelf.request((lease, key, 3)))
                 assert not result.refused
                 assert await self.emitted(shelf, lease) == self.durable(3)
+
+    async def test_a_key_is_forgotten_when_the_group_is_a_ttl_beyond_it(self) -> None:
+        """In log time: of the partition furthest behind, and not before every partition's is known."""
+        async with self.shelf() as shelf:
+            leases = [await shelf.lease(shelf.p), await shelf.lease(shelf.q)]
+            keys = [os.urandom(16) for _ in range(3)]
+            for key, log_ms in zip(keys, (1_000, 5_000, 9_000), strict=True):
+                request = ClaimRequest(shelf.p, key, b"12345678", "service.handler", 7, "flow", log_ms)
+                await shelf.store.claim(leases, [request])
+                await shelf.store.commit(shelf.request((leases[0], key, 0)))
+            topics, known = [shelf.p.topic], {shelf.p: 20_000}
+            if "anywhere" in self.guarantees:
+                await shelf.store.renew(leases, 30.0, known)
+                assert await self.purged(shelf, topics) == 0, "the other partition's progress is not known yet"
+                await shelf.store.renew(leases, 30.0, {shelf.q: 10_000})
+                assert await self.purged(shelf, topics) == 1
+                assert await self.verdicts(shelf, leases[0], keys) == ["fresh", "done", "done"]
+            await shelf.store.renew(leases, 30.0, {**known, shelf.q: 14_500})
+            assert await self.purged(shelf, topics) > 0
+            assert (await self.verdicts(shelf, leases[0], keys))[:2] == ["fresh"] * 2
+            (held,) = (await shelf.store.stats()).values()
+            assert held.progress_ms in (14_500, 20_000)
+
+    async def purged(self, shelf: Shelf, topics: list[str]) -> int:
+        """How many keys a ttl of 8 s lets go of, all calls together."""
+        total = 0
+        while gone := await shelf.store.purge(shelf.group, topics, 8_000):
+            total += gone
+        return total
+
+    async def verdicts(self, shelf: Shelf, lease: Lease, keys: list[bytes]) -> list[str]:
+        """What is known of each key."""
+        return [(await shelf.claim(lease, key)).verdict for key in keys]
 
     @needs("outbox")
     async def test_the_outbox_is_kept_until_sent(self) -> None:

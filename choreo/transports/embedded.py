@@ -63,6 +63,10 @@ class EmbeddedTransport:
         """Create those that are missing."""
         await self._db.write(lambda db: log.create_topics(db, topics))
 
+    async def widen(self, partitions: Mapping[str, int]) -> None:
+        """Add partitions; members take them up at their next heartbeat."""
+        await self._db.write(lambda db: log.widen(db, partitions))
+
     async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
         """Every record of the topics not older than `since_ms`."""
         return await self._db.read(lambda db: log.scan(db, topics, since_ms))
@@ -99,6 +103,7 @@ class EmbeddedConsumer:
         self._owned: list[TopicPartition] = []
         self._position: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
+        self._drained: set[TopicPartition] = set()
         self._changed = asyncio.Event()
         self._next_heartbeat_s = 0.0
         self._poll_s = POLL_S
@@ -142,12 +147,18 @@ class EmbeddedConsumer:
 
         def query(db):  # type: ignore[no-untyped-def]
             found: list[Record] = []
+            at_end: set[TopicPartition] = set()
             for id_, at in flowing:
-                if len(found) < records_max:
-                    found += log.read(db, id_, at, records_max - len(found))
-            return found
+                room = records_max - len(found)
+                if room > 0:
+                    read = log.read(db, id_, at, room)
+                    found += read
+                    if len(read) < room:
+                        at_end.add(id_)
+            return found, at_end
 
-        records: list[Record] = await self._db.read(query)
+        records: list[Record]
+        records, self._drained = await self._db.read(query)
         current = dict(flowing)
         kept = []
         for record in records:
@@ -182,9 +193,14 @@ class EmbeddedConsumer:
         self._paused.discard(partition)
         self.wake()
 
+    def drained(self, partition: TopicPartition) -> bool:
+        """Whether the last fetch came to the end of it."""
+        return partition in self._drained and partition in self._position
+
     def pause(self, partition: TopicPartition) -> None:
         """Fetch nothing of it."""
         self._paused.add(partition)
+        self._drained.discard(partition)
 
     def resume(self, partition: TopicPartition) -> None:
         """Fetch of it again."""

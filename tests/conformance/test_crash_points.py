@@ -19,7 +19,7 @@ from choreo.core.emission import derived_id
 from choreo.envelope import Envelope
 from choreo.ports import TopicSpec, Transport
 from choreo.record import ProducerRecord
-from choreo.running import open_transport
+from choreo.opening import open_transport
 from tests.conformance import crash_child
 
 _Result = TypeVar("_Result")

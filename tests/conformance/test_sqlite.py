@@ -17,7 +17,7 @@ from choreo.transports.embedded import EmbeddedTransport
 class TestOutbox(StoreConformance):
     """Beside a log that is elsewhere."""
 
-    guarantees = frozenset({"outbox", "rows"})
+    guarantees = frozenset({"outbox", "rows", "anywhere", "deliveries"})
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ class TestOutbox(StoreConformance):
 class TestWithLog(StoreConformance):
     """In the file of the embedded log."""
 
-    guarantees = frozenset({"offset", "emits", "rows"})
+    guarantees = frozenset({"offset", "emits", "rows", "anywhere", "deliveries"})
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from choreo import App, Event, Service
 from choreo.ports import TopicSpec
 from choreo.record import Header, ProducerRecord
-from choreo.running import open_transport
+from choreo.opening import open_transport
 
 WAIT_S = 20.0
 STRUCTURED = b"application/cloudevents+json"

@@ -25,7 +25,7 @@ from choreo.runtime.invoking import Invoker
 from choreo.runtime.worker import Ports, Worker
 from choreo.sqlite import leases
 from choreo.sqlite.database import Database
-from choreo.stores import sqlite
+from choreo.stores import sqlite_commit
 from choreo.stores.sqlite import SqliteStore
 from choreo.telemetry.setup import instrument_from_environment
 
@@ -263,7 +263,7 @@ async def test_lease_fences_a_member_that_was_overtaken(stage: Stage) -> None:
 async def test_lease_is_needed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the epoch, in leases and in claims, a member that lost its partition commits for it."""
     monkeypatch.setattr(leases, "holds", lambda db, lease: True)
-    monkeypatch.setattr(sqlite, "_OUR_CLAIM", '"group" = ? AND topic = ? AND "partition" = ? AND ? IS NOT NULL')
+    monkeypatch.setattr(sqlite_commit, "OUR_CLAIM", '"group" = ? AND topic = ? AND "partition" = ? AND ? IS NOT NULL')
     assert await overtaken(stage) > 0
 
 

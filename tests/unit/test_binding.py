@@ -5,7 +5,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 
+import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from choreo.binding import BoundHandler, bind
 from choreo.context import Context
@@ -91,8 +94,8 @@ def test_parameters_are_filled_by_type() -> None:
     assert (handler.contexts, handler.transactions) == (("c",), ("b",))
     assert handler.resources == {"a": Port, "d": Decimal}
     assert handler.transacts
-    port, context = Port(), Context.fake(transaction="tx")
-    assert handler.arguments(context, {Port: port, Decimal: Decimal(1)}) == {
+    port, context = Port(), Context.fake()
+    assert handler.arguments(context, {Port: port, Decimal: Decimal(1)}, "tx") == {
         "a": port,
         "b": "tx",
         "c": context,
@@ -241,7 +244,7 @@ def test_stars_cannot_be_filled() -> None:
 
 
 def test_a_transaction_is_given_to_a_plain_function_only() -> None:
-    """SQLite's write lock is never held while a handler is awaited, or between two of its values."""
+    """SQLite's write lock is never held while a handler is awaited."""
 
     async def handle(event: Placed, db: sqlite3.Connection) -> None:
         pass
@@ -249,14 +252,32 @@ def test_a_transaction_is_given_to_a_plain_function_only() -> None:
     async def handle_values(event: Placed, db: sqlite3.Connection) -> AsyncIterator[A]:
         yield A()
 
-    def handle_generator(event: Placed, db: sqlite3.Connection) -> Iterator[A]:
-        yield A()
-
-    for function in (handle, handle_values, handle_generator):
+    for function in (handle, handle_values):
         assert said(function) == (
             f"inventory.{function.__name__}: SQLite's write lock must not be held while a handler is awaited; make "
             "it a plain def (it runs inside the commit), and do calls to the outside in an async handler of their own"
         )
+
+
+def test_a_transaction_goes_with_the_kind_of_the_handler() -> None:
+    """A coroutine awaits its connection, a plain function must not; generics and generators are what they wrap."""
+
+    async def handle_plain_in_async(event: Placed, db: psycopg.Connection[Any]) -> None: ...
+
+    def handle_async_in_plain(event: Placed, db: AsyncSession) -> None: ...
+
+    async def handle_both(event: Placed, db: AsyncSession, raw: psycopg.AsyncConnection[Any]) -> None: ...
+
+    def collected(event: Placed, db: Session) -> Iterator[A]:
+        yield A()
+
+    assert "psycopg.Connection is not for a handler of this kind; ask for psycopg.AsyncConnection" in said(
+        handle_plain_in_async
+    )
+    assert "ask for sqlalchemy.orm.session.Session" in said(handle_async_in_plain)
+    assert "a unit has one transaction" in said(handle_both)
+    handler = bound(collected)
+    assert (handler.transaction, handler.is_async) == ("sqlalchemy.orm.session.Session", False)
 
 
 def test_a_handler_says_what_it_returns() -> None:

@@ -521,39 +521,62 @@ def test_a_late_result_of_a_revoked_partition_is_dropped() -> None:
     assert drive.fail(unit) == []
 
 
-def test_transacting_units_are_invoked_in_the_commit_of_their_predecessors() -> None:
-    """A run of one lane goes into one commit, in order, behind the result of the lane that is flushed with it."""
+def transacts(effects: Iterable[m.Effect]) -> list[list[Unit]]:
+    """The units of each transaction that is to begin."""
+    return [list(each.units) for each in of(m.Transact, effects)]
+
+
+def ended(*outcomes: m.Outcome) -> m.Transacted:
+    """A transaction came to its end."""
+    return m.Transacted(outcomes)
+
+
+def test_transacting_units_wait_until_what_is_before_them_in_their_lane_is_durable() -> None:
+    """Or their emits could overtake its; a run of one lane goes into one transaction, in order."""
     drive = Drive()
     before, first, second = make(0), make(1, transacts=True), make(2, transacts=True)
     assert invoked(drive.take(before, first, second)) == [0]
-    commit = of(m.Commit, drive.back(before))[0]
-    assert (list(commit.units), list(commit.transact)) == ([before], [first, second])
-    assert commit.offsets == {P: 1}
-    effects = drive.step(m.Committed(1, transacted=[m.Transacted(first, "rows"), m.Transacted(second)]))
-    assert first.state is State.FINISHED
-    again = of(m.Commit, effects)[0]
-    assert list(again.transact) == [second]
-    assert again.offsets == {P: 2}
-    effects = drive.step(m.Committed(2, transacted=[m.Transacted(second, "rows")]))
-    assert second.attempts == 1
+    effects = drive.back(before)
+    assert [list(each.units) for each in of(m.Commit, effects)] == [[before]]
+    assert transacts(effects) == []
+    assert transacts(drive.step(m.Committed(1))) == [[first, second]]
+    effects = drive.step(ended(m.Outcome(first, "rows"), m.Outcome(second)))
+    assert (first.state, transacts(effects)) == (State.FINISHED, [[second]])
+    effects = drive.step(ended(m.Outcome(second, "rows")))
+    assert (second.state, second.attempts) == (State.FINISHED, 1)
     assert of(m.Commit, effects)[0].offsets == {P: 3}
 
 
+def test_what_follows_a_transacting_unit_in_its_lane_waits_for_its_transaction() -> None:
+    """Other lanes do not, and flushes go on beside it."""
+    drive = Drive()
+    first, behind, other = make(0, "a", transacts=True), make(1, "a"), make(2, "b")
+    effects = drive.take(first, behind, other)
+    assert (transacts(effects), invoked(effects)) == ([[first]], [2])
+    assert of(m.Commit, drive.back(other) + drive.tick(1.0))[0].units == [other]
+    assert invoked(drive.step(ended(m.Outcome(first, "rows")))) == [1]
+
+
+def test_lanes_are_dealt_out_to_as_many_transactions_as_there_may_be() -> None:
+    """A slow handler holds up those of its own transaction only."""
+    drive = Drive(m.Limits(transactions_max=2))
+    units = [make(offset, f"lane {offset}", transacts=True) for offset in range(5)]
+    assert transacts(drive.take(*units[:3])) == [[units[0], units[1]], [units[2]]]
+    assert transacts(drive.take(*units[3:])) == []
+    assert transacts(drive.step(ended(m.Outcome(units[2], "rows")))) == [[units[3], units[4]]]
+    assert not drive.engine.waiting()
+
+
 def test_a_transacting_unit_that_raises_holds_back_its_lane_only() -> None:
-    """Its retry waits at the head of its lane, while another lane's unit is done in the same commit."""
+    """Its retry waits at the head of its lane, while another lane's unit is done in the same transaction."""
     drive = Drive()
     failing, behind, other = make(0, "a", transacts=True), make(1, "a", transacts=True), make(2, "b", transacts=True)
-    commit = of(m.Commit, drive.take(failing, behind, other))[0]
-    assert list(commit.transact) == [failing, behind, other]
-    outcomes = [
-        m.Transacted(failing, raised=m.Raised(failing, "retry", "boom", 1.0)),
-        m.Transacted(behind),
-        m.Transacted(other, "rows"),
-    ]
-    effects = drive.step(m.Committed(commit.flush, transacted=outcomes))
-    assert of(m.Commit, effects) == []
+    assert transacts(drive.take(failing, behind, other)) == [[failing, behind, other]]
+    raised = m.Raised(failing, "retry", "boom", 1.0)
+    effects = drive.step(ended(m.Outcome(failing, raised=raised), m.Outcome(behind), m.Outcome(other, "rows")))
+    assert transacts(effects) == []
     assert (failing.state, behind.state, other.state) == (State.BACKOFF, State.READY, State.FINISHED)
-    assert list(of(m.Commit, drive.tick(1.0))[0].transact) == [failing, behind]
+    assert transacts(drive.tick(1.0)) == [[failing, behind]]
 
 
 def test_a_transacting_unit_that_is_rejected_is_dead_lettered_outside() -> None:
@@ -562,32 +585,60 @@ def test_a_transacting_unit_that_is_rejected_is_dead_lettered_outside() -> None:
     rejected, behind = make(0, transacts=True), make(1, transacts=True)
     drive.take(rejected, behind)
     raised = m.Raised(rejected, "dead_letter", "no such sku")
-    effects = drive.step(m.Committed(1, transacted=[m.Transacted(rejected, raised=raised), m.Transacted(behind)]))
+    effects = drive.step(ended(m.Outcome(rejected, raised=raised), m.Outcome(behind)))
     assert of(m.DeadLetter, effects) == [m.DeadLetter(rejected, "no such sku")]
-    assert of(m.Commit, effects) == []
-    commit = of(m.Commit, drive.back(rejected))[0]
-    assert (list(commit.units), list(commit.transact)) == ([rejected], [behind])
+    assert (of(m.Commit, effects), transacts(effects)) == ([], [])
+    assert list(of(m.Commit, drive.back(rejected))[0].units) == [rejected]
+    assert transacts(drive.step(m.Committed(1))) == [[behind]]
     assert drive.engine.running == 0
 
 
-def test_transacting_units_of_a_failed_commit_are_invoked_again() -> None:
-    """Nothing of them was durable, so it does not count as an attempt."""
+def test_transacting_units_of_a_failed_transaction_are_invoked_again() -> None:
+    """Nothing of them was durable, so it does not count as an attempt; the store is given a pause."""
     drive = Drive(m.Limits(failure_s=0.5))
     unit = make(0, transacts=True)
     drive.take(unit)
-    assert of(m.Commit, drive.step(m.CommitFailed(1))) == []
-    assert list(of(m.Commit, drive.tick(0.5))[0].transact) == [unit]
+    effects = drive.step(m.Transacted([m.Outcome(unit)], failed=True))
+    assert (transacts(effects), of(m.Wait, effects)) == ([], [m.Wait(0.5)])
+    assert transacts(drive.tick(0.5)) == [[unit]]
     assert unit.attempts == 1
 
 
-def test_a_commit_invokes_no_more_than_transact_units() -> None:
-    """The database's write lock is held briefly; the rest follows in the next commit."""
+def test_a_refused_transaction_gives_the_partition_up() -> None:
+    """Another partition's units of it were written."""
+    drive = Drive()
+    lost, kept = make(0, transacts=True), make(0, transacts=True, partition=Q)
+    drive.take(lost)
+    drive.step(m.Transacted([m.Outcome(lost)], failed=True))
+    drive.take(kept)
+    (both,) = transacts(drive.tick(1.0))
+    assert set(both) == {lost, kept}
+    drive.step(m.Transacted([m.Outcome(lost), m.Outcome(kept, "rows")], frozenset({P})))
+    assert (lost.state, kept.state, list(drive.engine.partitions)) == (State.DROPPED, State.FINISHED, [Q])
+
+
+def test_a_transaction_has_no_more_than_transact_units() -> None:
+    """The database's write lock is held briefly; the rest follows in the next one."""
     drive = Drive(m.Limits(transact_units=2))
     units = [make(offset, transacts=True) for offset in range(3)]
-    commit = of(m.Commit, drive.take(*units))[0]
-    assert list(commit.transact) == units[:2]
-    effects = drive.step(m.Committed(1, transacted=[m.Transacted(unit, "rows") for unit in units[:2]]))
-    assert list(of(m.Commit, effects)[0].transact) == units[2:]
+    assert transacts(drive.take(*units)) == [units[:2]]
+    assert transacts(drive.step(ended(*(m.Outcome(unit, "rows") for unit in units[:2])))) == [units[2:]]
+
+
+def test_log_time_runs_forward_and_not_ahead_of_the_clock() -> None:
+    """A key is kept by it: a forged timestamp makes neither that key nor others look old."""
+    drive = Drive()
+    drive.now_s = 100.0
+    stamps = (50_000, 10, 900_000, 60_000)
+    units = [make(offset, f"lane {offset}") for offset in range(4)]
+    drive.step(m.Fetched(P, [m.Delivery(n, 1, at, [units[n]]) for n, at in enumerate(stamps)]))
+    assert [unit.entry.timestamp_ms for unit in units] == [50_000, 50_000, 100_000, 60_000]
+    assert drive.engine.progress_ms(P, drained_ms=None) == 50_000
+    drive.claimed(units, Verdict("done"))
+    drive.step(m.Committed(1))
+    assert drive.engine.progress_ms(P, drained_ms=None) == 60_000
+    assert drive.engine.progress_ms(P, drained_ms=100_000) == 100_000
+    assert drive.engine.progress_ms(Q, drained_ms=None) is None
 
 
 def test_unfinished_counts_one_flow() -> None:

@@ -102,11 +102,11 @@ def request(lease: Lease, *units: Finished, transacted: Sequence[Transacted] = (
 def inside(lease: Lease, key: bytes, call: Callable[[sqlite3.Connection], object], lane: object) -> Transacted:
     """A handler that writes rows in the commit."""
 
-    def invoke(connection: sqlite3.Connection) -> Finished:
+    def invoke(connection: sqlite3.Connection, _: object) -> Finished:
         call(connection)
         return finished(lease, key, EMIT)
 
-    return Transacted(lease.partition, key, lane, invoke)
+    return Transacted(lease.partition, key, lane, "sqlite3.Connection", False, invoke)
 
 
 def insert(text: str) -> Callable[[sqlite3.Connection], object]:
@@ -462,7 +462,7 @@ async def test_what_a_store_carries_depends_on_where_the_log_is(shelf: Shelf, lo
     """Emits and offset in the commit, or an outbox; the handler's rows in both."""
     assert shelf.store.carries == {"outbox", "rows"}
     assert logged.store.carries == {"offset", "emits", "rows"}
-    assert shelf.store.transaction_type is sqlite3.Connection
+    assert shelf.store.transaction_types == {"sqlite3.Connection"}
 
 
 async def test_a_closed_store_says_so() -> None:

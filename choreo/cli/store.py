@@ -1,0 +1,140 @@
+"""`choreo store plan | apply | stats | purge`: the idempotency stores of an app's services."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from choreo.app import App
+from choreo.cli.console import FAILED, AsJson, Target, load_app, out, print_json, reported, run_async
+from choreo.cli.trace import seconds
+from choreo.opening import STORES, open_store
+from choreo.ports import IdempotencyStore, StoreStats
+from choreo.runtime.clock import SystemClock
+
+store = typer.Typer(help="Look after the idempotency stores: their schema, what they hold.", no_args_is_help=True)
+
+Url = Annotated[str, typer.Option("--store", envvar="CHOREO_STORE", help=f"{STORES}; {{service}} may stand in PATH.")]
+Only = Annotated[list[str] | None, typer.Option("--service", help="A service, again for more; all unless given.")]
+
+
+@store.command()
+@reported
+def plan(
+    target: Target,
+    url: Url,
+    service: Only = None,
+    sql: Annotated[bool, typer.Option("--sql", help="The statements, for those who run their own DDL.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `apply` would do to the schema; exit 1 if there is anything to do."""
+
+    async def statements(_: str, opened: IdempotencyStore) -> list[str]:
+        return list(await opened.plan())
+
+    found: dict[str, list[str]] = _each(target, url, service, statements)
+    wanted = list(dict.fromkeys(statement for each in found.values() for statement in each))
+    if as_json:
+        print_json({"ok": not wanted, "services": found})
+    elif sql:
+        for statement in wanted:
+            typer.echo(f"{statement.rstrip().rstrip(';')};")
+    else:
+        for name, each in found.items():
+            colour, said = ("red", f"{len(each)} statements to run") if each else ("green", "up to date")
+            out().print(f"{name}: [{colour}]{said}[/]")
+    if wanted and not sql:
+        raise typer.Exit(FAILED)
+
+
+@store.command()
+@reported
+def apply(target: Target, url: Url, service: Only = None) -> None:
+    """Create the schema, or bring an older one up to this version."""
+
+    async def applied(_: str, opened: IdempotencyStore) -> int:
+        before = await opened.plan()
+        await opened.apply()
+        return len(before)
+
+    for name, count in _each(target, url, service, applied).items():
+        out().print(f"{name}: {f'{count} statements done' if count else 'was up to date'}")
+
+
+@store.command()
+@reported
+def stats(target: Target, url: Url, service: Only = None, as_json: AsJson = False) -> None:
+    """Keys, claims in flight, unsent emits and progress, by group."""
+
+    async def counted(_: str, opened: IdempotencyStore) -> dict[str, StoreStats]:
+        return dict(await opened.stats())
+
+    found: dict[str, StoreStats] = {}
+    for each in _each(target, url, service, counted).values():
+        found.update(each)
+    if as_json:
+        print_json({group: counts._asdict() for group, counts in found.items()})
+        return
+    table = Table("group", *(field.removesuffix("_ms").replace("_", " ") for field in StoreStats._fields))
+    for group, counts in found.items():
+        times = (_when(counts.oldest_ms), _when(counts.progress_ms))
+        table.add_row(group, *(f"{count:,}" for count in counts[:3]), *times)
+    out().print(table)
+
+
+@store.command()
+@reported
+def purge(
+    target: Target,
+    url: Url,
+    service: Only = None,
+    ttl: Annotated[str, typer.Option(help="How long, in log time, a duplicate may come after the first.")] = "7d",
+    as_json: AsJson = False,
+) -> None:
+    """Forget keys that are older than `--ttl` before their group's progress, as running services do by themselves."""
+    app, ttl_ms = load_app(target), int(seconds(ttl) * 1000)
+
+    async def purged(name: str, opened: IdempotencyStore) -> int:
+        total = 0
+        while gone := await opened.purge(app.services[name].group, app.input_topics(name), ttl_ms):
+            total += gone
+        return total
+
+    found: dict[str, int] = _each(target, url, service, purged)
+    if as_json:
+        print_json(found)
+    else:
+        for name, count in found.items():
+            out().print(f"{name}: {count:,} keys forgotten")
+
+
+def _each(
+    target: str, url: str, services: list[str] | None, ask: Callable[[str, IdempotencyStore], Awaitable[Any]]
+) -> dict[str, Any]:
+    """What `ask` says of each service's store, which is open meanwhile."""
+    app: App = load_app(target)
+    names = [plan.service.name for plan in app.plans(services or list(app.services))]
+
+    async def asked() -> dict[str, Any]:
+        found = {}
+        for name in names:
+            group = app.services[name].group
+            clock = SystemClock()
+            opened = open_store(url, name, group, None, clock=clock, lease_s=30.0, topic_prefix=app.topic(""))
+            await opened.open()
+            try:
+                found[name] = await ask(name, opened)
+            finally:
+                await opened.close()
+        return found
+
+    result: dict[str, Any] = run_async(asked())
+    return result
+
+
+def _when(time_ms: int | None) -> str:
+    if time_ms is None:
+        return "unknown"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

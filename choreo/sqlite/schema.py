@@ -1,0 +1,67 @@
+"""The tables of `SqliteStore`, by version, and how an older file comes to the newest."""
+
+import sqlite3
+
+from choreo.errors import ConfigurationError
+
+VERSION = 2
+_LEASE = """CREATE TABLE choreo_lease (
+    "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
+    expires_ms INTEGER NOT NULL, progress_ms INTEGER, PRIMARY KEY ("group", topic, "partition")
+) WITHOUT ROWID"""
+_BY_TIME = 'CREATE INDEX choreo_key_time ON choreo_key ("group", timestamp_ms)'
+NEW = (
+    """CREATE TABLE choreo_key (
+    digest BLOB PRIMARY KEY, done INTEGER NOT NULL, fingerprint BLOB NOT NULL, "group" TEXT NOT NULL,
+    topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL, deliveries INTEGER NOT NULL,
+    handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
+    outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL, done_ms INTEGER NOT NULL
+) WITHOUT ROWID""",
+    'CREATE INDEX choreo_key_claimed ON choreo_key ("group", topic, "partition") WHERE done = 0',
+    "CREATE INDEX choreo_key_flow ON choreo_key (correlation_id)",
+    _BY_TIME,
+    _LEASE,
+    """CREATE TABLE choreo_outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
+    to_topic TEXT NOT NULL, key BLOB, value BLOB, headers BLOB NOT NULL
+)""",
+)
+STEPS = {1: ("ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER", _BY_TIME)}
+"""What leads from a version to the next one."""
+
+
+def version(db: sqlite3.Connection) -> int:
+    """The version of the file's tables, 0 for a file that has none. Files of choreo 0.1 did not state theirs."""
+    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE name LIKE 'choreo_%'")}
+    if "choreo_schema" in tables:
+        return int(db.execute("SELECT version FROM choreo_schema").fetchone()[0])
+    return 1 if "choreo_key" in tables else 0
+
+
+def plan(db: sqlite3.Connection, path: str) -> list[str]:
+    """The statements that lead to VERSION.
+
+    Raises:
+        ConfigurationError: The file is of a newer choreo.
+    """
+    found = version(db)
+    if found > VERSION:
+        raise ConfigurationError(
+            f"the file {path} has schema version {found}, and this choreo knows {VERSION}: run the newer choreo that "
+            "made it, or another file"
+        )
+    if found == VERSION:
+        return []
+    statements = list(NEW) if found == 0 else [each for step in range(found, VERSION) for each in STEPS[step]]
+    return [
+        *statements,
+        "CREATE TABLE IF NOT EXISTS choreo_schema (version INTEGER NOT NULL)",
+        "DELETE FROM choreo_schema",
+        f"INSERT INTO choreo_schema VALUES ({VERSION})",
+    ]
+
+
+def apply(db: sqlite3.Connection, path: str) -> None:
+    """Execute the plan, in the caller's transaction."""
+    for statement in plan(db, path):
+        db.execute(statement)

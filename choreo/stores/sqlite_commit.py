@@ -1,0 +1,130 @@
+"""One commit of `SqliteStore`: leases and claims checked, handlers invoked, everything written in one transaction."""
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable
+
+from choreo.errors import LeaseLost, StoreError
+from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
+from choreo.record import ProducerRecord, TopicPartition
+from choreo.sqlite import leases, log
+
+LOCK_S_MAX = 0.05
+"""Handlers are invoked under the write lock for so long at most; the rest of a run waits for the next commit."""
+OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
+
+
+class Commit:
+    """One commit's transaction."""
+
+    def __init__(self, db: sqlite3.Connection, request: CommitRequest, with_log: bool, now_ms: int) -> None:
+        self._db = db
+        self._request = request
+        self._with_log = with_log
+        self._now_ms = now_ms
+        self._outbox: list[tuple[int, ProducerRecord]] = []
+        self._savepoint = f"choreo_{secrets.token_hex(8)}"  # a handler must not end it, so it cannot guess it
+
+    def run(self) -> CommitResult:
+        """Check every lease and claim, then write."""
+        request = self._request
+        refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
+        written: set[bytes] = set()
+        for unit in request.finished:
+            state = self._state(unit.partition, unit.digest)
+            if state is None:
+                refused.add(unit.partition)  # its claim was taken over: our lease had run out
+            elif state:
+                written.add(unit.digest)  # by this very request, which is repeated
+        for unit in request.finished:
+            if unit.partition not in refused and unit.digest not in written:
+                self._finish(unit)
+        transacted = self._transact(refused)
+        offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
+        if self._with_log and offsets:
+            groups = {request.leases[id_].group for id_ in offsets}
+            log.commit_offsets(self._db, groups.pop(), offsets)
+        return CommitResult(frozenset(refused), transacted, self._outbox)
+
+    def _state(self, partition: TopicPartition, digest: bytes) -> bool | None:
+        """Whether a key of ours is done; None if it is not ours."""
+        lease = self._request.leases[partition]
+        row = self._db.execute(
+            f"SELECT done FROM choreo_key WHERE digest = ? AND {OUR_CLAIM}",
+            (digest, lease.group, *lease.partition, lease.epoch),
+        ).fetchone()
+        return None if row is None else bool(row[0])
+
+    def _finish(self, unit: Finished) -> None:
+        self._db.execute(
+            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE digest = ?",
+            (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, unit.digest),
+        )
+        self._emit(unit.partition, unit.emits)
+
+    def _emit(self, partition: TopicPartition, emits: Iterable[ProducerRecord]) -> None:
+        if self._with_log:
+            log.append(self._db, tuple(emits), self._now_ms)
+            return
+        lease = self._request.leases[partition]
+        for record in emits:
+            cursor = self._db.execute(
+                'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    lease.group,
+                    *partition,
+                    record.topic,
+                    record.key,
+                    record.value,
+                    log.encode_headers(record.headers),
+                ),
+            )
+            assert cursor.lastrowid is not None
+            self._outbox.append((cursor.lastrowid, record))
+
+    def _transact(self, refused: set[TopicPartition]) -> list[Finished | BaseException | None]:
+        results: list[Finished | BaseException | None] = []
+        if not self._request.transacted:
+            return results
+        blocked: set[int] = set()
+        until_s = time.monotonic() + LOCK_S_MAX
+        self._db.set_authorizer(no_transaction_control)
+        try:
+            for unit in self._request.transacted:
+                if unit.partition in refused or id(unit.lane) in blocked or time.monotonic() > until_s:
+                    blocked.add(id(unit.lane))
+                    results.append(None)
+                    continue
+                results.append(self._invoke(unit))
+                if isinstance(results[-1], BaseException):
+                    blocked.add(id(unit.lane))
+        finally:
+            self._db.set_authorizer(None)
+        return results
+
+    def _invoke(self, unit: Transacted) -> Finished | BaseException:
+        """One unit under a savepoint: its rows, key and emits, or nothing of it."""
+        done = self._state(unit.partition, unit.digest)
+        if done is None:
+            return LeaseLost("its claim was taken over")
+        if done:  # by this very request, which is repeated
+            return Finished(unit.partition, 0, unit.digest, (), "duplicate")
+        self._db.execute(f"SAVEPOINT {self._savepoint}")
+        try:
+            finished = unit.invoke(self._db, self._db)
+            self._finish(finished)
+        except Exception as error:
+            if isinstance(error, sqlite3.OperationalError) and not self._db.in_transaction:
+                raise StoreError(f"the transaction was lost: {error}") from error  # disk full, for one
+            self._db.execute(f"ROLLBACK TO {self._savepoint}")
+            self._db.execute(f"RELEASE {self._savepoint}")
+            return error
+        self._db.execute(f"RELEASE {self._savepoint}")
+        return finished
+
+
+def no_transaction_control(action: int, *_: object) -> int:
+    """A handler must not end the transaction its key commits in: COMMIT and ROLLBACK are refused to it."""
+    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
