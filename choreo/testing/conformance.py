@@ -10,9 +10,18 @@
 Needs pytest and pytest-asyncio with `asyncio_mode=auto`. A class does not have the tests of what it does not declare.
 """
 
+from choreo.testing.conformance_pair import PairConformance
 from choreo.testing.conformance_shelf import StoreGuarantee
 from choreo.testing.conformance_stage import Conformance, needs
 from choreo.testing.conformance_store import StoreConformance
 from choreo.testing.conformance_transport import TransportConformance, TransportGuarantee
 
-__all__ = ["Conformance", "StoreConformance", "StoreGuarantee", "TransportConformance", "TransportGuarantee", "needs"]
+__all__ = [
+    "Conformance",
+    "PairConformance",
+    "StoreConformance",
+    "StoreGuarantee",
+    "TransportConformance",
+    "TransportGuarantee",
+    "needs",
+]
