@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench clean
+.PHONY: help demo test test-fast check bench guarantees clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
 	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
+	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
 
 demo: $(STAMP)
@@ -31,6 +32,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_core.py
+
+guarantees: $(STAMP)
+	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml

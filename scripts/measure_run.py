@@ -27,8 +27,8 @@ PREFIX = f"measured-{uuid4().hex[:8]}."
 os.environ["CHOREO_TOPIC_PREFIX"] = PREFIX
 os.environ["PYTHONPATH"] = str(ROOT)
 
-from choreo.publisher import Publisher  # noqa: E402
 from choreo.opening import open_transport  # noqa: E402
+from choreo.publisher import Publisher  # noqa: E402
 from choreo.runtime.clock import SystemClock  # noqa: E402
 from choreo.telemetry.setup import instrument_from_environment  # noqa: E402
 from handlers.order_fulfilment.app import PROVIDER_DB, app  # noqa: E402
