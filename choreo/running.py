@@ -195,6 +195,8 @@ class Running:
 
     async def _worker(self, plan: Plan, instances: Mapping[Any, Any], stack: AsyncExitStack) -> Worker:
         settings, service = self.settings, plan.service
+        if settings.store == "changelog":
+            await self._check_changelog(plan)
         store = await self._store(plan, stack)
         self.stores[service.name] = store
         check_pair(plan, store)
@@ -221,6 +223,18 @@ class Running:
 
     def _instrument(self, service: str, *, alone: bool) -> Instrument:
         return instrument_from_environment(service, system=self.transport.system, alone=alone)
+
+    async def _check_changelog(self, plan: Plan) -> None:
+        """Its topics as wide as their inputs, found out before anything is consumed."""
+        from choreo.stores.changelog import changelog_specs, check_topics
+
+        group, prefix = plan.service.group, self._topic("")
+        known = await self.transport.topics()
+        if self.settings.create_topics:
+            inputs = {topic: known[topic] for topic in plan.inputs}
+            await self.transport.create_topics(changelog_specs(group, inputs, prefix))
+            known = await self.transport.topics()
+        check_topics(group, plan.inputs, known, prefix)
 
     async def _check_topics(self) -> None:
         needed = {topic for plan in self._plans for topic in (*plan.inputs, *plan.outputs)}

@@ -30,9 +30,7 @@ Broker = Annotated[
 ]
 Store = Annotated[
     str | None,
-    typer.Option(
-        envvar="CHOREO_STORE", help=f"{STORES}; PATH may hold {{service}}. None with an embedded broker."
-    ),
+    typer.Option(envvar="CHOREO_STORE", help=f"{STORES}; PATH may hold {{service}}. None with an embedded broker."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 

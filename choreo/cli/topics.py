@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from choreo.cli.console import FAILED, AsJson, Broker, Target, load_app, out, print_json, reported, run_async
+from choreo.app import App
+from choreo.cli.console import FAILED, AsJson, Broker, Store, Target, load_app, out, print_json, reported, run_async
 from choreo.opening import open_transport
 from choreo.ports import TopicSpec
 
@@ -16,6 +17,12 @@ topics = typer.Typer(
 
 Partitions = Annotated[int, typer.Option(min=1, help="Of topics that are missing.")]
 Replication = Annotated[int, typer.Option(min=1, help="Of topics that are missing.")]
+Widen = Annotated[
+    bool,
+    typer.Option(
+        help="Give topics with fewer partitions more. Keys move, and with them order and lanes: drain first."
+    ),
+]
 
 
 @topics.command()
@@ -25,11 +32,11 @@ def plan(
     broker: Broker,
     partitions: Partitions = 4,
     replication: Replication = 1,
+    store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which topics are missing or have fewer partitions; exit 1 if any."""
-    wanted = load_app(target).topic_specs(partitions, replication)
-    _print(compare(wanted, run_async(_existing(broker))), as_json)
+    """Say which topics are missing or have fewer partitions; exit 1 if any. A changelog store has topics too."""
+    _print(run_async(_looked_at(load_app(target), broker, partitions, replication, store)), as_json)
 
 
 @topics.command()
@@ -39,16 +46,12 @@ def apply(
     broker: Broker,
     partitions: Partitions = 4,
     replication: Replication = 1,
+    store: Store = None,
+    widen: Widen = False,
     as_json: AsJson = False,
 ) -> None:
     """Create the missing topics; those that exist are left as they are. Exit 1 if one has fewer partitions."""
-    wanted = load_app(target).topic_specs(partitions, replication)
-    before = run_async(_apply(broker, wanted))
-    found = compare(wanted, before)
-    for row in found:
-        if row["state"] == "missing":
-            row["state"] = "created"
-    _print(found, as_json)
+    _print(run_async(_apply(load_app(target), broker, partitions, replication, store, widen)), as_json)
 
 
 def compare(wanted: Sequence[TopicSpec], existing: Mapping[str, TopicSpec]) -> list[dict[str, Any]]:
@@ -62,35 +65,71 @@ def compare(wanted: Sequence[TopicSpec], existing: Mapping[str, TopicSpec]) -> l
     return rows
 
 
-async def _existing(broker: str) -> Mapping[str, TopicSpec]:
+def wanted_topics(
+    app: App, partitions: int, replication: int, store: str | None, existing: Mapping[str, TopicSpec], *, widen: bool
+) -> list[TopicSpec]:
+    """What the app needs; a changelog is as wide as its input topic is, or is about to be."""
+    specs = app.topic_specs(partitions, replication)
+    if store != "changelog":
+        return specs
+    from choreo.stores.changelog import changelog_specs
+
+    planned = {spec.name: spec for spec in specs}
+    for name, there in existing.items():
+        spec = planned.get(name)
+        if spec is not None and not (widen and there.partitions < spec.partitions):
+            planned[name] = spec._replace(partitions=there.partitions, replication=there.replication)
+    for name, service in app.services.items():
+        inputs = {topic: planned[topic] for topic in app.input_topics(name)}
+        specs += changelog_specs(service.group, inputs, app.topic(""))
+    return specs
+
+
+async def _looked_at(
+    app: App, broker: str, partitions: int, replication: int, store: str | None
+) -> list[dict[str, Any]]:
     transport = open_transport(broker)
     await transport.open()
     try:
-        return await transport.topics()
+        existing = await transport.topics()
     finally:
         await transport.close()
+    return compare(wanted_topics(app, partitions, replication, store, existing, widen=False), existing)
 
 
-async def _apply(broker: str, wanted: Sequence[TopicSpec]) -> Mapping[str, TopicSpec]:
-    """Create what is missing; returns what there was before."""
+async def _apply(
+    app: App, broker: str, partitions: int, replication: int, store: str | None, widen: bool
+) -> list[dict[str, Any]]:
+    """Create what is missing, widen if told to; returns what was done to each."""
     transport = open_transport(broker)
     await transport.open()
     try:
         before = await transport.topics()
+        wanted = wanted_topics(app, partitions, replication, store, before, widen=widen)
+        rows = compare(wanted, before)
         await transport.create_topics([spec for spec in wanted if spec.name not in before])
-        return before
+        narrow = {row["topic"]: row["wanted"] for row in rows if row["state"] == "fewer_partitions"}
+        if widen and narrow:
+            await transport.widen(narrow)
     finally:
         await transport.close()
+    for row in rows:
+        if row["state"] == "missing":
+            row["state"] = "created"
+        elif widen and row["state"] == "fewer_partitions":
+            row["state"] = "widened"
+    return rows
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    ok = all(row["state"] in ("ok", "created") for row in rows)
+    good = ("ok", "created", "widened")
+    ok = all(row["state"] in good for row in rows)
     if as_json:
         print_json({"ok": ok, "topics": rows})
     else:
         table = Table("topic", "partitions", "wanted", "state")
         for row in rows:
-            colour = "green" if row["state"] in ("ok", "created") else "red"
+            colour = "green" if row["state"] in good else "red"
             state = str(row["state"]).replace("_", " ")
             table.add_row(row["topic"], str(row["partitions"]), str(row["wanted"]), f"[{colour}]{state}[/]")
         out().print(table)
