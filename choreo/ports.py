@@ -4,7 +4,7 @@ Nothing here names a broker, a database or a tracer. An adapter states what it g
 suite in `choreo.testing.conformance` holds it to that.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -103,8 +103,8 @@ class Transport(Protocol):
             TransportError: Some may be on the log, some not; sending the same again is safe.
         """
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
-        """The topics that exist, by name."""
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicSpec]:
+        """The topics that exist, by name; of `names` only, where given: a cluster may have thousands."""
 
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """Create those that are missing; an existing one is left as it is."""

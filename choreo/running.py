@@ -229,16 +229,16 @@ class Running:
         from choreo.stores.changelog import changelog_specs, check_topics
 
         group, prefix = plan.service.group, self._topic("")
-        known = await self.transport.topics()
+        inputs = await self.transport.topics(plan.inputs)
+        specs = changelog_specs(group, inputs, prefix)
         if self.settings.create_topics:
-            inputs = {topic: known[topic] for topic in plan.inputs}
-            await self.transport.create_topics(changelog_specs(group, inputs, prefix))
-            known = await self.transport.topics()
+            await self.transport.create_topics(specs)
+        known = await self.transport.topics([*plan.inputs, *(spec.name for spec in specs)])
         check_topics(group, plan.inputs, known, prefix)
 
     async def _check_topics(self) -> None:
         needed = {topic for plan in self._plans for topic in (*plan.inputs, *plan.outputs)}
-        missing = sorted(needed - set(await self.transport.topics()))
+        missing = sorted(needed - set(await self.transport.topics(needed)))
         if not missing:
             return
         if not self.settings.create_topics:

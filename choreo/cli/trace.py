@@ -112,7 +112,7 @@ def seconds(text: str) -> float:
     """
     found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
     if found is None:
-        raise ConfigurationError(f"--since {text}: write a number and s, m, h, d or w, such as 7d")
+        raise ConfigurationError(f"{text!r} is no length of time: write a number and s, m, h, d or w, such as 7d")
     return float(int(found[1]) * _UNITS_S[found[2]])
 
 

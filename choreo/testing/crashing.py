@@ -6,7 +6,9 @@ waiting until the broker gives the dead member up.
 
 import asyncio
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -127,7 +129,7 @@ class Case:
         if self._store == "changelog":
             from choreo.stores.changelog_topics import changelog_specs
 
-            known = await transport.topics()
+            known = await transport.topics([spec.name for spec in self._app.topic_specs()])
             for name, service in self._app.services.items():
                 inputs = {topic: known[topic] for topic in self._app.input_topics(name)}
                 await transport.create_topics(changelog_specs(service.group, inputs))
@@ -169,7 +171,7 @@ class Case:
 
     async def _emitted(self) -> dict[str, list[Record]]:
         transport = await self._transport()
-        topics = [self.prefix + name for name in crash_flow.TOPICS]
+        topics = [spec.name for spec in self._app.topic_specs()]
         found: dict[str, list[Record]] = {topic: [] for topic in topics}
         for record in await transport.scan(topics, since_ms=0):
             found[record.topic].append(record)
@@ -211,7 +213,7 @@ def crash(
     Only those yielded last are counted.
     """
     chance = random.Random(seed)
-    run = f"{chance.randrange(16**8):08x}"
+    run = os.urandom(4).hex()  # not of the seed: topics of an earlier run may be there still
     cases = [Case(pair, point, folder, run) for point in points]
     asyncio.run(_each(case.prepare() for case in cases))
     for _ in range(crashes):
@@ -235,18 +237,24 @@ async def _each(calls: Any) -> list[Any]:
 def _live(cases: Sequence[Case], jobs: Sequence[crash_child.Job]) -> None:
     """A process for each job, until all are dead or done."""
     command = [sys.executable, "-m", "choreo.testing.crash_child"]
-    done = subprocess.run(
-        command, input=json.dumps(jobs), capture_output=True, text=True, timeout=LIFE_S_MAX, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the process that forks ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    for case, job, code in zip(cases, jobs, json.loads(done.stdout), strict=True):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen(command, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    try:
+        codes, said = child.communicate(json.dumps(jobs), timeout=LIFE_S_MAX)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)  # those it forked too
+        said = child.communicate()[1]
+        raise RuntimeError(f"lives did not end within {LIFE_S_MAX:g} s:\n{said[-4000:]}") from None
+    if child.returncode != 0:
+        raise RuntimeError(f"the process that forks ended with {child.returncode}:\n{said[-4000:]}")
+    lines = [line for line in said.split("\n") if line.strip()]
+    for case, job, code in zip(cases, jobs, json.loads(codes), strict=True):
         expected = -9 if job["point"] is not None else 0
         case.outcome.crashes += code == expected == -9
         if code != expected:
             case.outcome.misses += 1
-            said = [line for line in done.stderr.split("\n") if line.strip()][-12:]
-            case.outcome.errors.append(f"{case.point.title}: ended with {code}, not {expected}: {' | '.join(said)}")
+            own = [line for line in lines if case.prefix in line][-12:] or lines[-12:]
+            case.outcome.errors.append(f"{case.point.title}: ended with {code}, not {expected}: {' | '.join(own)}")
 
 
 def _ordered(prefix: str, number: int) -> ProducerRecord:

@@ -8,7 +8,7 @@ who reads. Who may commit is decided by the lease's epoch, inside the commit.
 import asyncio
 import sqlite3
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 
 from choreo.errors import TransportError
 from choreo.ports import Assignment, Clock, Consumer, Start, TopicSpec
@@ -55,9 +55,10 @@ class EmbeddedTransport:
         now_ms = int(self._clock.now_s() * 1000)
         await self._db.write(lambda db: log.append(db, records, now_ms))
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicSpec]:
         """The topics that exist."""
-        return await self._db.read(log.topics)
+        found = await self._db.read(log.topics)
+        return found if names is None else {name: spec for name, spec in found.items() if name in names}
 
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """Create those that are missing."""
