@@ -26,6 +26,7 @@ log = logging.getLogger("choreo.worker")
 FETCH_RECORDS_MAX = 500
 FETCH_WAIT_S = 1.0
 AGAIN_S = 1.0
+AGAIN_S_MAX = 60.0
 
 
 @dataclass(slots=True)
@@ -65,7 +66,8 @@ class Worker:
         self.topics = topics
         self._router = router
         self._consumer: Consumer | None = None
-        self._assigned: set[TopicPartition] = set()
+        self._assigned: dict[TopicPartition, int] = {}  # which assignment of it this is, counted from 1
+        self._assignments = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: dict[Unit, asyncio.Task[Any]] = {}
         self._timer: asyncio.Task[Any] | None = None
@@ -191,19 +193,28 @@ class Worker:
 
     async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Take the epoch; only then read offsets, resend what was left unsent; then let it flow."""
-        self._assigned.update(partitions)
-        while wanted := [id_ for id_ in partitions if id_ in self._assigned and id_ not in self.leases]:
+        self._assignments += 1
+        self._assigned.update(dict.fromkeys(partitions, self._assignments))
+        try:
+            await self._take(
+                [id_ for id_ in partitions if id_ not in self.leases]
+            )  # together: the store is asked once
+        except ChoreoError:
+            for id_ in partitions:  # one that cannot be taken, e.g. whose offset is out of range, holds up no other
+                self._spawn(self._take_in_time(id_, self._assignments))
+
+    async def _take_in_time(self, partition: TopicPartition, assignment: int) -> None:
+        again_s = AGAIN_S
+        while self._assigned.get(partition) == assignment and partition not in self.leases:
             try:
-                await self._take(wanted)
-                return
+                await self._take([partition])
             except ChoreoError as error:
-                log.warning(
-                    "%s: taking %d partitions failed, trying again: %s", self.service.name, len(wanted), error
-                )
-                await asyncio.sleep(AGAIN_S)
+                log.warning("%s: %s cannot be taken, trying again: %s", self.service.name, partition, error)
+                await asyncio.sleep(again_s)
+                again_s = min(2 * again_s, AGAIN_S_MAX)
 
     async def _take(self, partitions: Sequence[TopicPartition]) -> None:
-        store = self.ports.store
+        store, assigned = self.ports.store, {id_: self._assigned.get(id_) for id_ in partitions}
         leases = await store.acquire(self.service.group, partitions, self.consumer.member)
         offsets: dict[TopicPartition, int] = {}
         for lease in leases:
@@ -213,14 +224,19 @@ class Worker:
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
         await self.consumer.commit(offsets)
         for lease in leases:
-            if lease.partition in self._assigned:
+            # Else it was revoked meanwhile, and perhaps assigned again, which takes it anew.
+            if (
+                assigned[lease.partition] is not None
+                and self._assigned.get(lease.partition) == assigned[lease.partition]
+            ):
                 self.leases[lease.partition] = lease
                 self.step(m.Assigned(lease.partition, offsets[lease.partition]))
                 self.consumer.seek(lease.partition, offsets[lease.partition])
 
     async def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
         """Finish what is running, give up the rest, then the epoch."""
-        self._assigned.difference_update(partitions)
+        for id_ in partitions:
+            self._assigned.pop(id_, None)
         if not lost:
             self.step(m.Draining(tuple(partitions)))
             try:

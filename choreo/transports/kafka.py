@@ -1,7 +1,7 @@
 """Apache Kafka through aiokafka: `KafkaTransport` is what an app is given, the kafka_*.py beside it do the work."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
@@ -12,11 +12,20 @@ from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.transports import kafka_admin, kafka_client, kafka_closing
 from choreo.transports.kafka_consumer import KafkaConsumer
 from choreo.transports.kafka_errors import next_step, reason
+from choreo.transports.kafka_fencing import PartitionLimit
 from choreo.transports.kafka_offsets import read_range
 from choreo.transports.kafka_producer import KafkaProducer
-from choreo.transports.kafka_settings import KafkaMembership, cap_loggers, security_from_environment
+from choreo.transports.kafka_records import BATCH_BYTES_MAX
+from choreo.transports.kafka_settings import (
+    KafkaTransactionSettings,
+    cap_loggers,
+    membership_from_environment,
+    security_from_environment,
+    transactions_from_environment,
+)
+from choreo.transports.kafka_transactions import KafkaTransactions
 
-__all__ = ["KafkaConsumer", "KafkaTransport"]
+__all__ = ["KafkaConsumer", "KafkaTransactions", "KafkaTransport"]
 
 
 class KafkaTransport:
@@ -30,7 +39,9 @@ class KafkaTransport:
         send_s: Deadline of one `send`, all its acknowledgements included.
         ask_s: Deadline of one commit, one position, one change of topics; and how long a scan may stand still.
         consumer_options: aiokafka's arguments for consumers, over those of kafka_settings.CONSUMER_DEFAULTS.
-        producer_options: The same for the producer.
+        producer_options: The same for the producer, and for those of transactions.
+        batch_bytes_max: What one compressed batch may hold, inflated; a larger one stops its partition.
+        transaction_settings: Limits of transactions; None: as `CHOREO_KAFKA_TRANSACTION_*` say.
     """
 
     name = "kafka"
@@ -47,14 +58,20 @@ class KafkaTransport:
         ask_s: float = 30.0,
         consumer_options: Mapping[str, Any] | None = None,
         producer_options: Mapping[str, Any] | None = None,
+        transaction_settings: KafkaTransactionSettings | None = None,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
     ) -> None:
         cap_loggers()
         trust = security_from_environment() if security is None else dict(security)
         self._servers = bootstrap_servers
         self._arguments = {"bootstrap_servers": bootstrap_servers, "client_id": client_id, **trust}
         self._open_s, self._ask_s = open_s, ask_s
-        self._consumer_options = {**KafkaMembership().arguments(), **(consumer_options or {})}
-        self._producer = KafkaProducer({**self._arguments, **(producer_options or {})}, timeout_s=send_s)
+        self._batch_bytes_max = batch_bytes_max
+        self._consumer_options = {**membership_from_environment().arguments(), **(consumer_options or {})}
+        self._producer_arguments = {**self._arguments, **(producer_options or {})}
+        self._producer = KafkaProducer(self._producer_arguments, timeout_s=send_s)
+        self._transaction_settings = transaction_settings or transactions_from_environment()
+        self._partition_limit = PartitionLimit(self._transaction_settings.partitions_max)
 
     def __repr__(self) -> str:
         return f"KafkaTransport({self._servers!r})"
@@ -80,7 +97,11 @@ class KafkaTransport:
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> KafkaConsumer:
         """As the port says; returns before partitions are assigned."""
         member = KafkaConsumer(
-            group, assignment, {**self._arguments, **self._consumer_options}, timeout_s=self._ask_s
+            group,
+            assignment,
+            {**self._arguments, **self._consumer_options},
+            timeout_s=self._ask_s,
+            batch_bytes_max=self._batch_bytes_max,
         )
         await member.join(topics, timeout_s=self._open_s)
         return member
@@ -90,19 +111,38 @@ class KafkaTransport:
         if records:
             await self._producer.send(records)
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
+    def transactions(self, group: str) -> KafkaTransactions:
+        """Transactions of one consumer group; to be closed by the caller. Brokers must be >= 4.0.
+
+        Older ones say that a transaction has ended before its offset can be read.
+        """
+        return KafkaTransactions(
+            group,
+            self._producer_arguments,
+            self._arguments,
+            settings=self._transaction_settings,
+            limit=self._partition_limit,
+            ask_s=self._ask_s,
+        )
+
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicSpec]:
         """As the port says, without Kafka's internal ones."""
         async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
-            return await kafka_admin.topics(admin)
+            return await kafka_admin.topics(admin, names)
 
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
         """As the port says; returns when each has its leaders."""
         async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
             await kafka_admin.create_topics(admin, topics)
 
+    async def widen(self, partitions: Mapping[str, int]) -> None:
+        """As the port says; returns when the new partitions have their leaders."""
+        async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
+            await kafka_admin.widen(admin, partitions)
+
     async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
         """As the port says, read_committed, in order of time."""
-        known = await self.topics()
+        known = await self.topics(topics)
         missing = [topic for topic in topics if topic not in known]
         if missing:
             raise TransportError(f"no such topic: {', '.join(missing)}")

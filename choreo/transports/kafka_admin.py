@@ -1,12 +1,12 @@
 """Topics of a Kafka cluster: what there is, and making what is missing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from aiokafka import errors
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from choreo.errors import TransportError
@@ -36,9 +36,16 @@ async def admin(arguments: Mapping[str, Any], *, timeout_s: float) -> AsyncItera
                 await client.close()
 
 
-async def topics(client: AIOKafkaAdminClient) -> Mapping[str, TopicSpec]:
-    """All but Kafka's own, with what was set on each; without that where DescribeConfigs is not granted."""
-    listed = [topic for topic in await client.describe_topics() if not topic["is_internal"] and topic["partitions"]]
+async def topics(client: AIOKafkaAdminClient, names: Collection[str] | None) -> Mapping[str, TopicSpec]:
+    """All but Kafka's own, with what was set on each; without that where DescribeConfigs is not granted.
+
+    It is the settings that cost: 0.14 takes 3 ms to read those of one topic.
+    """
+    listed = [
+        topic
+        for topic in await client.describe_topics()
+        if not topic["is_internal"] and topic["partitions"] and (names is None or topic["topic"] in names)
+    ]
     config = await _config(client, [topic["topic"] for topic in listed])
     return {
         topic["topic"]: TopicSpec(
@@ -89,9 +96,39 @@ async def create_topics(client: AIOKafkaAdminClient, wanted: Iterable[TopicSpec]
                 )
         if pending:
             await asyncio.sleep(BACKOFF_S)
-    while made:
-        for topic in await client.describe_topics(sorted(made)):
-            if topic["error_code"] == 0 and all(one["leader"] >= 0 for one in topic["partitions"]):
-                made.discard(topic["topic"])
-        if made:
+    await _led(client, dict.fromkeys(made, 1))
+
+
+async def widen(client: AIOKafkaAdminClient, wanted: Mapping[str, int]) -> None:
+    """Give each topic so many partitions, and return when all have leaders; the caller sets the deadline."""
+    found = {topic["topic"]: topic for topic in await client.describe_topics(sorted(wanted))}
+    missing = sorted(name for name in wanted if name not in found or found[name]["error_code"])
+    if missing:
+        raise TransportError(f"no such topic: {', '.join(missing)}; create it first")
+    for name, count in wanted.items():
+        if len(found[name]["partitions"]) < count:
+            try:
+                await client.create_partitions({name: NewPartitions(count)})
+            except errors.InvalidPartitionsError:  # somebody else was faster
+                (now,) = await client.describe_topics([name])
+                if len(now["partitions"]) < count:
+                    raise
+            except errors.KafkaError as error:
+                raise TransportError(f"topic {name!r} cannot be widened to {count}: {reason(error)}") from error
+    await _led(client, wanted)
+
+
+async def _led(client: AIOKafkaAdminClient, topics: Mapping[str, int]) -> None:
+    """Return when each topic has at least so many partitions, and all of them have a leader."""
+    waiting = dict(topics)
+    while waiting:
+        for topic in await client.describe_topics(sorted(waiting)):
+            parts = topic["partitions"]
+            if (
+                topic["error_code"] == 0
+                and len(parts) >= waiting[topic["topic"]]
+                and all(one["leader"] >= 0 for one in parts)
+            ):
+                del waiting[topic["topic"]]
+        if waiting:
             await asyncio.sleep(BACKOFF_S)

@@ -86,6 +86,24 @@ def gated_consumer(**arguments: Any) -> AIOKafkaConsumer:
     return consumer
 
 
+def absent(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> list[str]:
+    """Topics the metadata does not know, as it was last read; 0.14 says nothing of one that was deleted."""
+    return [topic for topic in topics if consumer._client.cluster.partitions_for_topic(topic) is None]
+
+
+def at_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> bool:
+    """Whether all that the last fetch saw, up to the last stable offset, was handed out; False before a first one.
+
+    Public are the two ends, not the position: `AIOKafkaConsumer.position` waits for one.
+    """
+    where = KafkaPartition(*partition)
+    if where not in consumer.assignment():
+        return False
+    state = consumer._subscription._assigned_state(where)
+    end = state.lso if state.lso is not None and state.lso >= 0 else state.highwater
+    return bool(end is not None and state.has_valid_position and state.position >= end)
+
+
 class Membership(NamedTuple):
     generation: int
     member: str

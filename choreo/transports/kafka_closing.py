@@ -1,11 +1,15 @@
 """Ending aiokafka's clients in bounded time, whatever their state. Private API of 0.14.0, as in kafka_client.py."""
 
 import asyncio
+import logging
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+
+log = logging.getLogger(__name__)
 
 DISCARD_S = 2.0
 
@@ -16,20 +20,56 @@ async def discard(producer: AIOKafkaProducer) -> None:
     `AIOKafkaProducer.stop` flushes first (0.14: producer.py:342), for ever if no broker answers.
     """
     producer._closed = True  # else its __del__ warns
+    # What still runs in it could connect again, find the coordinator and end a transaction behind our back.
+    producer.client.send = _refuse
     accumulator, client, task = producer._message_accumulator, producer.client, producer._sender.sender_task
     accumulator._exception = errors.ProducerClosed()  # refuse what another task is handing over
+    accumulator.reenqueue = _fail  # what failed and waits to be sent again
     if task is not None:
         task.cancel()
     await _close_client(client)
     if task is not None:  # it waits for its requests, which have just failed
         await asyncio.wait({task}, timeout=DISCARD_S)
         await _close_client(client)  # what they may have opened again
+    # 0.14 looks there for each batch that was sent before, also for those to be sent again, which it took out.
+    accumulator._pending_batches.update(one for queue in accumulator._batches.values() for one in queue)
     accumulator.fail_all(errors.ProducerClosed())
     if accumulator._wakeup_handle is not None:
         accumulator._wakeup_handle.cancel()
-    for batch in (*accumulator._pending_batches, *(one for queue in accumulator._batches.values() for one in queue)):
+    for batch in accumulator._pending_batches:
         if batch._drain_waiter.done():
             batch._drain_waiter.exception()  # seen: asyncio would log it as never retrieved
+    if producer._txn_manager is not None:
+        _end_transaction(producer._txn_manager)
+
+
+async def quietly(work: Coroutine[Any, Any, None]) -> None:
+    """Do it in the background of what matters: an error is logged."""
+    try:
+        await work
+    except Exception:
+        log.exception("a discarded Kafka producer did not close cleanly")
+
+
+def _fail(batch: Any) -> None:
+    batch.failure(errors.ProducerClosed())
+
+
+async def _refuse(*_: Any, **__: Any) -> Any:
+    raise errors.ProducerClosed()
+
+
+def _end_transaction(manager: Any) -> None:
+    """Fail those who wait for its offsets or its end; 0.14 does so only if the sender ends with an exception."""
+    waiting = [future for *_, future in manager._pending_txn_offsets]
+    manager._pending_txn_offsets.clear()
+    if manager._transaction_waiter is not None:
+        waiting.append(manager._transaction_waiter)
+    for future in waiting:
+        if not future.done():
+            future.set_exception(errors.ProducerClosed())
+        if not future.cancelled():
+            future.exception()  # seen
 
 
 async def _close_client(client: Any) -> None:

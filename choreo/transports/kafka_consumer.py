@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,8 +18,9 @@ from choreo.ports import Assignment, Start
 from choreo.record import Record, TopicPartition
 from choreo.transports import kafka_client, kafka_closing
 from choreo.transports.kafka_errors import out_of_range, reason
+from choreo.transports.kafka_holds import Holds, absent_topics, culprits, unreadable
 from choreo.transports.kafka_offsets import bounds, record_of, start_offset
-from choreo.transports.kafka_records import lenient
+from choreo.transports.kafka_records import BATCH_BYTES_MAX, UnreadableBatch, lenient
 from choreo.transports.kafka_settings import CONSUMER_DEFAULTS
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,25 @@ class KafkaConsumer:
     Args:
         arguments: aiokafka's, over CONSUMER_DEFAULTS.
         timeout_s: Deadline of one `position` or `commit`.
+        batch_bytes_max: What one compressed batch may hold; a larger one stops its partition.
     """
 
-    def __init__(self, group: str, assignment: Assignment, arguments: Mapping[str, Any], *, timeout_s: float) -> None:
-        self.member = uuid.uuid4().hex
+    def __init__(
+        self,
+        group: str,
+        assignment: Assignment,
+        arguments: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+    ) -> None:
         self.member = f"{group}-{uuid4()}"
         self._group = group
         self._assignment = assignment
         self._timeout_s = timeout_s
+        self._batch_bytes_max = batch_bytes_max
+        self._topics: tuple[str, ...] = ()
+        self._holds = Holds(asyncio.get_running_loop().time)
         options = {**CONSUMER_DEFAULTS, **arguments, "group_id": group}
         self._consumer: AIOKafkaConsumer = kafka_client.gated_consumer(**options)
         self._ours: dict[TopicPartition, _Flow] = {}
@@ -65,14 +76,16 @@ class KafkaConsumer:
         self._committing = asyncio.Lock()  # a commit that is tried again must not undo a later one
         self._poll: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
-        self._closed = False
+        self._taking: asyncio.Future[None] | None = None
+        self._closing = self._closed = False
 
     async def join(self, topics: Sequence[str], *, timeout_s: float) -> None:
         """Connect and subscribe; partitions come later, while `fetch` is called or not."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._consumer.start()  # without topics it does not wait for an assignment
-            lenient(self._consumer)
+            lenient(self._consumer, batch_bytes_max=self._batch_bytes_max)
+            self._topics = tuple(topics)
             self._consumer.subscribe(list(topics), listener=_Listener(self))
         except BaseException as error:
             self._closed = True
@@ -82,8 +95,13 @@ class KafkaConsumer:
             raise
 
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
-        """As the port says. A poll that a rebalance holds up goes on in the background, and into the next fetch."""
+        """As the port says. A poll that a rebalance holds up goes on in the background, and into the next fetch.
+
+        TransportError about one partition, or a topic that is gone, is raised at growing intervals; between them the
+        other partitions flow.
+        """
         self._raise_failure()
+        self._ask_held_again()
         if not any(flow.buffer and not flow.paused for flow in self._ours.values()):
             if self._poll is None:
                 self._poll = asyncio.create_task(self._poll_once(records_max, wait_s))
@@ -93,6 +111,7 @@ class KafkaConsumer:
                 poll, self._poll = self._poll, None
                 error = None if poll.cancelled() else poll.exception()
                 if error is not None:
+                    self._hold(culprits(error, self._ours))
                     raise await self._explained(error) from error
             self._raise_failure()
         return self._take(records_max)
@@ -114,9 +133,17 @@ class KafkaConsumer:
         if flow is None or not self._assigned(partition):
             return
         flow.buffer.clear()
+        self._holds.forget(partition)
         flow.next_offset, flow.paused = offset, False
         self._consumer.seek(KafkaPartition(*partition), offset)
         self._consumer.resume(KafkaPartition(*partition))
+
+    def drained(self, partition: TopicPartition) -> bool:
+        """As the port says; records of a transaction that is still open are not on the log yet."""
+        flow = self._ours.get(partition)
+        if flow is None or flow.next_offset is None or flow.buffer:
+            return False
+        return kafka_client.at_end(self._consumer, partition)
 
     def pause(self, partition: TopicPartition) -> None:
         """As the port says. aiokafka drops what it has fetched ahead; what this class buffers waits for `resume`."""
@@ -130,7 +157,8 @@ class KafkaConsumer:
         flow = self._ours.get(partition)
         if flow is not None and flow.next_offset is not None and self._assigned(partition):
             flow.paused = False
-            self._consumer.resume(KafkaPartition(*partition))
+            if partition not in self._holds:
+                self._consumer.resume(KafkaPartition(*partition))
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """As the port says; TransportError if one is not ours or the group has moved on, then nothing is sent."""
@@ -147,6 +175,9 @@ class KafkaConsumer:
         """As the port says, within some 15 s whatever the broker does. Assignment's error comes at the end."""
         if self._closed:
             return
+        self._closing = True
+        if self._taking is not None:  # it may try for ever, e.g. while a store is down
+            self._taking.cancel()
         try:
             await self._give_up(last=True)
         finally:
@@ -159,13 +190,21 @@ class KafkaConsumer:
 
     async def _take_over(self, partitions: Iterable[KafkaPartition]) -> None:
         async with self._telling:
-            if self._closed:
+            if self._closing:
                 return
             kafka_client.keep_heartbeat(self._consumer)
             self._membership = kafka_client.membership(self._consumer)
             self._ours = {TopicPartition(*partition): _Flow() for partition in sorted(partitions)}
+            self._holds.clear()
             if self._ours:
-                await self._tell(self._assignment.assigned(list(self._ours)))
+                self._taking = asyncio.ensure_future(_awaited(self._assignment.assigned(list(self._ours))))
+                try:
+                    await self._tell(self._taking)
+                except asyncio.CancelledError:
+                    if not self._closing:
+                        raise
+                finally:
+                    self._taking = None
 
     async def _give_up(self, *, last: bool = False) -> None:
         async with self._telling:
@@ -200,6 +239,7 @@ class KafkaConsumer:
             if ours is not None and ours.next_offset is not None:
                 ours.buffer.extend(map(record_of, records))
                 ours.next_offset = records[-1].offset + 1
+                self._holds.forget(TopicPartition(*partition))
 
     def _take(self, records_max: int) -> list[Record]:
         taken: list[Record] = []
@@ -207,6 +247,20 @@ class KafkaConsumer:
             while flow.buffer and not flow.paused and len(taken) < records_max:
                 taken.append(flow.buffer.popleft())
         return taken
+
+    def _hold(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in filter(self._assigned, partitions):
+            self._holds.add(partition)
+            self._consumer.pause(KafkaPartition(*partition))
+
+    def _ask_held_again(self) -> None:
+        for partition in self._holds.due():
+            flow = self._ours.get(partition)
+            if flow is not None and not flow.paused and self._assigned(partition):
+                self._consumer.resume(KafkaPartition(*partition))
+        absent = self._holds.absent(kafka_client.absent(self._consumer, self._topics))
+        if absent:
+            raise absent_topics(self._group, absent)
 
     def _assigned(self, partition: TopicPartition) -> bool:
         return KafkaPartition(*partition) in self._consumer.assignment()
@@ -219,6 +273,8 @@ class KafkaConsumer:
             raise TransportError(f"{self._group!r} cannot take or give up partitions: {reason(failure)}") from failure
 
     async def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, UnreadableBatch):
+            return unreadable(self._group, error)
         if not isinstance(error, OffsetOutOfRangeError) or not error.args:
             return TransportError(f"group {self._group!r} cannot fetch: {reason(error)}")
         ((where, offset),) = error.args[0].items()
@@ -236,6 +292,10 @@ class KafkaConsumer:
             raise
         except Exception as error:
             raise TransportError(f"{what}: {reason(error)}") from error
+
+
+async def _awaited(telling: Awaitable[None]) -> None:
+    await telling
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped

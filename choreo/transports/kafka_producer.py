@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -53,7 +53,7 @@ class KafkaProducer:
 
     async def send(self, records: Sequence[ProducerRecord]) -> None:
         """As `Transport.send`; RecordTooLarge if one of them alone is the reason."""
-        self._refuse_oversized(records)
+        refuse_oversized(records, self._arguments["max_request_size"])
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._send(records)
@@ -81,7 +81,7 @@ class KafkaProducer:
     async def _send(self, records: Sequence[ProducerRecord]) -> None:
         producer = await self._current()
         try:
-            failed = await _deliver(producer, records)
+            failed = await deliver(producer, records)
         except BaseException:  # a cancelled call too: the rest of it must not follow later
             self._discard(producer)
             raise
@@ -99,7 +99,7 @@ class KafkaProducer:
         while True:
             oversized = [index for index, error in failed.items() if isinstance(error, TOO_LARGE)]
             if len(oversized) == 1 or (oversized and size == 1):
-                raise _too_large(records[oversized[0]], oversized[0], failed[oversized[0]])
+                raise too_large(records[oversized[0]], oversized[0], failed[oversized[0]])
             index, error = next(iter(failed.items()))
             if not oversized:
                 raise TransportError(f"{records[index].topic}: {reason(error)}") from error
@@ -110,7 +110,7 @@ class KafkaProducer:
             left = list(failed)
             producer = await self._start(max_batch_size=size)
             try:
-                again = await _deliver(producer, [records[index] for index in left])
+                again = await deliver(producer, [records[index] for index in left])
             finally:
                 self._start_discarding(producer)
             failed = {left[index]: error for index, error in again.items()}
@@ -144,28 +144,30 @@ class KafkaProducer:
 
     def _start_discarding(self, producer: AIOKafkaProducer) -> None:
         # In the background: who sent is to learn of the failure now, not when the sockets are closed.
-        task = asyncio.ensure_future(_quietly(kafka_closing.discard(producer)))
+        task = asyncio.ensure_future(kafka_closing.quietly(kafka_closing.discard(producer)))
         self._discarding.add(task)
         task.add_done_callback(self._discarding.discard)
 
-    def _refuse_oversized(self, records: Sequence[ProducerRecord]) -> None:
-        size_max = self._arguments["max_request_size"]
-        for index, record in enumerate(records):
-            size = _size(record)
-            if size > size_max:
-                raise RecordTooLarge(
-                    f"{record.topic}: a record of {size} bytes is larger than the {size_max} that are sent",
-                    index=index,
-                )
+
+def refuse_oversized(records: Sequence[ProducerRecord], size_max: int) -> None:
+    """RecordTooLarge for the first one that would not even be sent."""
+    for index, record in enumerate(records):
+        size = _size(record)
+        if size > size_max:
+            raise RecordTooLarge(
+                f"{record.topic}: a record of {size} bytes is larger than the {size_max} that are sent", index=index
+            )
 
 
-async def _deliver(producer: AIOKafkaProducer, records: Sequence[ProducerRecord]) -> dict[int, Exception]:
+async def deliver(
+    producer: AIOKafkaProducer, records: Sequence[ProducerRecord], raw: type[RawBatch] = RawBatch
+) -> dict[int, Exception]:
     """Hand all over in order, wait until each is acknowledged or has failed; returns the failures by index."""
     acks: list[asyncio.Future[Any]] = []
     failed: dict[int, Exception] = {}
     try:
         for record in records:
-            acks.append(await _hand_over(producer, record))
+            acks.append(await _hand_over(producer, record, raw))
         for index, ack in enumerate(acks):
             try:
                 await ack
@@ -178,7 +180,7 @@ async def _deliver(producer: AIOKafkaProducer, records: Sequence[ProducerRecord]
     return failed
 
 
-async def _hand_over(producer: AIOKafkaProducer, record: ProducerRecord) -> asyncio.Future[Any]:
+async def _hand_over(producer: AIOKafkaProducer, record: ProducerRecord, raw: type[RawBatch]) -> asyncio.Future[Any]:
     topic, key, value, headers, partition = record
     if partition is not None and partition not in await producer.partitions_for(topic):
         raise TransportError(f"{topic}: there is no partition {partition}")  # aiokafka: AssertionError
@@ -188,7 +190,7 @@ async def _hand_over(producer: AIOKafkaProducer, record: ProducerRecord) -> asyn
     if partition is None:
         numbers = sorted(await producer.partitions_for(topic))
         partition = partition_of(key, numbers, numbers)
-    batch = RawBatch()
+    batch = raw()
     batch.add(record)
     batch.close()
     ack = await producer.send_batch(batch, topic, partition=partition)
@@ -204,16 +206,10 @@ def _topics(records: Sequence[ProducerRecord]) -> str:
     return ", ".join(sorted({record.topic for record in records}))
 
 
-def _too_large(record: ProducerRecord, index: int, error: BaseException) -> RecordTooLarge:
+def too_large(record: ProducerRecord, index: int, error: BaseException) -> RecordTooLarge:
+    """What the broker said of one record, and what to do."""
     return RecordTooLarge(
         f"{record.topic}: a record of about {_size(record)} bytes is larger than the topic takes "
         f"({reason(error)}); raise its max.message.bytes or send less",
         index=index,
     )
-
-
-async def _quietly(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception:
-        log.exception("a discarded Kafka producer did not close cleanly")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from choreo.errors import ConfigurationError
@@ -52,6 +52,18 @@ PRODUCER_DEFAULTS: Mapping[str, Any] = {
 }
 
 
+TRANSACTION_DEFAULTS: Mapping[str, Any] = {
+    **PRODUCER_DEFAULTS,
+    # All of a transaction is handed over in one step, before the sender runs: waiting for more would only delay it.
+    "linger_ms": 0,
+    # Brokers answer NotEnoughReplicas or ConcurrentTransactions while the markers of the last transaction are
+    # written, some milliseconds; 0.14 sleeps this long then.
+    "retry_backoff_ms": 5,
+    # Below the deadline of a commit.
+    "request_timeout_ms": 4_000,
+}
+
+
 class KafkaMembership(BaseSettings):
     """How soon a member that died is replaced, read from the environment.
 
@@ -67,6 +79,31 @@ class KafkaMembership(BaseSettings):
         """What aiokafka's consumer takes; a heartbeat is sent at least three times a session, as Kafka advises."""
         heartbeat_ms = min(CONSUMER_DEFAULTS["heartbeat_interval_ms"], self.session_timeout_ms // 3)
         return {"session_timeout_ms": self.session_timeout_ms, "heartbeat_interval_ms": heartbeat_ms}
+
+
+class KafkaTransactionSettings(BaseSettings):
+    """Limits of transactions, read from the environment.
+
+    timeout_ms: After it a broker ends a transaction whose producer is gone; until then readers under read_committed
+    stand before it. Kafka's own 60 s would make every crash a minute's pause; too little time is taken for a failure
+    while a coordinator moves, which takes seconds. partitions_max: Input partitions a process, each with a producer
+    of 4 connections.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CHOREO_KAFKA_TRANSACTION_", frozen=True, hide_input_in_errors=True)
+
+    timeout_ms: int = Field(default=10_000, ge=1_000)
+    partitions_max: int = Field(default=200, ge=1)
+
+    @property
+    def commit_s(self) -> float:
+        """Deadline of one commit: we must have given up, and know it, before the broker does."""
+        return 0.7 * self.timeout_ms / 1000
+
+    @property
+    def stall_s(self) -> float:
+        """How long a reader waits for an open transaction: its timeout, the broker's check every 10 s, and some."""
+        return self.timeout_ms / 1000 + 20.0
 
 
 class KafkaSecurity(BaseSettings):
@@ -138,10 +175,29 @@ def security_from_environment() -> dict[str, Any]:
     try:
         return KafkaSecurity().arguments()
     except ValidationError as error:
-        wrong = "; ".join(
-            f"CHOREO_KAFKA_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}" for found in error.errors()
-        )
-        raise ConfigurationError(wrong) from None
+        raise _wrong("CHOREO_KAFKA_", error) from None
+
+
+def membership_from_environment() -> KafkaMembership:
+    """How soon a dead member is replaced, or ConfigurationError naming the variable that is wrong."""
+    try:
+        return KafkaMembership()
+    except ValidationError as error:
+        raise _wrong("CHOREO_KAFKA_", error) from None
+
+
+def transactions_from_environment() -> KafkaTransactionSettings:
+    """Limits as `CHOREO_KAFKA_TRANSACTION_*` say, or ConfigurationError naming the variable that is wrong."""
+    try:
+        return KafkaTransactionSettings()
+    except ValidationError as error:
+        raise _wrong("CHOREO_KAFKA_TRANSACTION_", error) from None
+
+
+def _wrong(prefix: str, error: ValidationError) -> ConfigurationError:
+    return ConfigurationError(
+        "; ".join(f"{prefix}{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}" for found in error.errors())
+    )
 
 
 def cap_loggers() -> None:

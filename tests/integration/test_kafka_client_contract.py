@@ -8,16 +8,19 @@ import inspect
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.consumer.subscription_state import SubscriptionState, TopicPartitionState
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.partitioner import murmur2
+from aiokafka.producer import sender
 from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
+from aiokafka.producer.sender import BaseHandler, Sender
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchResponse_v3
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
@@ -27,6 +30,14 @@ from choreo.record import Headers, ProducerRecord
 from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka_client import GatedSubscription, gated_consumer
 from choreo.transports.kafka_closing import discard
+from choreo.transports.kafka_fencing import (
+    HANDLERS,
+    TransactionalRawBatch,
+    cause,
+    epoch_of,
+    fenced_producer,
+    older_than_4_0,
+)
 from choreo.transports.kafka_producer import partition_of
 from choreo.transports.kafka_records import LenientRecords, RawBatch, is_raw, lenient
 
@@ -178,6 +189,62 @@ async def test_attributes_are_there() -> None:
     assert OffsetCommitRequest.DEFAULT_RETENTION_TIME == -1
     await discard(producer)
     assert producer._closed
+
+
+async def test_transactions_rest_on_these() -> None:
+    """`HANDLERS` replaces a global of each Sender method; the others read and end the transaction manager."""
+    for name, handlers in HANDLERS.items():
+        assert set(handlers) <= set(getattr(Sender, name).__code__.co_names)
+        for handler, ours in handlers.items():
+            assert issubclass(ours, getattr(sender, handler))
+            assert ours.do is not BaseHandler.do
+    assert "log" in sender.SendProduceReqHandler.handle_response.__code__.co_names
+    assert "except KafkaError as err:" in inspect.getsource(
+        BaseHandler.do
+    )  # canary: it repeats what may have arrived
+    producer = fenced_producer({"bootstrap_servers": "127.0.0.1:9", "transactional_id": "x"})
+    assert (
+        producer._sender._do_txn_commit.__func__.__globals__["EndTxnHandler"]
+        is HANDLERS["_do_txn_commit"]["EndTxnHandler"]
+    )
+    assert sender.EndTxnHandler is not HANDLERS["_do_txn_commit"]["EndTxnHandler"]
+    manager = producer._txn_manager
+    assert (manager.producer_id, manager.producer_epoch) == (-1, -1)
+    assert manager._transaction_waiter is None
+    assert not manager._pending_txn_offsets
+    assert cause(producer, error := ValueError()) is error
+    batch = TransactionalRawBatch()
+    batch.add(ProducerRecord("t", None, None, ()))
+    assert LenientRecords(bytes(batch._build())).next_batch().is_transactional
+    manager.set_pid_and_epoch(7, 3)
+    assert epoch_of(producer) == 7 << 16 | 3
+    await producer.begin_transaction()
+    ending = asyncio.ensure_future(producer.commit_transaction())
+    await asyncio.sleep(0)
+    await discard(producer)
+    with pytest.raises(errors.ProducerClosed):
+        await asyncio.wait_for(ending, 1)
+    with pytest.raises(errors.ProducerClosed):
+        await producer.client.send(0, None)
+
+
+def test_position_of_a_consumer_is_known_without_waiting() -> None:
+    """`at_end` compares it with the end that the last fetch saw; a consumer that has not fetched knows of none."""
+    state = TopicPartitionState.__init__.__code__.co_names
+    assert {"lso", "highwater", "_position"} <= set(state)
+    source = inspect.getsource(fetcher.Fetcher._proc_fetch_request)
+    assert source.index("tp_state.position != fetch_offset") < source.index("tp_state.lso = lso")
+
+
+async def test_age_of_a_broker_is_told_by_its_api(kafka: str) -> None:
+    """Transactions need brokers >= 4.0, which this one is; one that ends transactions in an older way is noticed."""
+    producer = fenced_producer({"bootstrap_servers": kafka, "transactional_id": f"age-{uuid4()}"})
+    await producer.start()
+    assert not older_than_4_0(producer)
+    for connection in producer.client._conns.values():
+        connection._versions = {**connection._versions, 26: (0, 4)}
+    assert older_than_4_0(producer)
+    await discard(producer)
 
 
 async def test_discarded_producer_leaves_nothing_behind(kafka: str) -> None:
