@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import cast
+from urllib.parse import parse_qsl, quote, urlencode
 
 from choreo.errors import ConfigurationError
 from choreo.ports import Clock, IdempotencyStore, Transport
@@ -30,12 +31,12 @@ def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
 
         return KafkaTransport(rest.strip("/"), security=security_from_environment())
     if kind == "kafka+confluent" and rest.strip("/"):
-        _require("confluent_kafka", "confluent", broker)
+        _require("confluent_kafka", "confluent", "kafka+confluent://...")
         from choreo.transports.confluent import ConfluentTransport
 
         return ConfluentTransport(rest.strip("/"))
     raise ConfigurationError(
-        f"the broker {broker!r} is not understood; write embedded:PATH, kafka://HOST:PORT[,HOST:PORT] or "
+        f"the broker {_shown(broker)} is not understood; write embedded:PATH, kafka://HOST:PORT[,HOST:PORT] or "
         "kafka+confluent://HOST:PORT[,HOST:PORT]"
     )
 
@@ -80,22 +81,27 @@ def open_store(
         cluster = ours.get("choreo_cluster", "").lower() in ("1", "true", "yes")
         return RedisStore(plain, prefix=ours.get("choreo_prefix", "choreo"), lease_s=lease_s, cluster=cluster)
     if url == "changelog":
-        from choreo.stores.changelog import ChangelogStore
+        from choreo.stores.changelog import ChangelogStore, TransactionalTransport
 
-        if transport is None or not hasattr(transport, "transactions"):
-            raise ConfigurationError(
-                "the store changelog is kept on Kafka: give a kafka:// broker"
-            )
-        return ChangelogStore(transport, group, topic_prefix=topic_prefix)
+        if not hasattr(transport, "transactions"):
+            raise ConfigurationError("the store changelog is kept on Kafka: give a kafka:// broker")
+        return ChangelogStore(cast("TransactionalTransport", transport), group, topic_prefix=topic_prefix)
     raise ConfigurationError(f"the store {kind}:... is not understood; write {STORES}")
 
 
 def _split(url: str, *names: str) -> tuple[str, Mapping[str, str]]:
     """The URL without our parameters, which the driver would refuse, and our parameters."""
-    parts = urlsplit(url)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    query = urlencode([pair for pair in pairs if pair[0] not in names])
-    return urlunsplit(parts._replace(query=query)), {name: value for name, value in pairs if name in names}
+    plain, _, query = url.partition("?")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    # Not urlunsplit, which takes the slashes off postgresql:///d; not "+", which libpq takes for a plus.
+    left = urlencode([pair for pair in pairs if pair[0] not in names], quote_via=quote, safe="")
+    return f"{plain}?{left}" if left else plain, {name: value for name, value in pairs if name in names}
+
+
+def _shown(url: str) -> str:
+    """A URL without what may be a password."""
+    before, at, host = url.rpartition("@")
+    return f"{before.partition(':')[0]}://...@{host}" if at else repr(url)
 
 
 def _require(package: str, extra: str, wanted: str) -> None:

@@ -16,3 +16,19 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from tests.kafka_server import kafka_bootstrap_servers  # not needed, and not imported, by unit tests
 
     yield from kafka_bootstrap_servers(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Redis, started for this run unless one was given; else the test is skipped."""
+    from tests.redis_server import redis_url
+
+    yield from redis_url(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL, started for this run unless one was given; else the test is skipped."""
+    from tests.postgres_server import postgres_url
+
+    yield from postgres_url(tmp_path_factory)

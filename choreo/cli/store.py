@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from rich.table import Table
 from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, Target, load_app, out, print_json, reported, run_async
 from choreo.cli.trace import seconds
+from choreo.errors import ConfigurationError
 from choreo.opening import STORES, open_store
 from choreo.ports import IdempotencyStore, StoreStats
 from choreo.runtime.clock import SystemClock
@@ -59,7 +61,7 @@ def apply(target: Target, url: Url, service: Only = None) -> None:
         await opened.apply()
         return len(before)
 
-    for name, count in _each(target, url, service, applied).items():
+    for name, count in _each(target, url, service, applied, creates=True).items():
         out().print(f"{name}: {f'{count} statements done' if count else 'was up to date'}")
 
 
@@ -77,7 +79,8 @@ def stats(target: Target, url: Url, service: Only = None, as_json: AsJson = Fals
     if as_json:
         print_json({group: counts._asdict() for group, counts in found.items()})
         return
-    table = Table("group", *(field.removesuffix("_ms").replace("_", " ") for field in StoreStats._fields))
+    names = (field.replace("_ms", " (UTC)") for field in StoreStats._fields)
+    table = Table("group", *names)
     for group, counts in found.items():
         times = (_when(counts.oldest_ms), _when(counts.progress_ms))
         table.add_row(group, *(f"{count:,}" for count in counts[:3]), *times)
@@ -94,7 +97,7 @@ def purge(
     as_json: AsJson = False,
 ) -> None:
     """Forget keys that are older than `--ttl` before their group's progress, as running services do by themselves."""
-    app, ttl_ms = load_app(target), int(seconds(ttl) * 1000)
+    app, ttl_ms = load_app(target), int(_ttl_s(ttl) * 1000)
 
     async def purged(name: str, opened: IdempotencyStore) -> int:
         total = 0
@@ -111,11 +114,24 @@ def purge(
 
 
 def _each(
-    target: str, url: str, services: list[str] | None, ask: Callable[[str, IdempotencyStore], Awaitable[Any]]
+    target: str,
+    url: str,
+    services: list[str] | None,
+    ask: Callable[[str, IdempotencyStore], Awaitable[Any]],
+    *,
+    creates: bool = False,
 ) -> dict[str, Any]:
-    """What `ask` says of each service's store, which is open meanwhile."""
+    """What `ask` says of each service's store, which is open meanwhile; only with `creates` may it be a new one."""
     app: App = load_app(target)
+    if url == "changelog":
+        raise ConfigurationError(
+            "a changelog has no schema, and its keys are held by the services that run; its topics: "
+            "`choreo topics plan --store changelog`"
+        )
     names = [plan.service.name for plan in app.plans(services or list(app.services))]
+    if not creates:
+        for name in names:
+            _require_file(url, name)
 
     async def asked() -> dict[str, Any]:
         found = {}
@@ -134,7 +150,25 @@ def _each(
     return result
 
 
+def _require_file(url: str, service: str) -> None:
+    """Looking at a store must not create one: a mistyped path is an error."""
+    kind, _, rest = url.partition(":")
+    path = Path(rest.replace("{service}", service))
+    if kind == "sqlite" and rest not in ("", ":memory:") and not path.exists():
+        raise ConfigurationError(
+            f"there is no store at {path}; give the --store that the services run on, or create it with "
+            "`choreo store apply`"
+        )
+
+
+def _ttl_s(text: str) -> float:
+    try:
+        return seconds(text)
+    except ConfigurationError:
+        raise ConfigurationError(f"--ttl {text}: write a number and s, m, h, d or w, such as 7d") from None
+
+
 def _when(time_ms: int | None) -> str:
     if time_ms is None:
         return "unknown"
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"

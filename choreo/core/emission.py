@@ -30,6 +30,11 @@ def business_digest(service: str, handler: str, value: str) -> bytes:
     return _hash(16, b"choreo-business", service, handler, value)
 
 
+def collision_digest(digest: bytes, fingerprint_: bytes) -> bytes:
+    """The key of an event whose id is another's, 16 bytes: the payload is part of it, so its duplicates are known."""
+    return blake2b(digest + fingerprint_, digest_size=16, person=b"choreo-collision").digest()
+
+
 def fingerprint(payload: bytes) -> bytes:
     """8 bytes of the payload, to tell a duplicate from a collision of ids."""
     return blake2b(payload, digest_size=8).digest()

@@ -10,6 +10,7 @@ from typing import Any
 
 from choreo.core import messages as m
 from choreo.core.commit import Commits
+from choreo.core.emission import collision_digest
 from choreo.core.partition import Lane, Partition
 from choreo.core.retry import delay_s
 from choreo.core.turns import Turns, counted
@@ -129,16 +130,22 @@ class Engine:
             dropped.append(unit)
         heirs: list[Unit] = []
         for unit in dropped:
-            if self._keys.get(unit.digest) is not unit:
-                continue
-            del self._keys[unit.digest]
-            followers = [follower for follower in unit.followers if follower.state is State.FOLLOWING]
-            if followers:
-                heir, heir.followers = followers[0], followers[1:]
-                self._keys[heir.digest] = heir
-                heir.advance(Signal.CLAIM)
-                heirs.append(heir)
+            heirs += self._heir(unit)
         self._claim(heirs)
+
+    def _heir(self, unit: Unit) -> list[Unit]:
+        """Whoever takes the place of a leader that gives its key up: one of its followers, or nobody."""
+        if self._keys.get(unit.digest) is not unit:
+            return []
+        del self._keys[unit.digest]
+        followers = [follower for follower in unit.followers if follower.state is State.FOLLOWING]
+        unit.followers = []
+        if not followers:
+            return []
+        heir, heir.followers = followers[0], followers[1:]
+        self._keys[heir.digest] = heir
+        heir.advance(Signal.CLAIM)
+        return [heir]
 
     # ---- fetch and claim
 
@@ -173,15 +180,26 @@ class Engine:
                 self._duplicate(unit)
             elif verdict.verdict == "busy":
                 self._ask_again(unit, self.limits.busy_s)
+            elif verdict.verdict == "conflict":
+                self._collided(unit)
             else:
                 self._fresh(unit, verdict)
             self._turns.enqueue(unit.lane)
 
+    def _collided(self, unit: Unit) -> None:
+        """Its key is another event's and done: it gets one of its own, in which its dead letter commits."""
+        heirs = self._heir(unit)
+        unit.digest = collision_digest(unit.digest, unit.fingerprint)
+        unit.poison = "id_collision"
+        if self._keys.setdefault(unit.digest, unit) is unit:
+            self._claim([unit], solo=unit.solo)
+        else:
+            self._ask_again(unit, self.limits.busy_s)
+        self._claim(heirs)
+
     def _fresh(self, unit: Unit, verdict: Any) -> None:
         unit.deliveries = verdict.deliveries
-        if verdict.verdict == "conflict":
-            unit.poison = "id_collision"
-        elif unit.deliveries > self.limits.deliveries_max:
+        if unit.deliveries > self.limits.deliveries_max:
             unit.poison = "crashed"
         suspect = unit.deliveries > self.limits.together_max and not unit.solo and unit.poison is None
         unit.advance(Signal.DIED if suspect else Signal.FRESH)
@@ -199,10 +217,15 @@ class Engine:
         self._set_timer(unit, delay_s)
 
     def _duplicate(self, unit: Unit) -> None:
-        """Handled before, by whomever: it and what follows it here are done."""
-        self._keys.pop(unit.digest, None)
+        """Handled before, by whomever: it and what follows it here are done, unless it is another event by its data."""
+        if self._keys.get(unit.digest) is unit:
+            del self._keys[unit.digest]
+        strangers: list[Unit] = []
         for each in (unit, *unit.followers):
-            if each.state in (State.CLAIMING, State.FOLLOWING):
+            if each.state is State.FOLLOWING and each.fingerprint != unit.fingerprint and not each.derived:
+                each.advance(Signal.CLAIM)
+                strangers.append(each)
+            elif each.state in (State.CLAIMING, State.FOLLOWING):
                 each.advance(Signal.DONE)
                 self._out.append(m.Duplicate(each))
                 partition = self.partitions[each.partition]
@@ -210,6 +233,7 @@ class Engine:
                 self._note_progress(partition)
                 self._turns.enqueue(each.lane)
         self._turns.end(unit, began=False)
+        self._claim(strangers)
 
     # ---- turns
 

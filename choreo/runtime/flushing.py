@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
-from choreo.errors import ChoreoError, RecordTooLarge
+from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
 from choreo.event import Event
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord
@@ -111,7 +111,14 @@ class Flusher:
                     await each.leave()
         await self._send(result.outbox)
         await self._resend_unconfirmed()
-        came = dict(zip(units, result.transacted, strict=True))
+        lost = {
+            unit.partition for unit, each in zip(units, result.transacted, strict=True) if isinstance(each, LeaseLost)
+        }
+        result = replace(result, refused=result.refused | lost)
+        came = {
+            unit: None if unit.partition in result.refused and not isinstance(each, Finished) else each
+            for unit, each in zip(units, result.transacted, strict=True)
+        }
         outcomes = [self._outcome(unit, came.get(unit)) for unit in effect.units]
         worker.step(m.Transacted(outcomes, result.refused))
         if result.refused:
@@ -187,10 +194,12 @@ class Flusher:
 
         A dead letter that is too large for its topic is cut, since nobody could make its sender send less.
         """
-        ports, left = self._worker.ports, list(rows)
+        ports, left, acknowledged = self._worker.ports, list(rows), False
         while left:
             try:
-                await ports.transport.send([record for _, record in left])
+                if not acknowledged:
+                    await ports.transport.send([record for _, record in left])
+                    acknowledged = True  # if now the store fails, they are not sent again
                 if "outbox" in ports.store.carries:
                     await ports.store.sent([row for row, _ in left])
                 return

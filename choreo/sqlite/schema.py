@@ -5,6 +5,8 @@ import sqlite3
 from choreo.errors import ConfigurationError
 
 VERSION = 2
+UNREADABLE = -1
+"""Stands for the version of a file that has a table for it and no number in it."""
 _LEASE = """CREATE TABLE choreo_lease (
     "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
     expires_ms INTEGER NOT NULL, progress_ms INTEGER, PRIMARY KEY ("group", topic, "partition")
@@ -34,7 +36,8 @@ def version(db: sqlite3.Connection) -> int:
     """The version of the file's tables, 0 for a file that has none. Files of choreo 0.1 did not state theirs."""
     tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE name LIKE 'choreo_%'")}
     if "choreo_schema" in tables:
-        return int(db.execute("SELECT version FROM choreo_schema").fetchone()[0])
+        row = db.execute("SELECT MAX(version) FROM choreo_schema").fetchone()
+        return row[0] if isinstance(row[0], int) else UNREADABLE
     return 1 if "choreo_key" in tables else 0
 
 
@@ -42,9 +45,14 @@ def plan(db: sqlite3.Connection, path: str) -> list[str]:
     """The statements that lead to VERSION.
 
     Raises:
-        ConfigurationError: The file is of a newer choreo.
+        ConfigurationError: The file is of a newer choreo, or its version cannot be read.
     """
     found = version(db)
+    if found == UNREADABLE:
+        raise ConfigurationError(
+            f"the file {path} does not say which schema version it has: its table choreo_schema holds no number: "
+            "give another file, or restore this one"
+        )
     if found > VERSION:
         raise ConfigurationError(
             f"the file {path} has schema version {found}, and this choreo knows {VERSION}: run the newer choreo that "

@@ -136,7 +136,7 @@ class SqliteStore:
                 return 0
             return db.execute(
                 'DELETE FROM choreo_key WHERE digest IN (SELECT digest FROM choreo_key WHERE "group" = ? '
-                "AND timestamp_ms < ? LIMIT ?)",
+                "AND timestamp_ms < ? AND done = 1 LIMIT ?)",
                 (group, progress_ms - ttl_ms, PURGE_KEYS_MAX),
             ).rowcount
 

@@ -12,6 +12,8 @@ from choreo.sqlite import leases, log
 
 LOCK_S_MAX = 0.05
 """Handlers are invoked under the write lock for so long at most; the rest of a run waits for the next commit."""
+FILE_FAILED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
+"""The file's fault, and not the event's: the whole commit is tried again, and no attempt is counted."""
 OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
 
 
@@ -24,21 +26,24 @@ class Commit:
         self._with_log = with_log
         self._now_ms = now_ms
         self._outbox: list[tuple[int, ProducerRecord]] = []
+        self._written: set[bytes] = set()
+        self._gone: set[bytes] = set()
         self._savepoint = f"choreo_{secrets.token_hex(8)}"  # a handler must not end it, so it cannot guess it
 
     def run(self) -> CommitResult:
         """Check every lease and claim, then write."""
         request = self._request
         refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
-        written: set[bytes] = set()
-        for unit in request.finished:
-            state = self._state(unit.partition, unit.digest)
-            if state is None:
-                refused.add(unit.partition)  # its claim was taken over: our lease had run out
+        units: list[Finished | Transacted] = [*request.finished, *request.transacted]
+        for each in units:
+            state = self._state(each.partition, each.digest)
+            if state is None:  # its claim was taken over: our lease had run out
+                refused.add(each.partition)
+                self._gone.add(each.digest)
             elif state:
-                written.add(unit.digest)  # by this very request, which is repeated
+                self._written.add(each.digest)  # by this very request, which is repeated
         for unit in request.finished:
-            if unit.partition not in refused and unit.digest not in written:
+            if unit.partition not in refused and unit.digest not in self._written:
                 self._finish(unit)
         transacted = self._transact(refused)
         offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
@@ -90,12 +95,12 @@ class Commit:
             return results
         blocked: set[int] = set()
         until_s = time.monotonic() + LOCK_S_MAX
-        self._db.set_authorizer(no_transaction_control)
+        self._db.set_authorizer(self._authorize)
         try:
             for unit in self._request.transacted:
                 if unit.partition in refused or id(unit.lane) in blocked or time.monotonic() > until_s:
                     blocked.add(id(unit.lane))
-                    results.append(None)
+                    results.append(LeaseLost("its claim was taken over") if unit.digest in self._gone else None)
                     continue
                 results.append(self._invoke(unit))
                 if isinstance(results[-1], BaseException):
@@ -104,25 +109,32 @@ class Commit:
             self._db.set_authorizer(None)
         return results
 
+    def _authorize(self, action: int, *_: object) -> int:
+        """Refuse what would be committed by itself, after SQLite has rolled back and the handler caught the error."""
+        return no_transaction_control(action) if self._db.in_transaction else sqlite3.SQLITE_DENY
+
     def _invoke(self, unit: Transacted) -> Finished | BaseException:
         """One unit under a savepoint: its rows, key and emits, or nothing of it."""
-        done = self._state(unit.partition, unit.digest)
-        if done is None:
-            return LeaseLost("its claim was taken over")
-        if done:  # by this very request, which is repeated
+        if unit.digest in self._written:
             return Finished(unit.partition, 0, unit.digest, (), "duplicate")
         self._db.execute(f"SAVEPOINT {self._savepoint}")
         try:
-            finished = unit.invoke(self._db, self._db)
+            finished: Finished = unit.invoke(self._db, self._db)
+            if not self._db.in_transaction:
+                raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
             self._finish(finished)
         except Exception as error:
-            if isinstance(error, sqlite3.OperationalError) and not self._db.in_transaction:
-                raise StoreError(f"the transaction was lost: {error}") from error  # disk full, for one
+            if _file_failed(error) or not self._db.in_transaction:
+                raise StoreError(f"the transaction was lost: {error}") from error
             self._db.execute(f"ROLLBACK TO {self._savepoint}")
             self._db.execute(f"RELEASE {self._savepoint}")
             return error
         self._db.execute(f"RELEASE {self._savepoint}")
         return finished
+
+
+def _file_failed(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in FILE_FAILED
 
 
 def no_transaction_control(action: int, *_: object) -> int:

@@ -159,8 +159,10 @@ class EmbeddedConsumer:
             return found, at_end
 
         records: list[Record]
-        records, self._drained = await self._db.read(query)
+        records, at_end = await self._db.read(query)
         current = dict(flowing)
+        # Not what was paused or moved meanwhile: the records read of it are dropped, and must come again.
+        self._drained = {id_ for id_ in at_end if id_ not in self._paused and self._position.get(id_) == current[id_]}
         kept = []
         for record in records:
             id_ = TopicPartition(record.topic, record.partition)

@@ -19,9 +19,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.envelope import read as read_envelope
+from choreo.opening import open_transport
 from choreo.ports import Transport
 from choreo.record import Record, TopicPartition
-from choreo.opening import open_transport
 from choreo.sqlite import log as embedded_log
 from handlers.order_fulfilment.app import PROVIDER_DB, app
 from handlers.order_fulfilment.ledger import LedgerRow, StockRow, read_rows, read_stock, row_of

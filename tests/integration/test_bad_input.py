@@ -12,9 +12,9 @@ import pytest
 from pydantic import field_validator
 
 from choreo import App, Context, Event, Service
+from choreo.opening import open_transport
 from choreo.ports import TopicSpec, Transport
 from choreo.record import Header, ProducerRecord, Record
-from choreo.opening import open_transport
 from choreo.running import Running
 from choreo.runtime.emitting import DLQ_PREFIX, TRUNCATED, original, truncated
 from tests.integration.hostile import LOST, MEGABYTE, SAID_BY, SECRET, SENT, Hostile, everything, good, headers

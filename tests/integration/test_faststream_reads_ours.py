@@ -12,9 +12,9 @@ from faststream.kafka.annotations import KafkaMessage as Message
 from pydantic import BaseModel
 
 from choreo import App, Event, Service
+from choreo.opening import open_transport
 from choreo.ports import TopicSpec
 from choreo.record import Header, ProducerRecord
-from choreo.opening import open_transport
 
 WAIT_S = 20.0
 STRUCTURED = b"application/cloudevents+json"

@@ -5,7 +5,7 @@ Workers on real SQLite files and a log in memory. A crash is a worker whose task
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -102,11 +102,14 @@ class Log:
             log = self.records[topic]
             log.append(Record(topic, 0, len(log), key, value, headers, 1_000))
 
-    async def topics(self) -> Mapping[str, TopicSpec]:
+    async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicSpec]:
         """Not asked for."""
         return {}
 
     async def create_topics(self, topics: Sequence[TopicSpec]) -> None:
+        """Not asked for."""
+
+    async def widen(self, partitions: Mapping[str, int]) -> None:
         """Not asked for."""
 
     async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
@@ -153,6 +156,10 @@ class Member:
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Fetch from there."""
         self._positions[partition] = offset
+
+    def drained(self, partition: TopicPartition) -> bool:
+        """Whether all of it was fetched."""
+        return self._positions.get(partition) == len(self._log.records[partition.topic])
 
     def pause(self, partition: TopicPartition) -> None:
         """Fetch no more of it."""

@@ -282,9 +282,12 @@ def test_another_payload_under_one_id_is_a_collision_unless_the_id_was_derived()
     drive = Drive()
     foreign, ours = make(0, "a"), make(1, "b", derived=True)
     drive.fetch(foreign, ours)
+    key = foreign.digest
     effects = drive.claimed([foreign, ours], Verdict("conflict"))
-    assert of(m.DeadLetter, effects) == [m.DeadLetter(foreign, "id_collision")]
     assert of(m.Duplicate, effects) == [m.Duplicate(ours)]
+    assert of(m.Claim, effects) == [m.Claim([foreign])]
+    assert foreign.digest != key
+    assert of(m.DeadLetter, drive.claimed([foreign], FRESH)) == [m.DeadLetter(foreign, "id_collision")]
     assert foreign.attempts == 0
 
 

@@ -1,0 +1,230 @@
+"""The PostgreSQL store on a real server: its tables, names and values that hurt, clocks, retention, counts."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from choreo.errors import ConfigurationError, StoreError
+from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished
+from choreo.record import ProducerRecord, TopicPartition
+from choreo.stores import postgres_reading
+from choreo.stores.postgres import PostgresStore
+from choreo.testing.conformance_shelf import Shelf
+
+HOSTILE = "a\"b'c\0d\ud800😀%s{key}\\"
+
+
+@pytest.fixture
+async def shelf(postgres: str) -> AsyncIterator[Shelf]:
+    """A store in a schema of its own."""
+    store = PostgresStore(postgres, schema=f"store {uuid4().hex}", connections_max=8, timeout_s=20.0)
+    await store.open()
+    await store.apply()
+    yield Shelf(store, f"group-{uuid4()}")
+    await store.close()
+
+
+def another(shelf: Shelf, postgres: str, *, lease_s: float = 30.0) -> Shelf:
+    """A second process on the same tables."""
+    assert isinstance(shelf.store, PostgresStore)
+    made = Shelf(PostgresStore(postgres, schema=shelf.store._names.schema, lease_s=lease_s), shelf.group)
+    made.p, made.q, made.output = shelf.p, shelf.q, shelf.output
+    return made
+
+
+async def test_names_are_taken_as_they_are(postgres: str) -> None:
+    """Quotes, emoji, percent signs, braces: all are quoted; two prefixes in one schema do not meet."""
+    schema = f"s\"'😀%s {{key}} {uuid4().hex[:8]}"
+    stores = [PostgresStore(postgres, schema=schema, prefix=prefix) for prefix in ("", '"%(x)s;--{lease}')]
+    for store in stores:
+        await store.open()
+        assert len(await store.plan()) >= 8
+        await store.apply()
+        assert list(await store.plan()) == []
+    key = os.urandom(16)
+    for store in stores:
+        shelf = Shelf(store, "group")
+        lease = await shelf.lease(shelf.p)
+        assert await shelf.claim(lease, key) == Claimed("fresh")
+        assert not (await store.commit(shelf.request((lease, key, 1)))).refused
+        assert len(await store.pending(lease)) == 1
+        assert (await store.stats())["group"].keys == 1
+        await store.release([lease])
+        await store.close()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "", "é" * 32, "\ud800"])
+def test_a_name_postgresql_would_change_is_refused(name: str) -> None:
+    """Before anything is connected: NUL, nothing, more than 63 bytes, no Unicode."""
+    with pytest.raises(ConfigurationError, match="the schema name"):
+        PostgresStore("postgresql://localhost/db", schema=name)
+    if name:
+        with pytest.raises(ConfigurationError, match="the table name"):
+            PostgresStore("postgresql://localhost/db", prefix=name)
+
+
+def test_no_message_shows_the_password() -> None:
+    """Neither its representation nor what is said of a URL that is none."""
+    store = PostgresStore("postgresql://me:pa55@db.example:5433/orders?application_name=x")
+    assert repr(store) == "PostgresStore('postgresql://me@db.example:5433/orders', schema='choreo')"
+    with pytest.raises(ConfigurationError) as caught:
+        PostgresStore("postgresql://me:pa55@db.example:port:port/orders?nonsense=pa55")
+    assert "pa55" not in str(caught.value)
+
+
+async def test_values_are_kept_as_they_are(shelf: Shelf) -> None:
+    """NUL, quotes, emoji and lone surrogates in groups, topics, owners, correlation ids, keys and headers."""
+    shelf.group, shelf.p = f"{HOSTILE} group", TopicPartition(f"{HOSTILE} topic", 3)
+    lease = await shelf.lease(shelf.p, HOSTILE)
+    key = b"\0\"'\\x" + os.urandom(11)
+    request = ClaimRequest(shelf.p, key, b"\0" * 8, HOSTILE, 7, HOSTILE * 500, -5)
+    assert await shelf.store.claim([lease], [request]) == [Claimed("fresh")]
+    emits = (
+        ProducerRecord(HOSTILE, b"\0k'\"", b"\0", (("\udcff\0", b"\0"), ("null", None), ("😀", b"")), 4),
+        ProducerRecord("t", None, None, ()),
+    )
+    await shelf.store.commit(CommitRequest({shelf.p: lease}, [Finished(shelf.p, 7, key, emits, HOSTILE)], {}))
+    assert [record for _, record in await shelf.store.pending(lease)] == list(emits)
+    assert isinstance(shelf.store, PostgresStore)
+    (row,) = await shelf.store.history(HOSTILE * 500)
+    assert (row["handler"], row["topic"], row["outcome"], row["done"]) == (HOSTILE, shelf.p.topic, HOSTILE, 1)
+    assert row["done_ms"] > 1_700_000_000_000
+    assert await shelf.store.history(HOSTILE) == []
+
+
+async def test_missing_tables_are_told_with_the_command_that_makes_them(postgres: str) -> None:
+    """Connecting is no check of them."""
+    store = PostgresStore(postgres, schema=f"missing {uuid4().hex}")
+    await store.open()
+    with pytest.raises(StoreError, match="choreo store apply"):
+        await store.acquire("group", [TopicPartition("t", 0)], "one")
+    await store.close()
+
+
+async def test_a_schema_newer_than_the_library_is_refused(shelf: Shelf, postgres: str) -> None:
+    """The library is to be upgraded; so is a schema whose tables are somebody else's left alone."""
+    assert isinstance(shelf.store, PostgresStore)
+    schema = sql.Identifier(shelf.store._names.schema)
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute(sql.SQL("INSERT INTO {}.version VALUES (2)").format(schema))
+        for call in (shelf.store.plan, shelf.store.apply):
+            with pytest.raises(ConfigurationError, match="is of version 2, this choreo knows 1; upgrade choreo"):
+                await call()
+        db.execute(sql.SQL("DROP TABLE {}.outbox").format(schema))
+    with pytest.raises(ConfigurationError, match="not of choreo's making"):
+        await shelf.store.plan()
+
+
+async def test_several_processes_apply_and_start_at_once(postgres: str) -> None:
+    """One makes the tables, the others find them; services' own CREATE TABLE IF NOT EXISTS do not collide."""
+    schema, table = f"at once {uuid4().hex}", f"own_{uuid4().hex}"
+    stores = [PostgresStore(postgres, schema=schema) for _ in range(5)]
+    await asyncio.gather(*(store.open() for store in stores))
+    await asyncio.gather(*(store.apply() for store in stores))
+    create = f"CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY)"
+    await asyncio.gather(*(store.run(lambda db: db.execute(create)) for store in stores))
+    assert list(await stores[0].plan()) == []
+    await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_members_clocks_do_not_matter(shelf: Shelf, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One member is ten minutes ahead: the other's live claim is not taken for a dead one's."""
+    lease, key = await shelf.lease(shelf.p), os.urandom(16)
+    await shelf.claim(lease, key)
+    ahead = another(shelf, postgres)
+    await ahead.store.open()
+    real_s = __import__("time").time
+    monkeypatch.setattr("time.time", lambda: real_s() + 600.0)
+    assert (await ahead.claim(await ahead.lease(shelf.q, "two"), key)).verdict == "busy"
+    assert not (await shelf.store.commit(shelf.request((lease, key, 1)))).refused
+    await ahead.store.close()
+
+
+async def test_two_services_share_one_schema(shelf: Shelf, postgres: str) -> None:
+    """Groups of the same partition do not fence each other, and see nothing of each other's outbox."""
+    other = another(shelf, postgres)
+    other.group = f"other-{uuid4()}"
+    await other.store.open()
+    one, two = await shelf.lease(shelf.p), await other.lease(shelf.p, "two")
+    assert (one.epoch, two.epoch) == (1, 1)
+    key, theirs = os.urandom(16), os.urandom(16)
+    await shelf.claim(one, key)
+    await other.claim(two, theirs)
+    await shelf.store.commit(shelf.request((one, key, 1)))
+    assert (len(await shelf.store.pending(one)), len(await other.store.pending(two))) == (1, 0)
+    stats = await shelf.store.stats()
+    assert (stats[shelf.group][:3], stats[other.group][:3]) == ((1, 0, 1), (0, 1, 0))
+    await other.store.close()
+
+
+async def test_of_ten_thousand_duplicates_one_is_fresh(shelf: Shelf) -> None:
+    """Claimed at once, in slices, from two partitions over all connections; nobody deadlocks."""
+    leases, key = [await shelf.lease(shelf.p), await shelf.lease(shelf.q, "two")], os.urandom(16)
+    others = [os.urandom(16) for _ in range(20)]
+
+    async def slice_of(lease_at: int) -> list[str]:
+        lease = leases[lease_at]
+        keys = [key] * 100 + (others if lease_at else others[::-1])
+        requests = [ClaimRequest(lease.partition, each, b"12345678", "h", 0, "flow", 0) for each in keys]
+        return [each.verdict for each in (await shelf.store.claim([lease], requests))[:100]]
+
+    answers = await asyncio.gather(*(slice_of(number % 2) for number in range(100)))
+    winners = {number % 2 for number, answer in enumerate(answers) if "fresh" in answer}
+    assert len(winners) == 1, "two partitions were told that the key is theirs"
+    loser = 1 - winners.pop()
+    assert {verdict for number, answer in enumerate(answers) if number % 2 == loser for verdict in answer} == {"busy"}
+    winner = leases[1 - loser]
+    assert not (await shelf.store.commit(shelf.request((winner, key, 1)))).refused
+    assert set(await slice_of(loser)) == {"done"}
+
+
+async def test_a_slice_may_name_a_key_twice(shelf: Shelf) -> None:
+    """Of one partition or of two, done or not, with the same payload or another."""
+    leases = [await shelf.lease(shelf.p), await shelf.lease(shelf.q)]
+    done, new = os.urandom(16), os.urandom(16)
+    await shelf.claim(leases[0], done)
+    await shelf.store.commit(shelf.request((leases[0], done, 1)))
+
+    def ask(partition: TopicPartition, key: bytes, print_: bytes = b"12345678") -> ClaimRequest:
+        return ClaimRequest(partition, key, print_, "h", 0, "flow", 0)
+
+    requests = [ask(shelf.p, done), ask(shelf.p, done, b"another!"), ask(shelf.p, new), ask(shelf.p, new)]
+    requests += [ask(shelf.q, new), ask(shelf.q, done)]
+    verdicts = [each.verdict for each in await shelf.store.claim(leases, requests)]
+    assert verdicts == ["done", "conflict", "fresh", "fresh", "busy", "done"]
+
+
+async def test_retention_goes_by_the_groups_progress(shelf: Shelf) -> None:
+    """Nothing until each partition was told; then what is older by the time to live, live claims excepted."""
+    leases = [await shelf.lease(shelf.p), await shelf.lease(shelf.q)]
+    keys = [os.urandom(16) for _ in range(6)]
+    requests = [ClaimRequest(shelf.p, key, b"12345678", "h", at, "flow", at * 1_000) for at, key in enumerate(keys)]
+    await shelf.store.claim(leases, requests)
+    await shelf.store.commit(shelf.request(*((leases[0], key, 0) for key in keys[1:])))
+    topics = [shelf.p.topic]
+    await shelf.store.renew(leases, 30.0, {shelf.p: 10_000})
+    assert await shelf.store.purge(shelf.group, topics, 1_000) == 0, "the second partition's progress is unknown"
+    await shelf.store.renew(leases, 30.0, {shelf.q: 4_000})
+    assert await shelf.store.purge(shelf.group, [*topics, "unheard of"], 1_000) == 0
+    assert await shelf.store.purge("another group", topics, 1_000) == 0
+    assert (await shelf.store.stats())[shelf.group] == (5, 1, 5, 0, 4_000)
+    assert await shelf.store.purge(shelf.group, topics, 1_000) == 2
+    assert await shelf.store.purge(shelf.group, topics, 1_000) == 0
+    verdicts = [(await shelf.claim(leases[0], key)).verdict for key in keys]
+    assert verdicts == ["fresh", "fresh", "fresh", "done", "done", "done"]
+
+
+async def test_a_large_table_is_counted_by_a_sample(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its figures are near the truth, and say so by being no more than that."""
+    lease = await shelf.lease(shelf.p)
+    for _ in range(4):
+        requests = [ClaimRequest(shelf.p, os.urandom(16), b"12345678", "h", 0, "flow", 0) for _ in range(5_000)]
+        await shelf.store.claim([lease], requests)
+    assert (await shelf.store.stats())[shelf.group].claims == 20_000
+    monkeypatch.setattr(postgres_reading, "COUNTED_BYTES_MAX", 2_000_000)
+    assert 10_000 < (await shelf.store.stats())[shelf.group].claims < 30_000

@@ -1,0 +1,39 @@
+"""A store's file as choreo 0.1 made it, before the schema stated its version."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+FIRST = (
+    """CREATE TABLE choreo_key (
+    digest BLOB PRIMARY KEY, done INTEGER NOT NULL, fingerprint BLOB NOT NULL, "group" TEXT NOT NULL,
+    topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL, deliveries INTEGER NOT NULL,
+    handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
+    outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL, done_ms INTEGER NOT NULL
+) WITHOUT ROWID""",
+    'CREATE INDEX choreo_key_claimed ON choreo_key ("group", topic, "partition") WHERE done = 0',
+    "CREATE INDEX choreo_key_flow ON choreo_key (correlation_id)",
+    """CREATE TABLE choreo_outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
+    to_topic TEXT NOT NULL, key BLOB, value BLOB, headers BLOB NOT NULL
+)""",
+    """CREATE TABLE choreo_lease (
+    "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
+    expires_ms INTEGER NOT NULL, PRIMARY KEY ("group", topic, "partition")
+) WITHOUT ROWID""",
+)
+KEY = b"sixteen bytes of"
+
+
+def make_first(
+    path: Path, *, group: str = "kitchen", digest: bytes = KEY, fingerprint: bytes = b"12345678", time_ms: int = 1_000
+) -> None:
+    """A file with one handled key and one lease of a member that has gone."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in FIRST:
+            db.execute(statement)
+        db.execute(
+            "INSERT INTO choreo_key VALUES (?, 1, ?, ?, 'orders', 0, 7, 1, 'h', 0, 'flow', ?, 'handled', 1, 0.1, 2)",
+            (digest, fingerprint, group, time_ms),
+        )
+        db.execute("INSERT INTO choreo_lease VALUES (?, 'orders', 0, 7, '', 0)", (group,))
