@@ -27,7 +27,7 @@ def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
         return EmbeddedTransport(Database(rest), clock or SystemClock())
     if kind == "kafka" and rest.strip("/"):
         from choreo.transports.kafka import KafkaTransport
-        from choreo.transports.kafka_settings import security_from_environment
+        from choreo.transports.kafka.settings import security_from_environment
 
         return KafkaTransport(rest.strip("/"), security=security_from_environment())
     if kind == "kafka+confluent" and rest.strip("/"):

@@ -217,7 +217,7 @@ class Engine:
         self._set_timer(unit, delay_s)
 
     def _duplicate(self, unit: Unit) -> None:
-        """Handled before, by whomever: it and what follows it here are done, unless it is another event by its data."""
+        """Handled before, by whomever: it and what follows it here are done, unless its data is another event's."""
         if self._keys.get(unit.digest) is unit:
             del self._keys[unit.digest]
         strangers: list[Unit] = []

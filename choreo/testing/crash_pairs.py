@@ -6,7 +6,7 @@ from choreo.testing.crash_points import AIOKAFKA, AIOKAFKA_TRANSACTION, HANDLER,
 from choreo.testing.crashing import Pair
 
 SQLITE = "choreo.stores.sqlite:SqliteStore"
-IN_SQLITE = {"inside the transaction": "choreo.stores.sqlite_commit:Commit.run"}
+IN_SQLITE = {"inside the transaction": "choreo.stores.sqlite.commit:Commit.run"}
 POSTGRES = "choreo.stores.postgres:PostgresStore"
 REDIS = "choreo.stores.redis:RedisStore"
 CHANGELOG = "choreo.stores.changelog:ChangelogStore"

@@ -20,7 +20,7 @@ SQLITE_LOG = {
 """Sub-steps inside the one transaction of the embedded pair."""
 AIOKAFKA = {
     "send": "choreo.transports.kafka:KafkaTransport.send",
-    "offset commit": "choreo.transports.kafka_consumer:KafkaConsumer.commit",
+    "offset commit": "choreo.transports.kafka.consumer:KafkaConsumer.commit",
 }
 AIOKAFKA_TRANSACTION = {
     "begin": "aiokafka:AIOKafkaProducer.begin_transaction",

@@ -128,7 +128,7 @@ class Case:
         transport = await self._transport()
         await transport.create_topics(self._app.topic_specs(crash_flow.PARTITIONS))
         if self._store == "changelog":
-            from choreo.stores.changelog_topics import changelog_specs
+            from choreo.stores.changelog.topics import changelog_specs
 
             known = await transport.topics([spec.name for spec in self._app.topic_specs()])
             for name, service in self._app.services.items():

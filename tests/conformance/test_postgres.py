@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from choreo.ports import IdempotencyStore
-from choreo.stores import postgres_commit
 from choreo.stores.postgres import PostgresStore
+from choreo.stores.postgres import commit as postgres_commit
 from choreo.testing.conformance import StoreConformance
 from choreo.testing.conformance_shelf import StoreGuarantee
 from tests.kafka_server import Unavailable, unavailable

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.record import ProducerRecord
-from choreo.transports.kafka_records import RawBatch
+from choreo.transports.kafka.records import RawBatch
 
 SEEN_IN = "0.14.0"
 QUICK = {"heartbeat_interval_ms": 200, "session_timeout_ms": 6_000, "metadata_max_age_ms": 500}

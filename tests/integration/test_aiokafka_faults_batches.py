@@ -18,8 +18,8 @@ from confluent_kafka import Producer
 
 from choreo.errors import TransportError
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports.kafka_compression import NAMES, InflatesTooFar
-from choreo.transports.kafka_records import LenientRecords, RawBatch
+from choreo.transports.kafka.compression import NAMES, InflatesTooFar
+from choreo.transports.kafka.records import LenientRecords, RawBatch
 from tests.integration.bare_client import (
     bare_consumer,
     same_version,
@@ -200,7 +200,7 @@ def test_10_corrupt_batch_is_named_with_its_partition() -> None:
 
 
 def test_10_private_names_are_there() -> None:
-    """What kafka_records.py and kafka_compression.py take from aiokafka beside what the contract test holds."""
+    """What kafka/records.py and kafka/compression.py take from aiokafka beside what the contract test holds."""
     assert "PartitionRecords" in Fetcher._proc_fetch_request.__code__.co_names
     assert "_decompress(key_offset)" in inspect.getsource(_LegacyRecordBatchPy.__iter__)
     source = inspect.getsource(PartitionRecords)

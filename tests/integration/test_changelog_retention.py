@@ -8,7 +8,7 @@ import pytest
 from choreo.errors import TransportError
 from choreo.ports import CommitRequest
 from choreo.record import Record
-from choreo.stores.changelog_packing import first_digest
+from choreo.stores.changelog.packing import first_digest
 from tests.integration.changelog_stage import ChangelogStage, digest
 
 COMPACTED_WITHIN_S = 90.0

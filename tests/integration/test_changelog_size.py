@@ -11,7 +11,7 @@ import pytest
 from choreo.ports import ClaimRequest, CommitRequest, Finished, Lease
 from choreo.record import ProducerRecord
 from choreo.stores.changelog import ChangelogStore
-from choreo.stores.changelog_packing import Key, pack
+from choreo.stores.changelog.packing import Key, pack
 from tests.integration.changelog_stage import FINGERPRINT, ChangelogStage
 
 KEYS, A_RECORD = 1_000_000, 100

@@ -11,11 +11,12 @@ from aiokafka import AIOKafkaProducer
 from choreo.errors import ConfigurationError, LeaseLost, RecordTooLarge, StoreError, TransportError
 from choreo.ports import CommitRequest, TopicSpec
 from choreo.record import ProducerRecord
-from choreo.stores import changelog_packing, changelog_partition
 from choreo.stores.changelog import changelog_topic
-from choreo.stores.changelog_packing import Key, pack, unpack
-from choreo.transports import kafka_closing
-from choreo.transports.kafka_fencing import transactional_id
+from choreo.stores.changelog import packing as changelog_packing
+from choreo.stores.changelog import partition as changelog_partition
+from choreo.stores.changelog.packing import Key, pack, unpack
+from choreo.transports.kafka import closing as kafka_closing
+from choreo.transports.kafka.fencing import transactional_id
 from tests.integration.changelog_stage import FINGERPRINT, ChangelogStage, digest
 
 

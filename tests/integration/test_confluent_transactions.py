@@ -10,7 +10,7 @@ import pytest
 from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports.confluent_client import Producer
+from choreo.transports.confluent.client import Producer
 from tests.integration.confluent_stage import QUICK, Owner, owners, part, topic_of, until, values
 
 

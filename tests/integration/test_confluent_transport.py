@@ -15,11 +15,11 @@ from choreo.errors import ConfigurationError, RecordTooLarge, TransportError
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.transports.confluent import ConfluentTransport
-from choreo.transports.confluent_client import AdminClient
-from choreo.transports.confluent_settings import ConfluentMembership, security_arguments, security_from_environment
+from choreo.transports.confluent.client import AdminClient
+from choreo.transports.confluent.settings import ConfluentMembership, security_arguments, security_from_environment
 from choreo.transports.kafka import KafkaTransport
-from choreo.transports.kafka_producer import partition_of
-from choreo.transports.kafka_settings import KafkaSecurity
+from choreo.transports.kafka.producer import partition_of
+from choreo.transports.kafka.settings import KafkaSecurity
 from tests.integration.confluent_stage import owners, topic_of, until, values
 
 

@@ -28,9 +28,9 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.record import Headers, ProducerRecord
 from choreo.transports.kafka import KafkaTransport
-from choreo.transports.kafka_client import GatedSubscription, gated_consumer
-from choreo.transports.kafka_closing import discard
-from choreo.transports.kafka_fencing import (
+from choreo.transports.kafka.client import GatedSubscription, gated_consumer
+from choreo.transports.kafka.closing import discard
+from choreo.transports.kafka.fencing import (
     HANDLERS,
     TransactionalRawBatch,
     cause,
@@ -38,8 +38,8 @@ from choreo.transports.kafka_fencing import (
     fenced_producer,
     older_than_4_0,
 )
-from choreo.transports.kafka_producer import partition_of
-from choreo.transports.kafka_records import LenientRecords, RawBatch, is_raw, lenient
+from choreo.transports.kafka.producer import partition_of
+from choreo.transports.kafka.records import LenientRecords, RawBatch, is_raw, lenient
 
 ODD: Headers = (("a\udcff", b"1"), ("b", None))
 
@@ -168,12 +168,12 @@ def test_canary_sticky_assignor_keeps_state_on_its_class() -> None:
     ],
 )
 def test_methods_are_there(owner: type, names: str) -> None:
-    """Each is called by kafka_client.py."""
+    """Each is called by kafka/client.py."""
     assert [name for name in names.split() if not callable(getattr(owner, name, None))] == []
 
 
 async def test_attributes_are_there() -> None:
-    """Each is read or set by kafka_client.py; a consumer without topics may have its subscription replaced."""
+    """Each is read or set by kafka/client.py; a consumer without topics may have its subscription replaced."""
     consumer = gated_consumer(bootstrap_servers="127.0.0.1:9", group_id="g")
     assert isinstance(consumer._subscription, GatedSubscription)
     assert consumer._coordinator is consumer._fetcher is None

@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from choreo.errors import TransportError
 from choreo.ports import Start
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.transports.kafka_records import RawBatch
+from choreo.transports.kafka.records import RawBatch
 from tests.integration.kafka_stage import Stage, fetched, until, values
 
 

@@ -10,7 +10,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.errors import TransportError
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.transports.kafka_reading import read_to_end
+from choreo.transports.kafka.reading import read_to_end
 from tests.integration.kafka_stage import values
 from tests.integration.transaction_stage import TransactionStage, read
 

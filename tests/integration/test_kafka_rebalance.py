@@ -10,7 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from choreo.errors import TransportError
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.transports import kafka_consumer
+from choreo.transports.kafka import consumer as kafka_consumer
 from tests.integration.kafka_stage import Owner, Stage, fetched, until, values
 
 

@@ -16,7 +16,7 @@ from choreo.errors import ConfigurationError, LeaseLost, RecordTooLarge, Transpo
 from choreo.ports import LogCommit, TopicSpec, Transactions
 from choreo.record import Headers, ProducerRecord, TopicPartition
 from choreo.transports.kafka import KafkaTransactions, KafkaTransport
-from choreo.transports.kafka_fencing import transactional_id
+from choreo.transports.kafka.fencing import transactional_id
 from tests.integration.kafka_stage import values
 from tests.integration.transaction_stage import Hold, TransactionStage, part, read
 

@@ -19,9 +19,9 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from choreo.errors import LeaseLost, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports import kafka_closing
 from choreo.transports.kafka import KafkaConsumer, KafkaTransactions
-from choreo.transports.kafka_fencing import transactional_id
+from choreo.transports.kafka import closing as kafka_closing
+from choreo.transports.kafka.fencing import transactional_id
 from tests.integration.kafka_stage import Owner, fetched, values
 from tests.integration.transaction_stage import Hold, TransactionStage
 

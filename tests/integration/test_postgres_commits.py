@@ -13,10 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
-from choreo.stores import postgres_commit
 from choreo.stores.postgres import PostgresStore
-from choreo.stores.postgres_commit import TransactionEnded
-from choreo.stores.postgres_transact import SqlErrorSwallowed
+from choreo.stores.postgres import commit as postgres_commit
+from choreo.stores.postgres.commit import TransactionEnded
+from choreo.stores.postgres.transact import SqlErrorSwallowed
 from choreo.testing.conformance_shelf import Shelf
 
 ASYNC, PLAIN = "psycopg.AsyncConnection", "psycopg.Connection"

@@ -12,8 +12,8 @@ from psycopg import sql
 from choreo.errors import ConfigurationError, StoreError
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.stores import postgres_reading
 from choreo.stores.postgres import PostgresStore
+from choreo.stores.postgres import reading as postgres_reading
 from choreo.testing.conformance_shelf import Shelf
 
 HOSTILE = "a\"b'c\0d\ud800😀%s{key}\\"

@@ -9,7 +9,7 @@ import pytest
 
 from choreo.errors import ConfigurationError, LeaseLost
 from choreo.ports import CommitRequest, Finished, Transacted
-from choreo.stores import postgres_commit
+from choreo.stores.postgres import commit as postgres_commit
 from tests.integration.test_postgres_commits import ASYNC, PLAIN, Bench, opened, writer
 
 

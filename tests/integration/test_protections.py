@@ -25,8 +25,8 @@ from choreo.runtime.invoking import Invoker
 from choreo.runtime.worker import Ports, Worker
 from choreo.sqlite import leases
 from choreo.sqlite.database import Database
-from choreo.stores import sqlite_commit
 from choreo.stores.sqlite import SqliteStore
+from choreo.stores.sqlite import commit as sqlite_commit
 from choreo.telemetry.setup import instrument_from_environment
 
 ASKED, POURED = TopicPartition("asks", 0), TopicPartition("pours", 0)

@@ -12,7 +12,7 @@ import pytest
 from choreo.errors import ConfigurationError, LeaseLost
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished, Lease
 from choreo.record import TopicPartition
-from choreo.stores.redis import PURGE_KEYS_MAX, RedisStore
+from choreo.stores.redis.store import PURGE_KEYS_MAX, RedisStore
 from choreo.testing.conformance_shelf import Shelf
 from choreo.testing.conformance_store import AGAIN, FRESH
 from tests.redis_server import LocalCluster, started

@@ -8,9 +8,9 @@ from aiokafka import AIOKafkaProducer
 
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports import kafka_closing
 from choreo.transports.kafka import KafkaTransactions
-from choreo.transports.kafka_settings import KafkaTransactionSettings
+from choreo.transports.kafka import closing as kafka_closing
+from choreo.transports.kafka.settings import KafkaTransactionSettings
 from tests.integration.kafka_stage import Stage
 
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from choreo.stores.changelog_index import KeyIndex
-from choreo.stores.changelog_packing import Packed
+from choreo.stores.changelog.index import KeyIndex
+from choreo.stores.changelog.packing import Packed
 
 DIGESTS = st.integers(0, 40).map(
     # Few values, and among them such that share the 60 bits the index goes by.

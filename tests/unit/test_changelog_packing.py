@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from choreo.errors import ConfigurationError, StoreError
 from choreo.record import Record
-from choreo.stores import changelog_packing
-from choreo.stores.changelog_packing import VERSION, Key, first_digest, pack, unpack
+from choreo.stores.changelog import packing as changelog_packing
+from choreo.stores.changelog.packing import VERSION, Key, first_digest, pack, unpack
 
 TIMES = st.one_of(st.integers(0, 300), st.integers(0, 2**40), st.integers(-(2**63), 2**63 - 1))
 KEYS = st.builds(

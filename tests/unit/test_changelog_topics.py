@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from choreo.errors import ConfigurationError
 from choreo.ports import TopicSpec
-from choreo.stores.changelog_topics import changelog_specs, changelog_topic, check_topics
+from choreo.stores.changelog.topics import changelog_specs, changelog_topic, check_topics
 
 TOPICS = st.from_regex(r"[a-z._-]{1,20}", fullmatch=True)
 GROUPS = st.one_of(st.from_regex(r"[a-z._-]{1,12}", fullmatch=True), st.text(min_size=1, max_size=12))

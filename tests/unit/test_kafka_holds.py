@@ -4,8 +4,8 @@ from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError, TopicAu
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.record import TopicPartition
-from choreo.transports.kafka_holds import ABSENT_S, HOLD_S_MAX, Holds, culprits, unreadable
-from choreo.transports.kafka_records import UnreadableBatch
+from choreo.transports.kafka.holds import ABSENT_S, HOLD_S_MAX, Holds, culprits, unreadable
+from choreo.transports.kafka.records import UnreadableBatch
 
 ONE, TWO = TopicPartition("t", 1), TopicPartition("t", 2)
 

@@ -56,7 +56,7 @@ def test_postgres_is_given_schema_and_prefix() -> None:
 @pytest.mark.parametrize(("scheme", "cluster"), [("redis", False), ("rediss", False), ("redis", True)])
 def test_redis_is_given_prefix_and_cluster(scheme: str, cluster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`choreo_cluster=true` asks for a cluster's client."""
-    redis = pytest.importorskip("choreo.stores.redis")
+    redis = pytest.importorskip("choreo.stores.redis.store")
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(redis, "RedisClient", lambda url, **options: asked.append((url, options["cluster"])))
     url = f"{scheme}://:secret@127.0.0.1:1/3?choreo_prefix=shop&socket_timeout=2"

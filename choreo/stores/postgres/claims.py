@@ -1,0 +1,118 @@
+"""Claims: a slice of requests as statements, the answers out of their rows, and which claims are in flight."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from choreo.ports import Claimed, ClaimRequest, CommitRequest, CommitResult, Finished, Lease
+from choreo.record import TopicPartition
+from choreo.stores.postgres.pool import Statement
+from choreo.stores.postgres.queries import Queries
+from choreo.stores.postgres.values import Row, claim_columns, lease_columns
+
+
+class Slice(NamedTuple):
+    """Requests of distinct digests, each with its number, and those that ask the same as one of them."""
+
+    firsts: list[tuple[int, ClaimRequest]]
+    same: list[tuple[int, int]]
+    """Number of a request, number of the first one of its digest and partition."""
+
+
+def slices(requests: Sequence[ClaimRequest]) -> list[Slice]:
+    """No statement may meet a digest twice: one slice, but for keys that several partitions ask for."""
+    made: list[tuple[Slice, dict[bytes, tuple[TopicPartition, int]]]] = []
+    for number, request in enumerate(requests):
+        for slice_, seen in made:
+            first = seen.get(request.digest)
+            if first is None:
+                slice_.firsts.append((number, request))
+                seen[request.digest] = request.partition, number
+                break
+            if first[0] == request.partition:
+                slice_.same.append((number, first[1]))
+                break
+        else:
+            made.append((Slice([(number, request)], []), {request.digest: (request.partition, number)}))
+    return [slice_ for slice_, _ in made]
+
+
+def statements(queries: Queries, leases: Sequence[Lease], made: Sequence[Slice]) -> list[Statement]:
+    """Which leases are lost; then, a slice, what is new, and what was there."""
+    wanted: list[Statement] = [(queries.lost, lease_columns(leases))]
+    for slice_ in made:
+        columns = claim_columns(leases, slice_.firsts)
+        wanted += [(queries.insert, columns), (queries.take, columns)]
+    return wanted
+
+
+def answers(requests: Sequence[ClaimRequest], made: Sequence[Slice], rows: Sequence[Sequence[Row]]) -> list[Claimed]:
+    """The answers in order of the requests; `rows` is what the statements for the slices returned."""
+    told: dict[int, tuple[Claimed, bytes | None]] = {}
+    for at, slice_ in enumerate(made):
+        inserted, found = rows[2 * at], rows[2 * at + 1]
+        numbers = {request.digest: number for number, request in slice_.firsts}
+        for (digest,) in inserted:
+            told[numbers[bytes(digest)]] = Claimed("fresh"), None
+        for number, verdict, deliveries, fingerprint in found:
+            fresh = verdict == "fresh"
+            told[number] = Claimed(verdict, deliveries if fresh else 1), fingerprint
+        # What was neither inserted nor found was somebody's a moment ago, who then gave it up.
+        for number, _ in slice_.firsts:
+            told.setdefault(number, (Claimed("busy"), None))
+        for number, first in slice_.same:
+            claimed, fingerprint = told[first]
+            if claimed.verdict in ("done", "conflict") and fingerprint is not None:
+                same = bytes(fingerprint) == requests[number].fingerprint
+                claimed = Claimed("done" if same else "conflict")
+            told[number] = claimed, fingerprint
+    return [told[number][0] for number in range(len(requests))]
+
+
+class InFlight:
+    """Which claims this process has, so that `release` finds them by key.
+
+    An index of unfinished keys would have to be changed by every commit: see postgres/schema.sql on HOT updates.
+    """
+
+    def __init__(self) -> None:
+        self._claims: dict[Lease, set[bytes]] = {}
+
+    def asked(self, leases: Sequence[Lease], requests: Sequence[ClaimRequest]) -> None:
+        """These may be ours soon, and stay so if the answer is lost."""
+        for lease, digests in _by_lease(leases, requests).items():
+            self._claims.setdefault(lease, set()).update(digests)
+
+    def answered(self, leases: Sequence[Lease], requests: Sequence[ClaimRequest], told: Sequence[Claimed]) -> None:
+        """Those that were not fresh are not ours."""
+        others = [request for request, claimed in zip(requests, told, strict=True) if claimed.verdict != "fresh"]
+        self._drop(_by_lease(leases, others))
+
+    def committed(self, request: CommitRequest, result: CommitResult) -> None:
+        """These are done."""
+        units = [unit for unit in (*request.finished, *result.transacted) if isinstance(unit, Finished)]
+        kept = [unit for unit in units if unit.partition not in result.refused]
+        self._drop(_by_lease(request.leases.values(), kept))
+
+    def of(self, leases: Sequence[Lease]) -> dict[str, Any]:
+        """Claims of the leases, as columns."""
+        pairs = [(at, digest) for at, lease in enumerate(leases, 1) for digest in self._claims.get(lease, ())]
+        pairs.sort(key=lambda pair: pair[1])
+        return {"leases": [at for at, _ in pairs], "digests": [digest for _, digest in pairs]}
+
+    def forget(self, leases: Iterable[Lease]) -> None:
+        """The leases are given up, or lost."""
+        for lease in leases:
+            self._claims.pop(lease, None)
+
+    def _drop(self, digests: Mapping[Lease, set[bytes]]) -> None:
+        for lease, gone in digests.items():
+            if lease in self._claims:
+                self._claims[lease] -= gone
+
+
+def _by_lease(leases: Iterable[Lease], units: Sequence[ClaimRequest | Finished]) -> dict[Lease, set[bytes]]:
+    held = {lease.partition: lease for lease in leases}
+    found: dict[Lease, set[bytes]] = {}
+    for unit in units:
+        found.setdefault(held[unit.partition], set()).add(unit.digest)
+    return found

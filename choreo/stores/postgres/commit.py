@@ -1,0 +1,276 @@
+"""A commit as steps: what to flush to the server, which handlers to call in between. Does no I/O itself.
+
+`plain` and `transact` are generators: they yield a list of statements, or a `Transacted` to invoke, and are sent the
+rows, or the outcome. A flush that fails is rolled back by whoever drives them, and its error thrown in.
+"""
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from psycopg import errors
+
+from choreo.errors import LeaseLost, StoreError
+from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
+from choreo.record import ProducerRecord, TopicPartition
+from choreo.stores.postgres.pool import Statement
+from choreo.stores.postgres.queries import BEGIN, COMMIT, CONSTRAINTS, LIMITS, Queries
+from choreo.stores.postgres.values import Row, emit_columns, encode, lease_columns
+
+INVOKING_S_MAX = 0.05
+"""Handlers are invoked in one transaction for so long at most; the rest waits for another, perhaps elsewhere."""
+
+_Result = Finished | BaseException | None
+_REFUSED = errors.InvalidTextRepresentation
+_CONSTRAINT = (errors.IntegrityError, errors.RaiseException)
+
+
+class TransactionEnded(StoreError):
+    """A handler ended the transaction its key was to commit in."""
+
+
+class Ended(NamedTuple):
+    """Outcome of an invocation after which there is no transaction any more; `error` says whose fault that is."""
+
+    error: BaseException
+
+
+class Undone(NamedTuple):
+    """A commit whose handlers are rolled back: what to tell of them, and partitions found lost on the way.
+
+    The units finished outside of it are still to be written, by `plain`, on a connection that stands.
+    """
+
+    results: list[_Result]
+    lost: frozenset[TopicPartition]
+
+    def with_rest(self, request: CommitRequest, rest: CommitResult) -> CommitResult:
+        """The whole answer, once the units finished outside are written."""
+        refused = rest.refused
+        results = [
+            None if unit.partition in refused else result
+            for unit, result in zip(request.transacted, self.results, strict=True)
+        ]
+        return CommitResult(refused, results, rest.outbox)
+
+
+Step = list[Statement] | Transacted
+Steps = Generator[Step, Any, CommitResult]
+Clock = Callable[[], float]
+TransactSteps = Generator[Step, Any, CommitResult | Undone]
+
+
+class Settings(NamedTuple):
+    """What the steps of one store have in common."""
+
+    queries: Queries
+    limits: Mapping[str, Any]
+    """Timeouts of the transaction, as parameters of `LIMITS`."""
+
+    def begin(self) -> list[Statement]:
+        """The beginning of a transaction on a connection in autocommit."""
+        return [(BEGIN, {}), (LIMITS, self.limits)]
+
+    def go_on(self) -> list[Statement]:
+        """The same on one that begins by itself: what a handler does after a ROLLBACK of its own is not durable."""
+        return [(LIMITS, self.limits)]
+
+
+class _Writing:
+    """What a flush writes of finished units: keys and emits, then the check of the leases as late as can be."""
+
+    def __init__(self, queries: Queries, leases: Sequence[Lease], units: Sequence[Finished]) -> None:
+        place = {lease.partition: at for at, lease in enumerate(leases, 1)}
+        ordered = sorted(units, key=lambda unit: unit.digest)
+        columns = lease_columns(leases)
+        self._emits = [(unit.digest, record) for unit in units for record in unit.emits]
+        self.statements: list[Statement] = []
+        if units:
+            parameters = {
+                "leases": [place[unit.partition] for unit in ordered],
+                "digests": [unit.digest for unit in ordered],
+                "outcomes": [encode(unit.outcome) for unit in ordered],
+                "attempts": [unit.attempts for unit in ordered],
+                "durations": [float(unit.duration_s) for unit in ordered],
+                "units": len(ordered),
+                **emit_columns(self._emits),
+            }
+            self.statements.append((queries.finish, columns | parameters))
+        self.statements.append((queries.fence, columns))
+        self.statements.append((COMMIT, {}))
+
+    def outbox(self, rows: Sequence[Sequence[Row]]) -> list[tuple[int, ProducerRecord]]:
+        """The emits with their row ids; `rows` is what the flush that ended with the statements returned."""
+        if not self._emits:
+            return []
+        ids: list[int] = rows[-3][0][0]
+        return [(id_, record) for id_, (_, record) in zip(sorted(ids), self._emits, strict=True)]
+
+
+class _Found(NamedTuple):
+    """What there is of a request: partitions that are lost, and digest -> done of the claims that are ours."""
+
+    lost: set[TopicPartition]
+    claims: dict[bytes, bool]
+
+
+def _pairs(*units: Sequence[Finished] | Sequence[Transacted]) -> list[tuple[TopicPartition, bytes]]:
+    return [(unit.partition, unit.digest) for some in units for unit in some]
+
+
+def _looking(
+    settings: Settings, request: CommitRequest, units: Sequence[tuple[TopicPartition, bytes]]
+) -> list[Statement]:
+    leases = list(request.leases.values())
+    place = {lease.partition: at for at, lease in enumerate(leases, 1)}
+    columns = lease_columns(leases)
+    claims = {"leases": [place[at] for at, _ in units], "digests": [digest for _, digest in units]}
+    return [(settings.queries.lost, columns), (settings.queries.states, columns | claims)]
+
+
+def _found(request: CommitRequest, rows: Sequence[Sequence[Row]]) -> _Found:
+    """What `_looking` returned."""
+    leases = list(request.leases)
+    return _Found({leases[row[0] - 1] for row in rows[0]}, {bytes(digest): done for digest, done in rows[1]})
+
+
+def plain(settings: Settings, request: CommitRequest, refused: frozenset[TopicPartition] = frozenset()) -> Steps:
+    """A commit without handlers inside: one flush, unless something in it is not ours or was written before."""
+    units = list({unit.digest: unit for unit in reversed(request.finished)}.values())[::-1]
+    lost, written = set(refused), set[bytes]()
+    for _ in range(len(request.leases) + 2):
+        leases = [lease for id_, lease in request.leases.items() if id_ not in lost]
+        if not leases:
+            return CommitResult(frozenset(lost))
+        writing = _Writing(
+            settings.queries,
+            leases,
+            [unit for unit in units if unit.partition not in lost and unit.digest not in written],
+        )
+        try:
+            rows = yield [*settings.begin(), *writing.statements]
+        except _REFUSED:
+            rows = yield [*settings.begin(), *_looking(settings, request, _pairs(units)), (COMMIT, {})]
+            found = _found(request, rows[2:4])
+            lost |= found.lost | {unit.partition for unit in units if unit.digest not in found.claims}
+            written = {digest for digest, done in found.claims.items() if done}
+        else:
+            return CommitResult(frozenset(lost), (), writing.outbox(rows))
+    raise StoreError("leases and claims of a commit changed hands again and again; it is tried again")
+
+
+def transact(settings: Settings, request: CommitRequest, *, clock: Clock = time.monotonic) -> TransactSteps:
+    """A commit with handlers inside, all of one kind: that of the first. Those of another kind are handed back."""
+    outcome = yield from _transaction(settings, request, invocations_max=None, clock=clock)
+    if outcome is None:  # a deferred constraint of one of them failed: alone it is known which
+        outcome = yield from _transaction(settings, request, invocations_max=1, clock=clock)
+    assert outcome is not None
+    return outcome
+
+
+def _transaction(
+    settings: Settings, request: CommitRequest, *, invocations_max: int | None, clock: Clock
+) -> Generator[Step, Any, CommitResult | Undone | None]:
+    queries = settings.queries
+    pairs = _pairs(request.finished, request.transacted)
+    rows = yield [*settings.go_on(), *_looking(settings, request, pairs), (queries.guard, {})]
+    found = _found(request, rows[1:3])
+    found.lost.update(unit.partition for unit in request.finished if unit.digest not in found.claims)
+    round_ = _Round(request, found, invocations_max, clock)
+    for at, unit in enumerate(request.transacted):
+        if not round_.turn(at, unit):
+            continue
+        outcome = yield unit
+        if isinstance(outcome, Ended):
+            return Undone(round_.undone({at: outcome.error}), frozenset())
+        round_.note(at, unit, outcome)
+    finished = [
+        unit for unit in request.finished if unit.partition not in found.lost and not found.claims[unit.digest]
+    ] + list(round_.invoked.values())
+    leases = [lease for id_, lease in request.leases.items() if id_ not in found.lost]
+    writing = _Writing(queries, leases, finished)
+    ending = [(queries.unguard, {"guard": rows[3][0][0]}), (CONSTRAINTS, {})]
+    try:
+        rows = yield [*ending, *writing.statements]
+    except _CONSTRAINT as error:
+        return _charged(round_, error)
+    except _REFUSED:
+        return (yield from _refused(settings, request, round_))
+    return CommitResult(frozenset(found.lost), round_.results, writing.outbox(rows))
+
+
+class _Round:
+    """Whose turn it is to be invoked, and what became of each."""
+
+    def __init__(self, request: CommitRequest, found: _Found, invocations_max: int | None, clock: Clock) -> None:
+        self.results: list[_Result] = [None] * len(request.transacted)
+        self.invoked: dict[bytes, Finished] = {}
+        self.places: list[int] = []
+        self._done: dict[int, _Result] = {}
+        self._found = found
+        self._kind = request.transacted[0].wants
+        self._blocked: set[object] = set()
+        self._left = invocations_max
+        self._clock = clock
+        self._until_s: float | None = None
+
+    def turn(self, at: int, unit: Transacted) -> bool:
+        """Whether to invoke it now; if not, its result is noted and its lane waits, unless it was done before."""
+        if unit.partition in self._found.lost or unit.lane in self._blocked or unit.wants != self._kind:
+            self._blocked.add(unit.lane)
+            return False
+        done = self._found.claims.get(unit.digest)
+        if done is None:
+            self.results[at] = LeaseLost("its claim was taken over")
+            self._blocked.add(unit.lane)
+            return False
+        if done or unit.digest in self.invoked:  # by this very request, which is repeated
+            self.results[at] = Finished(unit.partition, 0, unit.digest, (), "duplicate")
+            if done:
+                self._done[at] = self.results[at]
+            return False
+        if self._left == 0 or (self._until_s is not None and self._clock() > self._until_s):
+            self._blocked.add(unit.lane)
+            return False
+        if self._until_s is None:
+            self._until_s = self._clock() + INVOKING_S_MAX
+        return True
+
+    def note(self, at: int, unit: Transacted, outcome: Finished | BaseException) -> None:
+        """What its invocation came to."""
+        self.results[at] = outcome
+        if self._left is not None:
+            self._left -= 1
+        if isinstance(outcome, Finished):
+            self.invoked[unit.digest] = outcome
+            self.places.append(at)
+        else:
+            self._blocked.add(unit.lane)
+
+    def undone(self, blamed: Mapping[int, BaseException]) -> list[_Result]:
+        """What to tell when all is rolled back: whose fault it was, and what was done before."""
+        told = {**self._done, **blamed}
+        return [told.get(at) for at in range(len(self.results))]
+
+
+def _charged(round_: _Round, error: BaseException) -> Undone | None:
+    """A deferred constraint failed: the fault of the only one invoked, or nobody's that is known."""
+    if len(round_.places) > 1:
+        return None
+    return Undone(round_.undone(dict.fromkeys(round_.places, error)), frozenset())
+
+
+def _refused(
+    settings: Settings, request: CommitRequest, round_: _Round
+) -> Generator[Step, Any, CommitResult | Undone | None]:
+    """A lease or a claim went while handlers ran: nothing of theirs is there; tell whose partition it was."""
+    invoked = [request.transacted[at] for at in round_.places]
+    pairs = _pairs(request.finished, invoked)
+    rows = yield [*settings.go_on(), *_looking(settings, request, pairs), (COMMIT, {})]
+    found = _found(request, rows[1:3])
+    lost = found.lost | {partition for partition, digest in pairs if digest not in found.claims}
+    blamed: dict[int, BaseException] = {}
+    if not lost and not any(found.claims.get(unit.digest) for unit in invoked):
+        error = TransactionEnded("one of the handlers of this commit ended its transaction; none is kept")
+        blamed = dict.fromkeys(round_.places, error)
+    return Undone(round_.undone(blamed), frozenset(lost))

@@ -1,0 +1,246 @@
+"""Idempotency keys, leases and outbox in one SQLite file, safe for several processes of one host.
+
+Beside the embedded log in the same file the emits and the committed offset are part of the same transaction, and
+there is no outbox. The handler's own rows are part of it in both cases.
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from choreo.errors import LeaseLost
+from choreo.ports import (
+    Carries,
+    Claimed,
+    ClaimRequest,
+    Clock,
+    CommitRequest,
+    CommitResult,
+    Lease,
+    StoreStats,
+)
+from choreo.record import ProducerRecord, TopicPartition
+from choreo.sqlite import leases, log, schema
+from choreo.sqlite.database import Database
+from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_control
+
+PURGE_KEYS_MAX = 10_000
+"""Of one call, so that the write lock is held for a fraction of a second."""
+
+
+class SqliteStore:
+    """`IdempotencyStore` on a `Database`.
+
+    Args:
+        database: The file; shared with the embedded transport or a service's own.
+        clock: Whose time leases are measured by; all processes of one host share it.
+        with_log: The embedded log is in the same file, and emits go straight onto it.
+        lease_s: How long a lease lives without being renewed, in seconds.
+    """
+
+    dedupe_scope: Literal["anywhere", "partition"] = "anywhere"
+    transaction_types = frozenset({"sqlite3.Connection"})
+    transactions_max = 1
+
+    def __init__(self, database: Database, clock: Clock, *, with_log: bool, lease_s: float = 30.0) -> None:
+        self.name = "sqlite"
+        self.carries: frozenset[Carries] = (
+            frozenset({"offset", "emits", "rows"}) if with_log else frozenset({"outbox", "rows"})
+        )
+        self._db = database
+        self._clock = clock
+        self._with_log = with_log
+        self._lease_s = lease_s
+
+    async def open(self) -> None:
+        """Open the file; a new one gets choreo's tables at once, since nobody else owns its schema."""
+        await self._db.open("")
+        if not await self._db.read(schema.version):
+            await self.apply()
+
+    async def plan(self) -> Sequence[str]:
+        """What an older file is without."""
+        return await self._db.read(lambda db: schema.plan(db, self._db.path))
+
+    async def apply(self) -> None:
+        """Bring the file up to this version."""
+        await self._db.write(lambda db: schema.apply(db, self._db.path))
+
+    async def acquire(self, group: str, partitions: Sequence[TopicPartition], owner: str) -> Sequence[Lease]:
+        """Take the partitions, each with a newer epoch."""
+        until_ms = self._now_ms() + int(self._lease_s * 1000)
+        return await self._db.write(
+            lambda db: [leases.take(db, group, partition, owner, until_ms) for partition in partitions]
+        )
+
+    async def renew(
+        self, held: Sequence[Lease], lease_s: float, progress_ms: Mapping[TopicPartition, int] | None = None
+    ) -> frozenset[TopicPartition]:
+        """Keep the leases; returns those that are lost."""
+        until_ms, progress = self._now_ms() + int(lease_s * 1000), progress_ms or {}
+        return await self._db.write(
+            lambda db: frozenset(
+                lease.partition
+                for lease in held
+                if not leases.renew(db, lease, until_ms, progress.get(lease.partition))
+            )
+        )
+
+    async def claim(self, held: Sequence[Lease], requests: Sequence[ClaimRequest]) -> Sequence[Claimed]:
+        """Claim in one transaction."""
+        by_partition = {lease.partition: lease for lease in held}
+        now_ms = self._now_ms()
+
+        def change(db: sqlite3.Connection) -> list[Claimed]:
+            for lease in held:
+                if not leases.holds(db, lease):
+                    raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
+            return [_claim(db, by_partition[request.partition], request, now_ms) for request in requests]
+
+        return await self._db.write(change)
+
+    async def commit(self, request: CommitRequest) -> CommitResult:
+        """Keys, emits or outbox, offsets and handlers' rows in one transaction."""
+        return await self._db.write(lambda db: Commit(db, request, self._with_log, self._now_ms()).run())
+
+    async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
+        """What a former owner left in the outbox."""
+        return await self._db.read(lambda db: _outbox(db, lease))
+
+    async def sent(self, rows: Sequence[int]) -> None:
+        """Delete outbox rows that are on the log."""
+        if rows:
+            await self._db.write(
+                lambda db: db.executemany("DELETE FROM choreo_outbox WHERE id = ?", [(row,) for row in rows])
+            )
+
+    async def release(self, held: Sequence[Lease]) -> None:
+        """Give up leases, and claims that were not finished."""
+
+        def change(db: sqlite3.Connection) -> None:
+            for lease in held:
+                db.execute(
+                    f"DELETE FROM choreo_key WHERE done = 0 AND {OUR_CLAIM}",
+                    (lease.group, *lease.partition, lease.epoch),
+                )
+                leases.give_up(db, lease)
+
+        await self._db.write(change)
+
+    async def purge(self, group: str, topics: Sequence[str], ttl_ms: int) -> int:
+        """Delete keys that are too old for a duplicate of theirs to come, at most PURGE_KEYS_MAX of them."""
+
+        def change(db: sqlite3.Connection) -> int:
+            progress_ms = leases.progress(db, group, topics)
+            if progress_ms is None:
+                return 0
+            return db.execute(
+                'DELETE FROM choreo_key WHERE digest IN (SELECT digest FROM choreo_key WHERE "group" = ? '
+                "AND timestamp_ms < ? AND done = 1 LIMIT ?)",
+                (group, progress_ms - ttl_ms, PURGE_KEYS_MAX),
+            ).rowcount
+
+        return await self._db.write(change)
+
+    async def stats(self) -> Mapping[str, StoreStats]:
+        """Counts by group; reads every key."""
+
+        def query(db: sqlite3.Connection) -> dict[str, StoreStats]:
+            found: dict[str, StoreStats] = {}
+            unsent = dict(db.execute('SELECT "group", COUNT(*) FROM choreo_outbox GROUP BY "group"').fetchall())
+            keys = {
+                group: counts
+                for group, *counts in db.execute(
+                    'SELECT "group", SUM(done), SUM(1 - done), MIN(timestamp_ms) FROM choreo_key GROUP BY "group"'
+                )
+            }
+            groups = {row[0] for row in db.execute('SELECT DISTINCT "group" FROM choreo_lease')}
+            for group in sorted(groups | set(keys) | set(unsent)):
+                done, claims, oldest_ms = keys.get(group, (0, 0, None))
+                progress_ms = leases.progress(db, group, None)
+                found[group] = StoreStats(done, claims, unsent.get(group, 0), oldest_ms, progress_ms)
+            return found
+
+        return await self._db.read(query)
+
+    async def run(self, function: Callable[[Any], object]) -> None:
+        """Run `function(connection)` in a transaction."""
+
+        def guarded(db: sqlite3.Connection) -> None:
+            db.set_authorizer(no_transaction_control)  # `executescript` would commit what came before it
+            try:
+                function(db)
+            finally:
+                db.set_authorizer(None)
+
+        await self._db.write(guarded)
+
+    async def history(self, correlation_id: str) -> Sequence[dict[str, Any]]:
+        """Who handled what of one flow: handler, coordinates, outcome, attempts, duration_s, in order of time."""
+
+        def query(db: sqlite3.Connection) -> list[dict[str, Any]]:
+            cursor = db.execute(
+                'SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, '
+                "duration_s, done_ms "
+                "FROM choreo_key WHERE correlation_id = ? ORDER BY done_ms",
+                (correlation_id,),
+            )
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+        return await self._db.read(query)
+
+    async def close(self) -> None:
+        """Close the file if nobody else uses it."""
+        await self._db.close()
+
+    def _now_ms(self) -> int:
+        return int(self._clock.now_s() * 1000)
+
+
+def _claim(db: sqlite3.Connection, lease: Lease, request: ClaimRequest, now_ms: int) -> Claimed:
+    row = db.execute(
+        'SELECT done, fingerprint, "group", topic, "partition", epoch, deliveries FROM choreo_key WHERE digest = ?',
+        (request.digest,),
+    ).fetchone()
+    owner = (lease.group, *lease.partition, lease.epoch)
+    if row is None:
+        db.execute(
+            "INSERT INTO choreo_key VALUES (?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
+            (
+                request.digest,
+                request.fingerprint,
+                *owner,
+                request.handler,
+                request.offset,
+                request.correlation_id,
+                request.timestamp_ms,
+            ),
+        )
+        return Claimed("fresh")
+    done, fingerprint, group, topic, partition, epoch, deliveries = row
+    if done:
+        return Claimed("done" if fingerprint == request.fingerprint else "conflict")
+    ours = (group, topic, partition, epoch) == owner
+    if not ours and leases.live(db, group, TopicPartition(topic, partition), epoch, now_ms):
+        return Claimed("busy")
+    if ours and not request.solo:
+        return Claimed("fresh", deliveries)
+    # Somebody died with it. The first death is counted for the whole batch; after it only a delivery about to run
+    # alone is, since the others of its batch are innocent.
+    counts = request.solo or deliveries == 1
+    db.execute(
+        'UPDATE choreo_key SET fingerprint = ?, "group" = ?, topic = ?, "partition" = ?, epoch = ?, deliveries = ?, '
+        "offset = ? WHERE digest = ?",
+        (request.fingerprint, *owner, deliveries + counts, request.offset, request.digest),
+    )
+    return Claimed("fresh", deliveries + 1)
+
+
+def _outbox(db: sqlite3.Connection, lease: Lease) -> list[tuple[int, ProducerRecord]]:
+    rows = db.execute(
+        'SELECT id, to_topic, key, value, headers FROM choreo_outbox WHERE "group" = ? AND topic = ? '
+        'AND "partition" = ? ORDER BY id',
+        (lease.group, *lease.partition),
+    )
+    return [(row[0], ProducerRecord(row[1], row[2], row[3], log.decode_headers(row[4]))) for row in rows]
