@@ -118,9 +118,9 @@ class App:
 
         Args:
             services: Names; all of them unless given.
-            broker: `embedded:PATH`, `embedded::memory:` or `kafka://HOST:PORT[,HOST:PORT]`.
-            store: `sqlite:PATH`, where `{service}` in the path stands for each service's name. The embedded broker
-                keeps the store in its own file, and takes none.
+            broker: `embedded:PATH`, `embedded::memory:`, `kafka://HOST:PORT[,HOST:PORT]` or `kafka+confluent://...`.
+            store: `sqlite:PATH`, where `{service}` in the path stands for each service's name, `postgresql://...`,
+                `redis://...` or `changelog`. The embedded broker keeps one in its own file unless given another.
             overrides: Resources by type that replace the app's own.
             settings: Fields of `choreo.running.Settings`.
 

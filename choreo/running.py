@@ -123,8 +123,11 @@ class Running:
         settings = self.settings
         kind, _, path = settings.broker.partition(":")
         if kind == "embedded" and path:
-            if settings.store is not None:
-                raise ConfigurationError("the embedded broker keeps the store in its own file; leave --store out")
+            if settings.store is not None and settings.store.partition(":")[0] in ("sqlite", "changelog"):
+                raise ConfigurationError(
+                    "the embedded broker keeps an SQLite store in its own file: leave --store out, or give "
+                    "PostgreSQL or Redis where handlers need them"
+                )
             self.database = Database(path, inline=settings.inline)
             return EmbeddedTransport(self.database, settings.clock)
         if settings.store is None and kind.startswith("kafka"):
@@ -135,10 +138,10 @@ class Running:
         """The service's store, open, its schema as this version needs it."""
         settings, service = self.settings, plan.service
         store: IdempotencyStore
-        if self.database is not None:
+        if settings.store is None:
+            assert self.database is not None
             store = SqliteStore(self.database, settings.clock, with_log=True, lease_s=settings.lease_s)
         else:
-            assert settings.store is not None
             store = open_store(
                 settings.store,
                 service.name,
@@ -151,7 +154,7 @@ class Running:
         await store.open()
         stack.push_async_callback(store.close)
         if await store.plan():
-            if self.database is None and not settings.create_schema:
+            if settings.store is not None and not settings.create_schema:
                 raise ConfigurationError(
                     f"the schema of the store {store.name} is not there or older than this choreo: see it with "
                     "`choreo store plan --sql`, and bring it up to date with `choreo store apply`"

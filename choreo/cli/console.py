@@ -30,7 +30,9 @@ Broker = Annotated[
 ]
 Store = Annotated[
     str | None,
-    typer.Option(envvar="CHOREO_STORE", help=f"{STORES}; PATH may hold {{service}}. None with an embedded broker."),
+    typer.Option(
+        envvar="CHOREO_STORE", help=f"{STORES}; PATH may hold {{service}}. Not needed with an embedded broker."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 

@@ -13,7 +13,7 @@ import typer
 
 from choreo.app import App
 from choreo.cli import logs
-from choreo.cli.console import Target, embedded_path, err, load_app, reported
+from choreo.cli.console import Store, Target, embedded_path, err, load_app, reported
 from choreo.cli.run import serve, stop_on_signals
 from choreo.errors import ConfigurationError
 
@@ -26,22 +26,23 @@ _PASSED_OVER = {".git", ".venv", "venv", "node_modules", "__pycache__", ".choreo
 def dev(
     target: Target,
     broker: Annotated[str, typer.Option(envvar="CHOREO_BROKER", help="embedded:PATH.")] = "embedded:.choreo/dev.db",
+    store: Store = None,
     reload: Annotated[bool, typer.Option(help="Start again when a *.py below this folder changes.")] = True,
 ) -> None:
-    """Run every service of an app here, on a broker in a file; topics are created."""
+    """Run every service of an app here, on a broker in a file; topics and the store's schema are created."""
     if not broker.startswith("embedded:"):
         raise ConfigurationError(f"choreo dev runs on an embedded broker, not on {broker}; use `choreo run` for that")
     if reload and embedded_path(broker) is None:
         raise ConfigurationError("a broker in memory forgets everything at a reload; add --no-reload")
     if reload:
         raise typer.Exit(
-            _supervise([sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"])
+            _supervise([sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"], store)
         )
     logs.configure(as_json=False)
-    asyncio.run(_run(load_app(target), target, broker))
+    asyncio.run(_run(load_app(target), target, broker, store))
 
 
-async def _run(app: App, target: str, broker: str) -> None:
+async def _run(app: App, target: str, broker: str, store: str | None) -> None:
     stop = stop_on_signals()
 
     def ready() -> None:
@@ -55,16 +56,18 @@ async def _run(app: App, target: str, broker: str) -> None:
             f"publish with: choreo publish {target} TYPE FIELD=VALUE ... --broker {broker}", highlight=False
         )
 
-    await serve(app, None, stop, ready, broker=broker, drain_s=STOP_S / 2, create_topics=True)
+    settings = {"broker": broker, "store": store, "create_topics": True, "create_schema": True}
+    await serve(app, None, stop, ready, drain_s=STOP_S / 2, **settings)
 
 
-def _supervise(command: list[str]) -> int:
+def _supervise(command: list[str], store: str | None) -> int:
     """Run the child again after each change, until we are told to stop; returns its exit code."""
     told: list[int] = []
+    environment = {**os.environ, "PYTHONPATH": _path(), **({"CHOREO_STORE": store} if store else {})}
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: told.append(got))
     seen = changed_files(Path.cwd())
-    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": _path()})
+    child = subprocess.Popen(command, env=environment)
     failed = False
     while not told:
         time.sleep(POLL_S)
@@ -74,7 +77,7 @@ def _supervise(command: list[str]) -> int:
             err().print(f"{names[0]} changed, starting again", highlight=False, markup=False)
             seen, failed = now, False
             _stop(child)
-            child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": _path()})
+            child = subprocess.Popen(command, env=environment)
         elif not failed and child.poll() is not None:
             failed = True
             err().print("stopped; waiting for a change", highlight=False)

@@ -12,6 +12,7 @@ import typer
 from choreo.app import App
 from choreo.cli import logs
 from choreo.cli.console import FAILED, Broker, Store, Target, exit_code, load_app, reported
+from choreo.cli.trace import seconds
 from choreo.errors import ChoreoError, ConfigurationError
 
 log = logging.getLogger("choreo.run")
@@ -26,6 +27,7 @@ def run(
     ] = None,
     store: Store = None,
     drain_s: Annotated[float, typer.Option(min=0.0, help="Seconds to finish what is running.")] = 20.0,
+    key_ttl: Annotated[str, typer.Option(help="How long, in log time, a duplicate may come after the first.")] = "7d",
     log_json: Annotated[bool, typer.Option(help="Logs as JSON lines.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
@@ -38,7 +40,7 @@ def run(
     if unknown := [name for name in wanted if name not in app.services]:
         raise ConfigurationError(f"{target} has no service {', '.join(unknown)}; it has {', '.join(app.services)}")
     try:
-        asyncio.run(_run(app, wanted, broker, store, drain_s))
+        asyncio.run(_run(app, wanted, broker=broker, store=store, drain_s=drain_s, key_ttl_s=seconds(key_ttl)))
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
@@ -47,14 +49,14 @@ def run(
         raise typer.Exit(FAILED) from None
 
 
-async def _run(app: App, services: Sequence[str], broker: str, store: str | None, drain_s: float) -> None:
+async def _run(app: App, services: Sequence[str], **settings: Any) -> None:
     stop = stop_on_signals()
     running = ", ".join(services)
 
     def ready() -> None:
-        log.info("running %s on %s", running, broker)
+        log.info("running %s on %s", running, settings["broker"])
 
-    await serve(app, services, stop, ready, broker=broker, store=store, drain_s=drain_s)
+    await serve(app, services, stop, ready, **settings)
     log.info("drained")
 
 

@@ -366,8 +366,11 @@ class Engine:
                 unit.advance(Signal.DUE)
                 self._turns.enqueue(unit.lane)
             elif unit.state is State.BUSY:
-                unit.advance(Signal.CLAIM)
-                again.append(unit)
+                if self._keys.setdefault(unit.digest, unit) is unit:
+                    unit.advance(Signal.CLAIM)
+                    again.append(unit)
+                else:  # one that collided with the same event before it is on its way: as it ends, so does this one
+                    self._set_timer(unit, self.limits.busy_s)
         self._claim(again)
 
     def _balance(self) -> None:

@@ -84,7 +84,9 @@ class Turns:
         """Units to invoke inside a transaction each, for as many as may begin; lanes are dealt out evenly."""
         solo = self.solo
         if solo is not None:
-            if solo.state is State.READY and not counted(solo) and not (self.running or self.transactions):
+            at_work = self.running or self.transactions
+            # Its lane may not be queued yet: a result of what was before it is still to be flushed.
+            if solo.state is State.READY and not counted(solo) and solo.lane.queued and not at_work:
                 solo.lane.queued = False
                 self._transactable.remove(solo.lane)
                 self.transactions += 1

@@ -69,6 +69,7 @@ class TestApp:
             assert flow.types[-1] == "stock.released" and not t.dead_letters
 
     Handlers that sleep with `asyncio.sleep` or do real I/O take their real time; choreo's own waits take none.
+    Where they ask for a PostgreSQL transaction give `store="postgresql://...?choreo_schema=NAME"`, a schema a test.
     """
 
     __test__ = False
@@ -90,6 +91,7 @@ class TestApp:
                 clock=self.clock,
                 inline=True,
                 create_topics=True,
+                create_schema=True,
                 **self._settings,
             )
         )
@@ -180,8 +182,8 @@ class TestApp:
                 raise worker.failure
         for _ in range(20):
             await asyncio.sleep(0)
-        busy = any(worker.engine.running for worker in self.running.workers.values())
-        if busy:  # a handler may wait for something real
+        busy = any(not worker.engine.waiting() for worker in self.running.workers.values())
+        if busy:  # a handler or a store may wait for something real
             await asyncio.sleep(0.001)
 
     async def _in_flight(self, correlation_id: str | None) -> int:
