@@ -4,6 +4,7 @@ import asyncio
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -19,6 +20,7 @@ from choreo.errors import ChoreoError, ConfigurationError, DeclarationError
 from choreo.opening import STORES
 
 FAILED, MISUSED = 1, 2
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the App is, such as shop.app:app.")]
@@ -114,6 +116,18 @@ def load_app(target: str) -> App:
         said = "has no such name" if found is None else f"is a {type(found).__name__} and no App"
         raise ConfigurationError(f"{target} {said}; " + (f"there is {apps}" if apps else "name the App in it"))
     return found
+
+
+def seconds(text: str) -> float:
+    """`7d` as seconds.
+
+    Raises:
+        ConfigurationError: It is no such length of time.
+    """
+    found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    if found is None:
+        raise ConfigurationError(f"{text!r} is no length of time: write a number and s, m, h, d or w, such as 7d")
+    return float(int(found[1]) * _UNITS_S[found[2]])
 
 
 def embedded_path(broker: str) -> Path | None:

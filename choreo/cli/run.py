@@ -11,8 +11,7 @@ import typer
 
 from choreo.app import App
 from choreo.cli import logs
-from choreo.cli.console import FAILED, Broker, Store, Target, exit_code, load_app, reported
-from choreo.cli.trace import seconds
+from choreo.cli.console import FAILED, Broker, Store, Target, exit_code, load_app, reported, seconds
 from choreo.errors import ChoreoError, ConfigurationError
 
 log = logging.getLogger("choreo.run")

@@ -9,8 +9,7 @@ import typer
 from rich.table import Table
 
 from choreo.app import App
-from choreo.cli.console import FAILED, AsJson, Target, load_app, out, print_json, reported, run_async
-from choreo.cli.trace import seconds
+from choreo.cli.console import FAILED, AsJson, Target, load_app, out, print_json, reported, run_async, seconds
 from choreo.errors import ConfigurationError
 from choreo.opening import STORES, open_store
 from choreo.ports import IdempotencyStore, StoreStats

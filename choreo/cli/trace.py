@@ -1,7 +1,6 @@
 """`choreo trace`: one flow as a tree, from the log or from Jaeger."""
 
 import asyncio
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from choreo.cli.console import (
     reported,
     require_log,
     run_async,
+    seconds,
 )
 from choreo.errors import ConfigurationError
 from choreo.flow import jaeger as jaeger_api
@@ -30,8 +30,6 @@ from choreo.opening import open_transport
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 @reported
@@ -102,18 +100,6 @@ def stores_of(broker: str, store: str | None, app: App | None) -> list[Path]:
     kind, _, name = (store or "").partition(":")
     names = {name.replace("{service}", each) for each in (app.services if app else ())} or {name}
     return sorted(Path(each) for each in names if kind == "sqlite" and Path(each).exists())
-
-
-def seconds(text: str) -> float:
-    """`7d` as seconds.
-
-    Raises:
-        ConfigurationError: It is no such length of time.
-    """
-    found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
-    if found is None:
-        raise ConfigurationError(f"{text!r} is no length of time: write a number and s, m, h, d or w, such as 7d")
-    return float(int(found[1]) * _UNITS_S[found[2]])
 
 
 async def _history(path: Path, correlation_id: str) -> Sequence[dict[str, Any]]:

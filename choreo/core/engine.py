@@ -44,7 +44,7 @@ class Engine:
             m.Transacted: self._transacted,
             m.Committed: self._committed,
             m.CommitFailed: self._commit_failed,
-            m.Tick: lambda _: None,
+            m.Tick: self._ticked,
             m.Draining: self._draining,
             m.Revoked: self._revoked,
         }
@@ -352,6 +352,10 @@ class Engine:
             self._commits.note(self._now_s)
 
     # ---- time and balance
+
+    def _ticked(self, _: m.Tick) -> None:
+        """The runtime's timer has rung: early, if the clock was set back meanwhile, and then it is to be set anew."""
+        self._wait_until_s = None
 
     def _set_timer(self, unit: Unit, delay_s: float) -> None:
         self._timer_number += 1

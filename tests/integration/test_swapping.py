@@ -1,6 +1,6 @@
 """Two consumers take each other's twelve partitions every two seconds under load; nothing lost, twice or overtaken.
 
-`SWAP_S` is for how long, 30 s unless given; `SWAP_PROTOCOL` how members of `kafka+confluent://` belong to their group.
+`SWAP_S`: for how long, 30 s unless given. `SWAP_PROTOCOL`: how members of `kafka+confluent://` belong to their group.
 """
 
 import asyncio

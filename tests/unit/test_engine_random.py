@@ -72,6 +72,7 @@ class World:
     under_way: list[tuple[m.Effect, dict[TopicPartition, int]]] = field(default_factory=list)
     durable: dict[tuple[TopicPartition, str], list[int]] = field(default_factory=dict)
     unknown: set[bytes] = field(default_factory=set)  # durable, and the engine was told that the commit failed
+    timer_s: float | None = None  # the one timer of the runtime
     well: bool = False  # from now on everything is answered, and well
 
     def __post_init__(self) -> None:
@@ -82,13 +83,14 @@ class World:
         events = []
         lane = random.choice("abc")
         for _ in range(random.choice((0, 1, 1, 1, 1, 2))):
-            digest = f"k{random.randrange(12)}" if random.random() < 0.3 else f"own {random.getrandbits(60)}"
+            shared = random.randrange(12) if random.random() < 0.3 else None
+            digest = f"own {random.getrandbits(60)}" if shared is None else f"k{shared}"
             events.append(
                 Event(
                     lane,
                     digest.encode(),
                     b"other" if random.random() < 0.15 else b"same",
-                    random.random() < 0.4,
+                    shared is not None and shared % 2 == 0,
                     random.random() < 0.4,
                     random.choice((1,) * 12 + (2, 3, 4, 9)),
                 )
@@ -104,6 +106,8 @@ class World:
                 self.paused.add(effect.partition)
             elif isinstance(effect, m.Resume):
                 self.paused.discard(effect.partition)
+            elif isinstance(effect, m.Wait):
+                self.timer_s = effect.until_s
             elif isinstance(effect, (m.Claim, m.Invoke, m.DeadLetter, m.Transact, m.Commit)):
                 self.under_way.append((effect, dict(self.leases)))
 
@@ -114,7 +118,7 @@ class World:
     def go_on(self) -> bool:
         """Let one thing happen, whichever; whether there was anything."""
         moves = [self._answer] * (2 * bool(self.under_way)) + [self._fetch] * bool(self._fetchable())
-        if self.engine.wake_at_s is not None:
+        if self.timer_s is not None:
             moves.append(self._tick)
         missing = [id_ for id_ in PARTITIONS if id_ not in self.leases]
         if missing:
@@ -127,11 +131,9 @@ class World:
         return True
 
     def _tick(self) -> None:
-        wake_at_s = self.engine.wake_at_s
-        assert wake_at_s is not None
-        if self.well and self.under_way:
-            return
-        self.now_s = max(self.now_s, wake_at_s - (0.001 if self.chance(0.2) else 0.0))
+        timer_s, self.timer_s = self.timer_s, None
+        assert timer_s is not None
+        self.now_s = max(self.now_s, timer_s - (0.001 if self.chance(0.2) else 0.0))  # clocks drift apart
         self.step(m.Tick())
 
     def _fetchable(self) -> list[TopicPartition]:
