@@ -10,7 +10,10 @@ from choreo.record import TopicPartition
 
 
 class Flush(NamedTuple):
-    """The one commit in flight. One at a time keeps the emits of a lane in order."""
+    """The one commit in flight. One at a time keeps the emits of a lane in order.
+
+    `offsets` is the very mapping of the effect: what is revoked before the runtime begins is not committed.
+    """
 
     number: int
     units: Sequence[Unit]
@@ -92,6 +95,8 @@ class Commits:
     def forget(self, partition: TopicPartition) -> None:
         """The partition is gone, its results with it."""
         self.returned = [unit for unit in self.returned if unit.partition != partition]
+        if self.flight is not None:  # nor does its answer speak of an assignment to come
+            self.flight.offsets.pop(partition, None)
 
     def _take(self, number: int) -> Flush:
         flush, self.flight = self.flight, None

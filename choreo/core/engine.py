@@ -118,6 +118,9 @@ class Engine:
             self._commits.forget(id_)
             for lane in partition.lanes.values():
                 lane.units.clear()
+        if any(timer[2].state is State.DROPPED for timer in self._timers):
+            self._timers = [timer for timer in self._timers if timer[2].state is not State.DROPPED]
+            heapq.heapify(self._timers)
 
     def _drop(self, units: Sequence[Unit]) -> None:
         """Give units up, and let a follower elsewhere take a dropped leader's place."""

@@ -88,7 +88,7 @@ class Unit:
     Attributes:
         lane: Events of one lane run in order; the record's key, or something unique when it has none.
         digest: The idempotency key, 16 bytes.
-        derived: Its id was computed by choreo, or its key is a field of it: another payload under it is no conflict.
+        derived: The event's id was computed by choreo, so another payload under it is no conflict.
         transacts: The handler is invoked inside the transaction its key commits in.
         poison: Reason to dead-letter it without invoking anything, or None.
         work: What the runtime needs to invoke it; the core never looks inside.

@@ -11,9 +11,9 @@ from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
 from choreo.event import Event
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
-from choreo.record import ProducerRecord
+from choreo.record import ProducerRecord, TopicPartition
 from choreo.runtime.emitting import truncated
-from choreo.runtime.invoking import Inside, raised
+from choreo.runtime.invoking import Inside, describe, raised
 from choreo.runtime.routing import Work
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Flusher:
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
-        self._resend: set[Lease] = set()
-        self._acked: set[bytes] = set()
+        self._unconfirmed: dict[bytes, Lease] = {}  # of commits whose end is not known, by key
+        self._acked: dict[bytes, Finished] = {}
 
     def finished(self, unit: Unit, emits: Sequence[ProducerRecord], outcome: str) -> Finished:
         """A unit's result as the store takes it."""
@@ -49,18 +49,17 @@ class Flusher:
             log.warning("%s: a commit failed, trying again: %s", worker.service.name, error)
             if isinstance(error, RecordTooLarge):
                 _cut([unit for unit in units if unit.partition in request.leases], error.index)
-            self._resend.update(request.leases.values())
+            self._unsure((each.partition, each.digest) for each in request.finished)
             worker.step(m.CommitFailed(effect.flush))
             return
-        await self._send(result.outbox)
-        await self._resend_unconfirmed()
+        await self._send_outbox(result.outbox, [each.digest for each in request.finished])
         if "offset" not in worker.ports.store.carries:
             await self._commit_offsets(request, result)
-        self._acked.difference_update(unit.digest for unit in units)
+        self._acked.clear()
         self._report(units, result)
-        worker.step(m.Committed(effect.flush, result.refused))
-        if result.refused:
-            worker.fenced(result.refused)
+        refused = worker.still(request.leases, result.refused)
+        worker.step(m.Committed(effect.flush, refused))
+        worker.fenced(refused)
 
     def _request(self, units: Iterable[Unit], effect: m.Commit) -> CommitRequest:
         """What of a flush is still ours."""
@@ -83,9 +82,11 @@ class Flusher:
             [each for each in request.finished if each.partition not in lost],
             {id_: offset for id_, offset in request.offsets.items() if id_ not in lost},
         )
-        unsent = [each for each in kept.finished if each.emits and each.digest not in self._acked]
+        # What a failed flush sent is in this one again; whatever else was acknowledged will never be committed.
+        acked = {each.digest: each for each in kept.finished if self._acked.get(each.digest) is each}
+        unsent = [each for each in kept.finished if each.emits and each.digest not in acked]
         await self._send([(0, record) for each in unsent for record in each.emits])
-        self._acked.update(each.digest for each in unsent)  # not again, if now the store fails
+        self._acked = acked | {each.digest: each for each in unsent}  # not again, if now the store fails
         result = await ports.store.commit(kept)
         return replace(result, refused=result.refused | lost)
 
@@ -94,23 +95,25 @@ class Flusher:
     async def transact(self, effect: m.Transact) -> None:
         """Invoke handlers inside one transaction of the store, send what they emit, tell the core."""
         worker = self._worker
-        units = [unit for unit in effect.units if unit.partition in worker.leases and unit.state is State.RUNNING]
-        inside = [None if unit.work.bound.is_async else await worker.invoker.inside(unit) for unit in units]
-        calls = [self._transacted(unit, each) for unit, each in zip(units, inside, strict=True)]
+        entered, raised_ = await self._enter(effect.units)
+        # Looked at after the hooks, which may have taken their time.
+        units = [unit for unit in entered if unit.partition in worker.leases and unit.state is State.RUNNING]
+        calls = [self._transacted(unit, entered[unit]) for unit in units]
         leases = {unit.partition: worker.leases[unit.partition] for unit in units}
         try:
             result = await worker.ports.store.commit(CommitRequest(leases, (), {}, calls))
         except ChoreoError as error:
             log.warning("%s: a transaction failed, trying again: %s", worker.service.name, error)
-            self._resend.update(leases.values())
-            worker.step(m.Transacted([m.Outcome(unit) for unit in effect.units], failed=True))
+            self._unsure((unit.partition, unit.digest) for unit in units)
+            outcomes = [self._outcome(unit, raised_.get(unit)) for unit in effect.units]
+            worker.step(m.Transacted(outcomes, failed=True))
             return
         finally:
-            for each in inside:
-                if each is not None:
-                    await each.leave()
-        await self._send(result.outbox)
-        await self._resend_unconfirmed()
+            for unit, inside in entered.items():
+                if inside is not None:
+                    await self._leave(unit, inside)
+        ended = [each.digest for each in result.transacted if isinstance(each, Finished)]
+        await self._send_outbox(result.outbox, ended)
         lost = {
             unit.partition for unit, each in zip(units, result.transacted, strict=True) if isinstance(each, LeaseLost)
         }
@@ -119,10 +122,31 @@ class Flusher:
             unit: None if unit.partition in result.refused and not isinstance(each, Finished) else each
             for unit, each in zip(units, result.transacted, strict=True)
         }
-        outcomes = [self._outcome(unit, came.get(unit)) for unit in effect.units]
-        worker.step(m.Transacted(outcomes, result.refused))
-        if result.refused:
-            worker.fenced(result.refused)
+        outcomes = [self._outcome(unit, came.get(unit) or raised_.get(unit)) for unit in effect.units]
+        refused = worker.still(leases, result.refused)
+        worker.step(m.Transacted(outcomes, refused))
+        worker.fenced(refused)
+
+    async def _enter(self, units: Iterable[Unit]) -> tuple[dict[Unit, Inside | None], dict[Unit, Exception]]:
+        """Enter the hooks around plain handlers; units to invoke, and those whose hooks raised, as handlers may."""
+        entered: dict[Unit, Inside | None] = {}
+        failed: dict[Unit, Exception] = {}
+        lanes = set()
+        for unit in units:
+            if unit.lane in lanes:
+                continue  # behind one that is not invoked
+            try:
+                entered[unit] = None if unit.work.bound.is_async else await self._worker.invoker.inside(unit)
+            except Exception as error:
+                failed[unit] = error
+                lanes.add(unit.lane)
+        return entered, failed
+
+    async def _leave(self, unit: Unit, inside: Inside) -> None:
+        try:
+            await inside.leave()
+        except Exception as error:  # too late to undo anything: what the handler did is committed or rolled back
+            log.error("%s.%s: a hook failed: %s", self._worker.service.name, unit.handler, describe(error))
 
     def _transacted(self, unit: Unit, inside: Inside | None) -> Transacted:
         worker, work = self._worker, unit.work
@@ -171,23 +195,37 @@ class Flusher:
 
     # ---- sending what the store left to us
 
-    async def resend(self, lease: Lease) -> None:
-        """Send what a former owner of the partition, or a commit with an unknown end, left in the outbox."""
+    async def resend(self, lease: Lease) -> set[int]:
+        """Send what a former owner of the partition, or a commit with an unknown end, left; returns their rows."""
         if "outbox" not in self._worker.ports.store.carries:
-            return
+            return set()
         rows = await self._worker.ports.store.pending(lease)
         if rows:
             log.info("%s: %s: resending %d emits", self._worker.service.name, lease.partition, len(rows))
             await self._send(rows)
+        return {row for row, _ in rows}
 
-    async def _resend_unconfirmed(self) -> None:
-        for lease in tuple(self._resend):
-            try:
-                await self.resend(lease)
-            except ChoreoError as error:
-                log.warning("%s: the outbox could not be read: %s", self._worker.service.name, error)
-                return
-            self._resend.discard(lease)
+    def _unsure(self, units: Iterable[tuple[TopicPartition, bytes]]) -> None:
+        """Nobody knows whether these were committed: once they are, the outbox may hold emits of theirs."""
+        leases = self._worker.leases
+        self._unconfirmed = {key: lease for key, lease in self._unconfirmed.items() if lease in leases.values()}
+        self._unconfirmed.update((key, leases[id_]) for id_, key in units if id_ in leases)
+
+    async def _send_outbox(self, outbox: Sequence[tuple[int, ProducerRecord]], done: Iterable[bytes]) -> None:
+        """Send what a commit left to us; first what an earlier commit of the keys `done` may have left."""
+        left = dict.fromkeys(self._unconfirmed.pop(key) for key in done if key in self._unconfirmed)
+        sent: set[int] = set()
+        for lease in left:
+            while self._worker.leases.get(lease.partition) == lease:  # else its next owner sends it
+                try:
+                    sent |= await self.resend(lease)
+                    break
+                except ChoreoError as error:
+                    log.warning(
+                        "%s: the outbox could not be read, trying again: %s", self._worker.service.name, error
+                    )
+                    await asyncio.sleep(SEND_AGAIN_S)
+        await self._send([each for each in outbox if each[0] not in sent])
 
     async def _send(self, rows: Sequence[tuple[int, ProducerRecord]]) -> None:
         """Send until it is acknowledged; nothing else is committed meanwhile, so the order of a key holds.

@@ -72,7 +72,11 @@ class Invoker:
         """Prepare a plain handler that will be called inside a transaction: hooks are entered here, on the loop."""
         inside = Inside(self, unit)
         if self._around:
-            await asyncio.get_running_loop().create_task(inside.enter(self._around), context=inside.variables)
+            try:
+                await asyncio.get_running_loop().create_task(inside.enter(self._around), context=inside.variables)
+            except Exception as error:
+                await inside.leave(error)
+                raise
         return inside
 
     def call_inside(self, unit: Unit, context: Context, transaction: Any) -> list[Event]:
@@ -90,6 +94,7 @@ class Inside:
         self._unit = unit
         self._context = invoker.context(unit)
         self._stack = AsyncExitStack()
+        self._error: Exception | None = None
 
     async def enter(self, around: Sequence[Around]) -> None:
         """Enter the hooks."""
@@ -99,15 +104,33 @@ class Inside:
     def call(self, transaction: Any, connection: Any) -> list[Event]:
         """Call the handler with the unit's transaction, which is on `connection`."""
         self._context.transaction = connection
-        return self.variables.run(self._invoker.call_inside, self._unit, self._context, transaction)
+        self._error = None  # it may be called again, if its transaction could not be committed
+        try:
+            return self.variables.run(self._invoker.call_inside, self._unit, self._context, transaction)
+        except Exception as error:
+            self._error = error
+            raise
 
-    async def leave(self) -> None:
-        """Leave the hooks."""
-        await asyncio.get_running_loop().create_task(self._stack.aclose(), context=self.variables)
+    async def leave(self, error: Exception | None = None) -> None:
+        """Leave the hooks; they are told what the handler raised, or `error`."""
+        told = error or self._error
+        await asyncio.get_running_loop().create_task(self._exit(told), context=self.variables)
+
+    async def _exit(self, error: Exception | None) -> None:
+        try:
+            await self._stack.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        except Exception as raised_:
+            if raised_ is not error:
+                raise
 
 
 def _plain(bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
-    result = bound.handler.function(event, **arguments)
+    try:
+        result = bound.handler.function(event, **arguments)
+    except StopIteration as error:  # a future cannot take it: on a thread the handler would seem to run for ever
+        raise RuntimeError(
+            "the handler raised StopIteration, as next() does at the end of what it is given"
+        ) from error
     return list(result) if bound.kind == "generator" else result
 
 

@@ -36,14 +36,13 @@ class Keeper:
 
     async def renew(self) -> None:
         """Keep the leases, and drop the partitions whose lease somebody else has."""
-        worker = self._worker
+        worker, leases = self._worker, dict(self._worker.leases)
         try:
-            lost = await worker.ports.store.renew(
-                tuple(worker.leases.values()), worker.ports.lease_s, self._progress_ms()
-            )
+            lost = await worker.ports.store.renew(tuple(leases.values()), worker.ports.lease_s, self._progress_ms())
         except ChoreoError as error:
             log.warning("%s: leases could not be renewed: %s", worker.service.name, error)
             return
+        lost = worker.still(leases, lost)
         if lost:
             worker.step(m.Revoked(tuple(lost)))
             worker.fenced(lost)

@@ -132,19 +132,12 @@ class Router:
             self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
-            derived=_may_differ(work),
+            derived=bool(envelope and is_derived(envelope.id, envelope.causationid)),
             transacts=bool(bound and bound.transacts),
             retry=bound.handler.retry if bound else self._service.retry,
             poison=work.error.reason if work.error else None,
             work=work,
         )
-
-
-def _may_differ(work: Work) -> bool:
-    """Whether another payload under this key is a duplicate all the same: a re-run's, or a business key's."""
-    if work.bound is not None and work.bound.handler.idempotency_key is not None:
-        return True
-    return work.envelope is not None and is_derived(work.envelope.id, work.envelope.causationid)
 
 
 def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelope) -> type[Event] | None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -147,6 +147,7 @@ class Worker:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer = asyncio.create_task(self._tick(until_s))
+                self._timer.add_done_callback(self._ended)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -253,6 +254,12 @@ class Worker:
             await self.ports.store.release(leases)
         except ChoreoError as error:
             log.warning("%s: leases could not be released, they will run out: %s", self.service.name, error)
+
+    def still(
+        self, leases: Mapping[TopicPartition, Lease], partitions: Iterable[TopicPartition]
+    ) -> frozenset[TopicPartition]:
+        """Those of `partitions` that were not assigned anew since an answer that speaks of `leases` was asked for."""
+        return frozenset(id_ for id_ in partitions if self.leases.get(id_) in (None, leases[id_]))
 
     def fenced(self, partitions: Iterable[TopicPartition]) -> None:
         """A newer owner was met. If the partitions are still assigned a while later, they are taken anew."""

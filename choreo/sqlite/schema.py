@@ -4,7 +4,7 @@ import sqlite3
 
 from choreo.errors import ConfigurationError
 
-VERSION = 2
+VERSION = 3
 UNREADABLE = -1
 """Stands for the version of a file that has a table for it and no number in it."""
 _LEASE = """CREATE TABLE choreo_lease (
@@ -12,23 +12,47 @@ _LEASE = """CREATE TABLE choreo_lease (
     expires_ms INTEGER NOT NULL, progress_ms INTEGER, PRIMARY KEY ("group", topic, "partition")
 ) WITHOUT ROWID"""
 _BY_TIME = 'CREATE INDEX choreo_key_time ON choreo_key ("group", timestamp_ms)'
-NEW = (
+# Rows are appended, so that those of one batch share pages; digests are random, and only their index is in their order.
+# With the digest as the table's own order every claim, and every commit again, wrote a page of its own.
+_KEY = (
     """CREATE TABLE choreo_key (
-    digest BLOB PRIMARY KEY, done INTEGER NOT NULL, fingerprint BLOB NOT NULL, "group" TEXT NOT NULL,
-    topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL, deliveries INTEGER NOT NULL,
-    handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
-    outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL, done_ms INTEGER NOT NULL
-) WITHOUT ROWID""",
+    id INTEGER PRIMARY KEY, digest BLOB NOT NULL, done INTEGER NOT NULL, fingerprint BLOB NOT NULL,
+    "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    deliveries INTEGER NOT NULL, handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL,
+    timestamp_ms INTEGER NOT NULL, outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL,
+    done_ms INTEGER NOT NULL
+)""",
+    "CREATE UNIQUE INDEX choreo_key_digest ON choreo_key (digest)",
     'CREATE INDEX choreo_key_claimed ON choreo_key ("group", topic, "partition") WHERE done = 0',
-    "CREATE INDEX choreo_key_flow ON choreo_key (correlation_id)",
+    # Correlation ids are random too. By spans of rows, new entries share a hundred pages, whatever the table's size;
+    # who looks for a flow asks each span.
+    "CREATE INDEX choreo_key_flow ON choreo_key (id / 16384, correlation_id)",
     _BY_TIME,
+)
+NEW = (
+    *_KEY,
     _LEASE,
     """CREATE TABLE choreo_outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
     to_topic TEXT NOT NULL, key BLOB, value BLOB, headers BLOB NOT NULL
 )""",
 )
-STEPS = {1: ("ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER", _BY_TIME)}
+_COLUMNS = (
+    'digest, done, fingerprint, "group", topic, "partition", epoch, deliveries, handler, offset, correlation_id, '
+    "timestamp_ms, outcome, attempts, duration_s, done_ms"
+)
+STEPS = {
+    1: ("ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER", _BY_TIME),
+    2: (
+        "DROP INDEX choreo_key_claimed",
+        "DROP INDEX choreo_key_flow",
+        "DROP INDEX choreo_key_time",
+        "ALTER TABLE choreo_key RENAME TO choreo_key_2",
+        *_KEY,
+        f"INSERT INTO choreo_key ({_COLUMNS}) SELECT {_COLUMNS} FROM choreo_key_2 ORDER BY timestamp_ms",
+        "DROP TABLE choreo_key_2",
+    ),
+}
 """What leads from a version to the next one."""
 
 
@@ -60,7 +84,7 @@ def plan(db: sqlite3.Connection, path: str) -> list[str]:
         )
     if found == VERSION:
         return []
-    statements = list(NEW) if found == 0 else [each for step in range(found, VERSION) for each in STEPS[step]]
+    statements = list(NEW) if found == 0 else [each for step, some in STEPS.items() if step >= found for each in some]
     return [
         *statements,
         "CREATE TABLE IF NOT EXISTS choreo_schema (version INTEGER NOT NULL)",

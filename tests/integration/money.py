@@ -65,7 +65,8 @@ NOTE = "INSERT INTO {0}_ledger VALUES (:number, :debit, :credit, :cents, :booked
 # The ledger has no key, so that what is booked twice is there twice.
 TABLES = """CREATE TABLE IF NOT EXISTS {0}_account (number integer PRIMARY KEY, cents integer NOT NULL);
     INSERT INTO {0}_account SELECT n, {1} FROM generate_series(0, {2} - 1) AS n ON CONFLICT DO NOTHING;
-    CREATE TABLE IF NOT EXISTS {0}_ledger (number integer, debit integer, credit integer, cents integer, booked bool)"""
+    CREATE TABLE IF NOT EXISTS {0}_ledger
+        (number integer, debit integer, credit integer, cents integer, booked boolean)"""
 
 
 class Statements:

@@ -35,7 +35,8 @@ SERVICE = "swap"
 PARTITIONS = 12
 HANDLER_S_MAX = 0.003
 ANSWER_S = 60.0
-OWNED_S = 20.0
+OWNED_S = 40.0
+OWNED = {"own": 1, "own-all": PARTITIONS}
 BEAT_MS = 300
 
 
@@ -99,9 +100,9 @@ async def live(prefix: str, table: str | None, member: str, broker: str, store: 
     while word := (await asyncio.to_thread(sys.stdin.readline)).strip():
         if word == "join":
             running = await stack.enter_async_context(made.running(broker=broker, store=store))
-        elif word == "own":
+        elif word in OWNED:
             assert running is not None
-            await _owning(running)
+            await _owning(running, OWNED[word])
         elif word == "leave":
             _raise_failure(running)
             await stack.aclose()
@@ -109,10 +110,10 @@ async def live(prefix: str, table: str | None, member: str, broker: str, store: 
         print(f"{word} done", flush=True)
 
 
-async def _owning(running: Running) -> None:
-    """Return when it has a partition to work on."""
+async def _owning(running: Running, partitions: int) -> None:
+    """Return when it has so many partitions to work on."""
     async with asyncio.timeout(OWNED_S):
-        while not running.workers[SERVICE].leases:  # noqa: ASYNC110 - nothing says so but the worker's state
+        while len(running.workers[SERVICE].leases) < partitions:  # noqa: ASYNC110 - nothing says so but the worker's state
             await asyncio.sleep(0.02)
 
 
@@ -143,7 +144,7 @@ class Member:
             )
 
     async def tell(self, word: str) -> None:
-        """Have it `join`, `own` (wait until it owns a partition) or `leave`; returns when that is done."""
+        """Have it `join`, `leave`, or wait until it has a partition (`own`) or all (`own-all`); returns when done."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{word}\n".encode())
@@ -151,7 +152,7 @@ class Member:
             answer = (await self._process.stdout.readline()).decode().strip()
         if answer != f"{word} done":
             raise AssertionError(f"{self.name} was told to {word} and ended:\n{self.log()}")
-        self.joined = self.joined if word == "own" else word == "join"
+        self.joined = self.joined if word in OWNED else word == "join"
 
     def freeze(self) -> None:
         """Stand still as a suspended virtual machine does."""

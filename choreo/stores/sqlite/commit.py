@@ -1,5 +1,6 @@
 """One commit of `SqliteStore`: leases and claims checked, handlers invoked, everything written in one transaction."""
 
+import asyncio
 import secrets
 import sqlite3
 import time
@@ -28,6 +29,7 @@ class Commit:
         self._outbox: list[tuple[int, ProducerRecord]] = []
         self._written: set[bytes] = set()
         self._gone: set[bytes] = set()
+        self._rows: dict[bytes, int] = {}
         self._savepoint = f"choreo_{secrets.token_hex(8)}"  # a handler must not end it, so it cannot guess it
 
     def run(self) -> CommitResult:
@@ -56,15 +58,18 @@ class Commit:
         """Whether a key of ours is done; None if it is not ours."""
         lease = self._request.leases[partition]
         row = self._db.execute(
-            f"SELECT done FROM choreo_key WHERE digest = ? AND {OUR_CLAIM}",
+            f"SELECT done, id FROM choreo_key WHERE digest = ? AND {OUR_CLAIM}",
             (digest, lease.group, *lease.partition, lease.epoch),
         ).fetchone()
-        return None if row is None else bool(row[0])
+        if row is None:
+            return None
+        self._rows[digest] = row[1]
+        return bool(row[0])
 
     def _finish(self, unit: Finished) -> None:
         self._db.execute(
-            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE digest = ?",
-            (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, unit.digest),
+            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE id = ?",
+            (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]),
         )
         self._emit(unit.partition, unit.emits)
 
@@ -123,7 +128,7 @@ class Commit:
             if not self._db.in_transaction:
                 raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
             self._finish(finished)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # a plain handler's own: nobody cancels a thread
             if _file_failed(error) or not self._db.in_transaction:
                 raise StoreError(f"the transaction was lost: {error}") from error
             self._db.execute(f"ROLLBACK TO {self._savepoint}")
@@ -133,7 +138,7 @@ class Commit:
         return finished
 
 
-def _file_failed(error: Exception) -> bool:
+def _file_failed(error: BaseException) -> bool:
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in FILE_FAILED
 
 

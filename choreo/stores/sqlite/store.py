@@ -27,6 +27,15 @@ from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_contro
 PURGE_KEYS_MAX = 10_000
 """Of one call, so that the write lock is held for a fraction of a second."""
 
+PAGES_KEPT_KB = 32 * 1024
+"""Of the file, in memory of each process, as far as they are read: the index of digests is asked at random."""
+# `choreo_key_flow` begins with the span of rows; CROSS JOIN keeps SQLite from turning the join around.
+_HISTORY = """WITH RECURSIVE span (number, last) AS (
+    SELECT (SELECT MIN(id) FROM choreo_key) / 16384, (SELECT MAX(id) FROM choreo_key) / 16384
+    UNION ALL SELECT number + 1, last FROM span WHERE number < last
+) SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, duration_s, done_ms
+FROM span CROSS JOIN choreo_key k ON k.id / 16384 = span.number AND k.correlation_id = ? ORDER BY done_ms"""
+
 
 class SqliteStore:
     """`IdempotencyStore` on a `Database`.
@@ -55,6 +64,7 @@ class SqliteStore:
     async def open(self) -> None:
         """Open the file; a new one gets choreo's tables at once, since nobody else owns its schema."""
         await self._db.open("")
+        await self._db.read(lambda db: db.execute(f"PRAGMA cache_size = -{PAGES_KEPT_KB}").close())
         if not await self._db.read(schema.version):
             await self.apply()
 
@@ -135,7 +145,7 @@ class SqliteStore:
             if progress_ms is None:
                 return 0
             return db.execute(
-                'DELETE FROM choreo_key WHERE digest IN (SELECT digest FROM choreo_key WHERE "group" = ? '
+                'DELETE FROM choreo_key WHERE id IN (SELECT id FROM choreo_key WHERE "group" = ? '
                 "AND timestamp_ms < ? AND done = 1 LIMIT ?)",
                 (group, progress_ms - ttl_ms, PURGE_KEYS_MAX),
             ).rowcount
@@ -179,12 +189,7 @@ class SqliteStore:
         """Who handled what of one flow: handler, coordinates, outcome, attempts, duration_s, in order of time."""
 
         def query(db: sqlite3.Connection) -> list[dict[str, Any]]:
-            cursor = db.execute(
-                'SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, '
-                "duration_s, done_ms "
-                "FROM choreo_key WHERE correlation_id = ? ORDER BY done_ms",
-                (correlation_id,),
-            )
+            cursor = db.execute(_HISTORY, (correlation_id,))
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
@@ -206,7 +211,7 @@ def _claim(db: sqlite3.Connection, lease: Lease, request: ClaimRequest, now_ms: 
     owner = (lease.group, *lease.partition, lease.epoch)
     if row is None:
         db.execute(
-            "INSERT INTO choreo_key VALUES (?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
+            "INSERT INTO choreo_key VALUES (NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
             (
                 request.digest,
                 request.fingerprint,

@@ -1,6 +1,7 @@
 """Topics of a Kafka cluster and the ends of their logs, through librdkafka; what blocks is on threads."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,8 +42,20 @@ AGAIN = frozenset(
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError._WAIT_COORD,
+        KafkaError._TIMED_OUT,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError._NOENT,  # "no leaders found"
     }
 )
+OUTDATED = frozenset(
+    {KafkaError._TIMED_OUT, KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError._NOENT}
+)
+"""The client goes by metadata from before a leader moved, and fetches none for it (seen in librdkafka 2.16)."""
+
+ONCE_S = 4.0
+"""Deadline of one request for offsets; sent to a broker that died, it waits for that one to come back."""
+
 INTERNAL = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"})
 
 
@@ -53,6 +66,7 @@ class ConfluentAdmin:
         self._arguments = {**arguments, "socket.timeout.ms": 10_000}
         self._timeout_s = timeout_s
         self._client: AdminClient | None = None
+        self._renewed_s = float("-inf")
         self._threads = ThreadPoolExecutor(THREADS, "choreo-kafka-ask")
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -138,7 +152,7 @@ class ConfluentAdmin:
         while True:
             request = ConsumerGroupTopicPartitions(group, [place(partition)])
             answers = self.client.list_consumer_group_offsets(
-                [request], require_stable=True, request_timeout=self._timeout_s
+                [request], require_stable=True, request_timeout=min(ONCE_S, self._timeout_s)
             )
             try:
                 (found,) = (await self._answer(answers[group])).topic_partitions
@@ -148,8 +162,9 @@ class ConfluentAdmin:
             except KafkaException as error:
                 told = error_of(error)
                 again = told is not None and (told.retriable() or told.code() in AGAIN)
-                if not again or time.monotonic() > until_s:
+                if told is None or not again or time.monotonic() > until_s:
                     raise
+                self._renew_after(told)
             await asyncio.sleep(AGAIN_S)
 
     async def offsets(
@@ -162,7 +177,9 @@ class ConfluentAdmin:
         pending = list(partitions)
         while pending:
             answers = self.client.list_offsets(
-                {place(each): spec for each in pending}, isolation_level=isolation, request_timeout=self._timeout_s
+                {place(each): spec for each in pending},
+                isolation_level=isolation,
+                request_timeout=min(ONCE_S, self._timeout_s),
             )
             asked, pending = pending, []
             for partition, answer in zip(asked, answers.values(), strict=True):
@@ -171,8 +188,9 @@ class ConfluentAdmin:
                 except Exception as error:
                     told = error_of(error)
                     again = told is not None and (told.retriable() or told.code() in AGAIN)
-                    if not again or time.monotonic() > until_s:
+                    if told is None or not again or time.monotonic() > until_s:
                         raise TransportError(f"{partition}: its offsets cannot be read: {reason(error)}") from error
+                    self._renew_after(told)
                     pending.append(partition)
             if pending:
                 await asyncio.sleep(AGAIN_S)
@@ -181,6 +199,16 @@ class ConfluentAdmin:
     def soon(self, function: Callable[[], None]) -> None:
         """Run it on such a thread, behind what runs there for the same object; nobody waits for it."""
         self._threads.submit(function)
+
+    def _renew_after(self, error: KafkaError) -> None:
+        """Have another client ask again, if this one cannot know better; what was asked of it is still answered."""
+        now_s = time.monotonic()
+        if error.code() not in OUTDATED or self._client is None or now_s < self._renewed_s + ONCE_S:
+            return
+        former, self._client, self._renewed_s = [self._client], None, now_s
+        dropping = threading.Timer(self._timeout_s, former.clear)
+        dropping.daemon = True
+        dropping.start()
 
     @property
     def client(self) -> AdminClient:

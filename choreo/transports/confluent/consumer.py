@@ -332,7 +332,9 @@ class ConfluentConsumer:
             failure, self._failure = self._failure, None
             raise TransportError(self._gave_up(failure)) from failure
         if self._errors:
-            error, partition = self._errors.popleft()
+            error, partition = self._errors[0]
+            if error.code() != KafkaError._FATAL:  # from which a consumer never recovers: told at each fetch
+                self._errors.popleft()
             flow = self._ours.get(partition) if partition is not None else None
             raise await explained(self._admin, self._group, error, partition, flow.next_offset if flow else -1)
 

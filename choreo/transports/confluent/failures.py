@@ -25,6 +25,9 @@ HARMLESS = frozenset(
 """librdkafka goes on by itself after these."""
 
 
+_NOT_SUPPORTED = "API version not supported"
+
+
 async def explained(
     admin: ConfluentAdmin, group: str, error: KafkaError, partition: TopicPartition | None, next_offset: int
 ) -> TransportError:
@@ -39,7 +42,8 @@ async def explained(
         first, end = await admin.bounds(partition)
         return out_of_range(group, partition, next_offset, first=first, end=end)
     hint = ""
-    if code in (KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE):
-        hint = "; with brokers older than 4.0 set CHOREO_KAFKA_GROUP_PROTOCOL=classic"
+    text = error.str()  # a fatal one has its cause in its text only
+    if code in (KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE) or _NOT_SUPPORTED in text:
+        hint = "; with brokers older than 4.0, or set to classic groups only, set CHOREO_KAFKA_GROUP_PROTOCOL=classic"
     where = f"{partition}: " if partition is not None else ""
     return TransportError(f"{where}group {group!r} cannot fetch: {reason(error)}{hint}")

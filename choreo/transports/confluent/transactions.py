@@ -22,7 +22,6 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +29,7 @@ from choreo.errors import LeaseLost, TransportError
 from choreo.ports import LogCommit
 from choreo.record import Record, TopicPartition
 from choreo.transports.confluent.admin import ConfluentAdmin
+from choreo.transports.confluent.calling import CallThread, Hung, until
 from choreo.transports.confluent.client import (
     STALE,
     TOO_LARGE,
@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 
 TRANSACTION_S = 10.0
 """After so long a broker ends a transaction whose producer is gone; readers under read_committed wait for it."""
+
+COMMIT_S = 7.0
+"""Deadline of one transaction: we must have given up, and know it, before the broker does."""
 
 ROUNDS_MAX = 6
 STALE_WAIT_S = 0.5
@@ -104,7 +107,7 @@ class ConfluentTransactions:
         self._tokens: dict[TopicPartition, int] = {}
         self._epoch = 0
         self._one = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, f"choreo-kafka-transactions-{group}")
+        self._thread = CallThread(f"choreo-kafka-transactions-{group}")
         self._closed = False
 
     async def fence(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
@@ -112,7 +115,7 @@ class ConfluentTransactions:
         try:
             async with self._one, asyncio.timeout(self._timeout_s):
                 member = self._consumer()
-                await self._run(self._current)  # ends a transaction of our own whose end is not known
+                await self._run(self._current, self._timeout_s)  # ends a transaction of ours without a known end
                 tokens = {partition: member.grants.token(partition) for partition in partitions}
                 _, joined = await asyncio.wrap_future(member.metadata())
                 strangers = [str(each) for each in partitions if tokens[each] is None]
@@ -153,7 +156,8 @@ class ConfluentTransactions:
     async def _attempt(self, parts: Mapping[TopicPartition, LogCommit]) -> dict[TopicPartition, Exception | None]:
         """One transaction; what became of the parts that are not to be tried again."""
         try:
-            await self._run(lambda: self._transact(parts))
+            await self._run(self._current, self._timeout_s)
+            await self._run(lambda: self._transact(parts), COMMIT_S)
         except _Refused as refused:
             return dict(refused.parts)
         except _Stale as stale:
@@ -183,8 +187,7 @@ class ConfluentTransactions:
     async def close(self) -> None:
         """As the port says; what is open is never committed."""
         self._closed = True
-        self._thread.submit(self._discard)
-        self._thread.shutdown(wait=False)
+        self._thread.end(lambda: self._discard(self._producer))
 
     # ---- on the loop
 
@@ -199,38 +202,50 @@ class ConfluentTransactions:
         token = self._tokens.get(partition)
         return member is not None and token is not None and member.grants.token(partition) == token
 
-    async def _run(self, function: Callable[[], object]) -> None:
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, function))
+    async def _run(self, function: Callable[[], object], within_s: float) -> None:
+        """On the thread. After a broker has died `send_offsets_to_transaction` may hang, whatever its timeout (2.16).
+
+        Then thread and producer are left to themselves: the successor's start ends what was begun.
+        """
+        try:
+            await self._thread.run(function, within_s)
+        except Hung:
+            log.warning("group %s: librdkafka does not come back from a transaction; begun anew", self._group)
+            self._thread.end()
+            self._thread, self._producer = CallThread(f"choreo-kafka-transactions-{self._group}"), None
+            raise
 
     # ---- on the thread
 
     def _transact(self, parts: Mapping[TopicPartition, LogCommit]) -> None:
         member = self._consumer()
-        until_s = time.monotonic() + self._timeout_s
+        until_s = time.monotonic() + COMMIT_S
         with member.grants.using(parts):
+            producer = self._current()
             try:
                 offsets = self._offsets(member, parts)
                 asked = member.metadata()  # of a moment before it is looked whether they are ours: see above
-                producer = self._current()
                 producer.begin_transaction()
                 self._append(producer, parts, until_s)
-                metadata, joined = asked.result(self._timeout_s)
+                metadata, joined = asked.result(COMMIT_S)
                 lost = [each for each in parts if not self._owned(each)]
                 if lost:
                     raise _Refused({each: LeaseLost(f"{each} was taken meanwhile") for each in lost})
                 if not joined.joined:
                     raise _Stale("no member now")
                 places = [place(partition, offset) for partition, offset in offsets.items()]
-                _until(until_s, lambda left_s: producer.send_offsets_to_transaction(places, metadata, left_s))
-                _until(until_s, producer.commit_transaction)
+                until(until_s, lambda left_s: producer.send_offsets_to_transaction(places, metadata, left_s))
+                if self._producer is not producer:
+                    raise TransportError("given up meanwhile")
+                until(until_s, producer.commit_transaction)
             except KafkaException as error:
-                self._discard()
+                self._discard(producer)
                 found = error_of(error)
                 if found is not None and found.code() in STALE:
                     raise _Stale(reason(error)) from error
                 raise
             except BaseException:
-                self._discard()
+                self._discard(producer)
                 raise
             member.known.update(offsets)
 
@@ -302,30 +317,22 @@ class ConfluentTransactions:
 
     def _current(self) -> Producer:
         if self._producer is None:
+            thread = self._thread
             arguments = {**self._arguments, **({"batch.num.messages": 1} if self._alone else {})}
             producer: Producer = made(Producer, arguments)
             until_s = time.monotonic() + self._timeout_s
-            _until(until_s, producer.init_transactions)
+            until(until_s, producer.init_transactions)
+            if thread is not self._thread:
+                raise TransportError("given up meanwhile")
             self._producer = producer
         return self._producer
 
-    def _discard(self) -> None:
+    def _discard(self, producer: Producer | None) -> None:
         """Never used on after an error, and nothing aborted: its successor's start does that."""
-        producer, self._producer = self._producer, None
+        if self._producer is producer:
+            self._producer = None
         if producer is not None:
             producer.purge(in_queue=True, in_flight=True, blocking=False)
             box = [producer]
             del producer
             threading.Thread(target=box.clear, daemon=True).start()  # disconnecting may take a while
-
-
-def _until(until_s: float, function: Callable[[float], object]) -> None:
-    """Call it again while librdkafka says so; each of these goes on where it stood."""
-    while True:
-        try:
-            function(max(0.1, until_s - time.monotonic()))
-            return
-        except KafkaException as error:
-            found = error_of(error)
-            if found is None or not found.retriable() or time.monotonic() >= until_s:
-                raise

@@ -1,0 +1,101 @@
+"""Findings about the engine, each driven by hand: suspects that transact, timers that ring early, late answers."""
+
+import pytest
+
+from choreo.core import messages as m
+from choreo.core.units import State
+from choreo.ports import Claimed as Verdict
+from tests.unit.test_core_engine import FRESH, Drive, P, Q, ended, invoked, make, of, transacts
+
+
+def test_a_suspect_that_transacts_waits_for_the_flush_of_what_was_before_it_in_its_lane() -> None:
+    """It has the process to itself, and still its emits must not overtake those of its predecessor."""
+    drive = Drive()
+    before, suspect, other = make(0), make(1, transacts=True), make(2, "b")
+    drive.take(before)
+    drive.fetch(suspect)
+    drive.claimed([suspect], Verdict("fresh", 3))
+    effects = drive.back(before)
+    assert of(m.Claim, effects) == [m.Claim([suspect], solo=True)]
+    assert invoked(drive.take(other)) == []
+    effects = drive.claimed([suspect], Verdict("fresh", 3))
+    assert transacts(effects) == []
+    (commit,) = of(m.Commit, effects + drive.tick(0.005))
+    assert list(commit.units) == [before]
+    effects = drive.step(m.Committed(commit.flush))
+    assert (transacts(effects), invoked(effects)) == ([[suspect]], [])
+    assert invoked(drive.step(ended(m.Outcome(suspect, "rows")))) == [2]
+
+
+def test_a_timer_that_rings_early_is_set_again() -> None:
+    """The wall clock was set back while the runtime slept: without another input nothing else would wake the unit."""
+    drive = Drive()
+    unit = make(0)
+    drive.take(unit)
+    assert of(m.Wait, drive.fail(unit, delay_s=10.0)) == [m.Wait(10.0)]
+    assert of(m.Wait, drive.tick(9.5)) == [m.Wait(10.0)]
+    assert invoked(drive.tick(0.5)) == [0]
+
+
+def test_of_two_that_collide_with_the_same_event_one_is_dead_lettered() -> None:
+    """They are duplicates of each other: the second waits for the first, and is done when it is."""
+    drive = Drive(m.Limits(busy_s=0.2))
+    first, second = make(0, "a", key="k"), make(1, "b", key="k")
+    drive.fetch(first, second)
+    (again,) = of(m.Claim, drive.claimed([first], Verdict("conflict")))[:1]
+    assert list(again.units) == [first]
+    drive.claimed([second], Verdict("conflict"))
+    assert second.digest == first.digest
+    assert of(m.DeadLetter, drive.claimed([first], FRESH)) == [m.DeadLetter(first, "id_collision")]
+    assert of(m.Claim, drive.tick(0.2)) == []
+    (commit,) = of(m.Commit, drive.back(first))
+    drive.step(m.Committed(commit.flush))
+    claims = of(m.Claim, drive.tick(0.2))
+    assert [list(claim.units) for claim in claims] == [[second]]
+    assert of(m.Duplicate, drive.claimed([second], Verdict("done"))) == [m.Duplicate(second)]
+
+
+def test_a_late_answer_to_a_flush_of_a_former_assignment_moves_nothing_of_the_new_one() -> None:
+    """Its offset was not committed for the new one, and had it counted, the new one's own would never be."""
+    drive = Drive(m.Limits(flush_units=1))
+    old = make(0)
+    drive.take(old)
+    (flush,) = of(m.Commit, drive.back(old))
+    assert flush.offsets == {P: 1}
+    drive.step(m.Revoked([P]))
+    drive.step(m.Assigned(P, 0))
+    drive.step(m.Committed(flush.flush))
+    assert drive.engine.partitions[P].committed == 0
+    new = make(0)
+    drive.take(new)
+    assert of(m.Commit, drive.back(new))[0].offsets == {P: 1}
+
+
+def test_a_flush_that_has_not_begun_yet_commits_nothing_of_a_partition_revoked_meanwhile() -> None:
+    """Its results are dropped, so the offset above them must not be committed in the name of a new assignment."""
+    drive = Drive()
+    gone, kept = make(0), make(0, partition=Q)
+    drive.take(gone)
+    drive.take(kept)
+    drive.back(gone)
+    (flush,) = of(m.Commit, drive.back(kept))
+    drive.step(m.Revoked([P]))
+    assert flush.offsets == {Q: 1}
+
+
+@pytest.mark.parametrize("transacts", [False, True])
+def test_what_waits_for_a_time_is_forgotten_with_its_partition(transacts: bool) -> None:
+    """A handler asks to be called in a day; partitions that come and go meanwhile leave nothing behind."""
+    drive = Drive()
+    for _ in range(10):
+        unit, asked = make(0, transacts=transacts), make(1, "b")
+        drive.take(unit)
+        drive.fetch(asked)
+        drive.claimed([asked], Verdict("busy"))
+        raised = m.Raised(unit, "retry", "later", 86_400.0)
+        drive.step(ended(m.Outcome(unit, raised=raised)) if transacts else raised)
+        assert unit.state is State.BACKOFF
+        drive.step(m.Revoked([P]))
+        drive.step(m.Assigned(P, 0))
+    assert drive.engine.wake_at_s is None
+    assert drive.engine.unfinished() == 0
