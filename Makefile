@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench guarantees clean
+.PHONY: help demo test test-fast check bench bench-stores guarantees clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -14,6 +14,7 @@ help:
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
+	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 
 demo: $(STAMP)
 	$(BIN)/choreo demo
@@ -32,6 +33,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_core.py
+
+bench-stores: $(STAMP)
+	$(BIN)/python scripts/bench_stores.py $(BENCH_STORES_ARGS)
 
 guarantees: $(STAMP)
 	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)

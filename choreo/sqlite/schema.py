@@ -4,7 +4,7 @@ import sqlite3
 
 from choreo.errors import ConfigurationError
 
-VERSION = 3
+VERSION = 2
 UNREADABLE = -1
 """Stands for the version of a file that has a table for it and no number in it."""
 _LEASE = """CREATE TABLE choreo_lease (
@@ -12,7 +12,7 @@ _LEASE = """CREATE TABLE choreo_lease (
     expires_ms INTEGER NOT NULL, progress_ms INTEGER, PRIMARY KEY ("group", topic, "partition")
 ) WITHOUT ROWID"""
 _BY_TIME = 'CREATE INDEX choreo_key_time ON choreo_key ("group", timestamp_ms)'
-# Rows are appended, so that those of one batch share pages; digests are random, and only their index is in their order.
+# Rows are appended, so that those of one batch share pages. Digests are random: only their index is in their order.
 # With the digest as the table's own order every claim, and every commit again, wrote a page of its own.
 _KEY = (
     """CREATE TABLE choreo_key (
@@ -42,15 +42,14 @@ _COLUMNS = (
     "timestamp_ms, outcome, attempts, duration_s, done_ms"
 )
 STEPS = {
-    1: ("ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER", _BY_TIME),
-    2: (
+    1: (
+        "ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER",
         "DROP INDEX choreo_key_claimed",
         "DROP INDEX choreo_key_flow",
-        "DROP INDEX choreo_key_time",
-        "ALTER TABLE choreo_key RENAME TO choreo_key_2",
+        "ALTER TABLE choreo_key RENAME TO choreo_key_1",
         *_KEY,
-        f"INSERT INTO choreo_key ({_COLUMNS}) SELECT {_COLUMNS} FROM choreo_key_2 ORDER BY timestamp_ms",
-        "DROP TABLE choreo_key_2",
+        f"INSERT INTO choreo_key ({_COLUMNS}) SELECT {_COLUMNS} FROM choreo_key_1 ORDER BY timestamp_ms",
+        "DROP TABLE choreo_key_1",
     ),
 }
 """What leads from a version to the next one."""

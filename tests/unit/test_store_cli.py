@@ -35,10 +35,10 @@ def test_plan_fails_while_there_is_something_to_do(here: Path) -> None:
     """Exit 1 for an old file, 0 after `apply`; people see a line a service, programs JSON."""
     make_first(here / "kitchen.db")
     said = choreo("store", "plan", TARGET, *KITCHEN, code=1).stdout
-    assert "kitchen: 5 statements to run" in said
+    assert "kitchen: 14 statements to run" in said
     found = json.loads(choreo("store", "plan", TARGET, *KITCHEN, "--json", code=1).stdout)
-    assert (found["ok"], list(found["services"]), len(found["services"]["kitchen"])) == (False, ["kitchen"], 5)
-    assert "kitchen: 5 statements done" in choreo("store", "apply", TARGET, *KITCHEN).stdout
+    assert (found["ok"], list(found["services"]), len(found["services"]["kitchen"])) == (False, ["kitchen"], 14)
+    assert "kitchen: 14 statements done" in choreo("store", "apply", TARGET, *KITCHEN).stdout
     assert "kitchen: was up to date" in choreo("store", "apply", TARGET, *KITCHEN).stdout
     assert "kitchen: up to date" in choreo("store", "plan", TARGET, *KITCHEN).stdout
     assert json.loads(choreo("store", "plan", TARGET, *KITCHEN, "--json").stdout)["ok"]
@@ -49,7 +49,7 @@ def test_printed_statements_do_what_apply_does(here: Path) -> None:
     make_first(here / "kitchen.db")
     make_first(here / "bell.db")
     printed = choreo("store", "plan", TARGET, *STORE, "--sql").stdout
-    assert printed.count("ALTER TABLE") == 1  # the same for both
+    assert printed.count("ALTER TABLE") == 2  # the same for both
     with closing(sqlite3.connect(here / "bell.db")) as db:
         db.executescript(printed)
     choreo("store", "apply", TARGET, *KITCHEN)
