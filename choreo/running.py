@@ -185,8 +185,11 @@ class Running:
                     await worker.start()
                 yield self
                 stops = draining.pop_all()
-                await asyncio.gather(*(worker.stop() for worker in self.workers.values()))
+                stopped = asyncio.gather(*(worker.stop() for worker in self.workers.values()), return_exceptions=True)
                 stops.pop_all()
+                failures = [each for each in await stopped if isinstance(each, BaseException)]
+                if failures:  # said when all have stopped: what they run on is closed next
+                    raise failures[0]
 
     async def publish(self, event: Event, *, id: str | None = None, correlation_id: str | None = None) -> Reference:
         """Publish one event; see `Publisher.publish`."""

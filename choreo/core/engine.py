@@ -24,6 +24,8 @@ class Engine:
     def __init__(self, limits: m.Limits | None = None) -> None:
         self.limits = limits or m.Limits()
         self.partitions: dict[TopicPartition, Partition] = {}
+        self._grown: dict[TopicPartition, Partition] = {}  # may have too much unfinished since the last step
+        self._paused: dict[TopicPartition, Partition] = {}
         self._turns = Turns(self.limits)
         self._keys: dict[bytes, Unit] = {}
         self._claiming = 0
@@ -113,6 +115,7 @@ class Engine:
             partition = self.partitions.pop(id_, None)
             if partition is None:
                 continue
+            self._paused.pop(id_, None)
             flushing = [unit for unit in self._commits.units() if unit.partition == id_]
             self._drop([*partition.units(), *flushing])
             self._commits.forget(id_)
@@ -156,6 +159,7 @@ class Engine:
         partition = self.partitions.get(message.partition)
         if partition is None or partition.draining:
             return
+        self._grown[partition.id] = partition
         new: list[Unit] = []
         for delivery in message.deliveries:
             partition.take_in(delivery, int(self._now_s * 1000))
@@ -349,6 +353,7 @@ class Engine:
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
         self._commits.fail(message.flush, self._now_s)
+        self._grown.update(self.partitions)
 
     def _note_progress(self, partition: Partition) -> None:
         if partition.watermark() > partition.committed:
@@ -382,12 +387,16 @@ class Engine:
 
     def _balance(self) -> None:
         """Back-pressure: pause a partition that has too much unfinished, resume it well below."""
-        for id_, partition in self.partitions.items():
+        for id_, partition in self._grown.items():
             if not partition.paused and partition.over(self.limits):
                 partition.paused = True
+                self._paused[id_] = partition
                 self._out.append(m.Pause(id_))
-            elif partition.paused and partition.under(self.limits):
+        self._grown.clear()
+        for id_, partition in tuple(self._paused.items()):
+            if partition.under(self.limits):
                 partition.paused = False
+                del self._paused[id_]
                 self._out.append(m.Resume(id_))
 
     def _wait(self) -> None:

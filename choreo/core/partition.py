@@ -33,6 +33,7 @@ class Partition:
 
     __slots__ = (
         "_entries",
+        "_passed",
         "committed",
         "draining",
         "id",
@@ -54,7 +55,8 @@ class Partition:
         self.draining = False
         self.unfinished = 0
         self.unfinished_bytes = 0
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[Entry] = deque()  # from the lowest unfinished one on
+        self._passed: deque[Entry] = deque()  # finished ones below it that are not committed yet
 
     def take_in(self, delivery: Delivery, now_ms: int) -> None:
         """Queue the units of one fetched record behind what their lane already has.
@@ -94,25 +96,28 @@ class Partition:
             self.unfinished += 1
             self.unfinished_bytes += entry.payload_bytes
         entry.remaining += 1
+        while self._passed and self._passed[-1].offset >= entry.offset:
+            self._entries.appendleft(self._passed.pop())
 
     def watermark(self) -> int:
         """Offset of the lowest record with an unfinished handler; what may be committed as next to read."""
-        for entry in self._entries:
-            if entry.remaining:
-                return entry.offset
-        return self.position
+        entries = self._entries
+        while entries and not entries[0].remaining:  # each is looked at once
+            self._passed.append(entries.popleft())
+        return entries[0].offset if entries else self.position
 
     def progress_ms(self, drained_ms: int | None) -> int | None:
         """The log time its committed offset has come to, None if unknown; `drained_ms` if all of it is done."""
-        if self._entries:
-            return self._entries[0].timestamp_ms
+        for entries in (self._passed, self._entries):
+            if entries:
+                return entries[0].timestamp_ms
         return drained_ms or self.log_ms or None
 
     def forget_finished(self) -> None:
         """Let go of the records below the committed watermark."""
-        entries = self._entries
-        while entries and entries[0].remaining == 0 and entries[0].offset < self.committed:
-            entries.popleft()
+        self.watermark()
+        while self._passed and self._passed[0].offset < self.committed:
+            self._passed.popleft()
 
     def units(self) -> Iterator[Unit]:
         """Every unit still queued in a lane."""

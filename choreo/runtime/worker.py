@@ -93,12 +93,14 @@ class Worker:
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        if self._consumer is not None:
-            await self._consumer.close()
-        for task in [*self._tasks, *([self._timer] if self._timer else [])]:
-            task.cancel()
-        self._failure.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            if self._consumer is not None:
+                await self._consumer.close()
+        finally:
+            for task in [*self._tasks, *([self._timer] if self._timer else [])]:
+                task.cancel()
+            self._failure.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def failure(self) -> BaseException | None:

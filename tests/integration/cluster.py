@@ -1,10 +1,6 @@
-"""A service as processes of its own on a Kafka of three brokers: load, rolling restarts, kills, and what came of it.
-
-As a program, `python -m tests.integration.cluster JOB`, it is one of these processes.
-"""
+"""A service as processes of its own on a Kafka of three brokers: started, restarted, frozen, under load."""
 
 import asyncio
-import faulthandler
 import json
 import os
 import random
@@ -13,137 +9,29 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self, TypedDict
+from typing import Self
 from uuid import uuid4
 
-import orjson
 from aiokafka.admin import AIOKafkaAdminClient
 
-from choreo import App, Event, Service
-from choreo.cli import logs
-from choreo.cli.run import stop_on_signals
 from choreo.errors import TransportError
 from choreo.ports import TopicSpec
 from choreo.publisher import Publisher
-from choreo.record import Record
 from choreo.runtime.clock import SystemClock
 from choreo.stores.changelog import changelog_specs
 from choreo.telemetry.silent import NoInstrument
 from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka.producer import partition_of
+from tests.integration.cluster_member import Job, Work, app_of
+from tests.integration.cluster_outcome import Outcome, outcome_of
 
 ROOT = Path(__file__).parents[2]
 STAMPED_BY_BROKER = (("message.timestamp.type", "LogAppendTime"),)
-
-
-class Work(Event, type="cluster.work", version=1, topic="work", key="key"):
-    """What is to be done; `number` grows within a key, and is there once."""
-
-    key: str
-    number: int
-
-
-class Done(Event, type="cluster.done", version=1, topic="done", key="key"):
-    """What was done, and by which process."""
-
-    key: str
-    number: int
-    by: int
-
-
-class Job(TypedDict):
-    """One process: what it runs on, and where it writes what it does."""
-
-    name: str
-    folder: str
-    broker: str
-    store: str
-    prefix: str
-    handler_s: Sequence[float]
-    lease_s: float
-
-
-# ---- the process
-
-
-def app_of(job: Job) -> App:
-    """One handler that takes its time and emits; with SQLite another one that writes a row."""
-    calls = os.open(Path(job["folder"]) / "calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    worker, prefix = Service("worker", group=f"{job['prefix']}worker"), job["prefix"]
-
-    def note(what: str, number: int) -> None:
-        os.write(calls, f"{what} {number} {os.getpid()}\n".encode())
-
-    async def work(work: Work) -> Done:
-        note("begin", work.number)
-        await asyncio.sleep(random.uniform(*job["handler_s"]))
-        note("end", work.number)
-        return Done(key=work.key, number=work.number, by=os.getpid())
-
-    def keep(work: Work, db: sqlite3.Connection) -> None:
-        db.execute("INSERT INTO kept VALUES (?)", (work.number,))
-
-    worker.handler(Work)(work)
-    if job["store"].startswith("sqlite"):
-        worker.on_start(lambda db: db.execute("CREATE TABLE IF NOT EXISTS kept (number INTEGER)"))
-        worker.handler(Work)(keep)
-    return App(worker, topics={name: prefix + name for name in ("work", "done", "worker.dlq")}, name="cluster")
-
-
-async def live(job: Job) -> None:
-    """Run until SIGTERM, telling how many partitions are owned; in the end, what was counted."""
-    logs.configure(as_json=False)
-    faulthandler.register(signal.SIGUSR1)  # where it hangs, if it does
-    stop, folder = stop_on_signals(), Path(job["folder"])
-    running = app_of(job).running(
-        broker=job["broker"], store=job["store"], lease_s=job["lease_s"], create_schema=True, drain_s=20.0
-    )
-    async with running as services:
-        worker = services.workers["worker"]
-        failing = asyncio.ensure_future(services.failed())
-        while not stop.is_set() and not failing.done():
-            (folder / f"{job['name']}.owned").write_text(str(len(worker.leases)))
-            await asyncio.sleep(0.1)
-        if failing.done():
-            failing.result()
-        failing.cancel()
-    (folder / f"{job['name']}.owned").write_text("0")
-    with open(folder / f"{job['name']}.counts", "a") as file:
-        file.write(json.dumps(worker.counts) + "\n")
-
-
-# ---- the test's side
-
-
-class Outcome(NamedTuple):
-    """What the topics hold in the end, and how long it took.
-
-    `pause_s`: longest time between two results of one partition. `delay_s`: longest from an event on its topic to its
-    result on its own, sorted; both by the brokers' clock. `redone`: handlers begun beyond one an event.
-    """
-
-    lost: int
-    duplicated: int
-    reordered: int
-    kept_wrongly: int
-    pause_s: float
-    delay_s: Sequence[float]
-    redone: int
-    by: Mapping[int, int]
-
-    def figures(self) -> str:
-        """One line for people."""
-        p50, p99 = (self.delay_s[int(len(self.delay_s) * part)] for part in (0.5, 0.99))
-        return (
-            f"{len(self.delay_s)} events, lost {self.lost}, duplicated {self.duplicated}, reordered {self.reordered}, "
-            f"redone {self.redone}, pause {self.pause_s:.1f} s, delay p50 {p50 * 1000:.0f} ms, "
-            f"p99 {p99 * 1000:.0f} ms, max {self.delay_s[-1]:.1f} s"
-        )
 
 
 @dataclass
@@ -200,7 +88,7 @@ class Group:
         """Start a process of the service; its log goes on where an earlier one of the name left it."""
         with open(self.folder / f"{name}.log", "ab") as output:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.cluster", json.dumps(self._job(name))],
+                [sys.executable, "-m", "tests.integration.cluster_member", json.dumps(self._job(name))],
                 cwd=ROOT,
                 env={**os.environ, **self.environment, **environment},
                 stdout=output,
@@ -259,8 +147,7 @@ class Group:
 
     def counts(self) -> Counter[str]:
         """What all processes counted that have drained."""
-        files = self.folder.glob("*.counts")
-        return sum((Counter(json.loads(line)) for file in files for line in file.open()), Counter())
+        return sum((Counter(json.loads(file.read_text())) for file in self.folder.glob("*.counts")), Counter())
 
     def log(self, name: str) -> str:
         """The last lines a process of this name has said."""
@@ -318,54 +205,15 @@ class Group:
         """Read the topics; the processes have drained, so nothing more comes."""
         work, done = self.app.topic("work"), self.app.topic("done")
         found = await self.transport.scan([work, done], since_ms=0)
-        came: dict[int, int] = {}
-        for record in found:
-            if record.topic == work:
-                came.setdefault(_event(record)["number"], record.timestamp_ms)
-        results = sorted((each for each in found if each.topic == done), key=lambda each: each[:3])
-        first: dict[int, Record] = {}
-        for record in results:
-            first.setdefault(_event(record)["number"], record)
-        return Outcome(
-            len(set(self.published) - set(first)),
-            len(results) - len(first),
-            _reordered(first),
-            self._kept_wrongly(first),
-            _pause_s(list(first.values())),
-            sorted((record.timestamp_ms - came[number]) / 1000 for number, record in first.items()),
-            len(self.calls("begin")) - len(first),
-            Counter(_event(record)["by"] for record in results),
-        )
+        begun, rows = len(self.calls("begin")), self._rows()
+        return outcome_of(found, work=work, done=done, published=self.published, begun=begun, rows=rows)
 
-    def _kept_wrongly(self, numbers: Collection[int]) -> int:
-        """How many rows are missing or there twice."""
+    def _rows(self) -> Counter[int] | None:
+        """How often the other handler wrote each number."""
         if self.store != "sqlite":
-            return 0
+            return None
         with closing(sqlite3.connect(self.folder / "store.db")) as db:
-            rows = Counter(number for (number,) in db.execute("SELECT number FROM kept"))
-        return sum(abs(rows[number] - 1) for number in {*numbers, *rows})
-
-
-def _event(record: Record) -> dict[str, int]:
-    found: dict[str, int] = orjson.loads(record.value or b"{}")
-    return found
-
-
-def _reordered(first: Mapping[int, Record]) -> int:
-    last: dict[bytes | None, int] = defaultdict(lambda: -1)
-    wrong = 0
-    for number, record in first.items():  # as they are on the topic
-        wrong += number < last[record.key]
-        last[record.key] = max(number, last[record.key])
-    return wrong
-
-
-def _pause_s(results: Sequence[Record]) -> float:
-    times: dict[int, list[int]] = defaultdict(list)
-    for record in results:
-        times[record.partition].append(record.timestamp_ms)
-    gaps = [later - at for found in times.values() for at, later in zip(found, found[1:], strict=False)]
-    return max(gaps, default=0) / 1000
+            return Counter(number for (number,) in db.execute("SELECT number FROM kept"))
 
 
 # ---- the brokers
@@ -399,7 +247,3 @@ async def in_sync(servers: str, replicas: int = 3, *, within_s: float = 60.0) ->
                 return
             assert time.monotonic() < until_s, f"not in sync: {late}"
             await asyncio.sleep(0.3)
-
-
-if __name__ == "__main__":
-    asyncio.run(live(json.loads(sys.argv[1])))

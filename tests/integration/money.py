@@ -101,7 +101,9 @@ def judged(order: TransferOrdered, found: Sequence[Any]) -> tuple[dict[str, Any]
 def service(name: str) -> tuple[Service, Statements]:
     """A service with its tables, which has no handler yet."""
     # A deadlock is a failed attempt, and there may be many: none of them is the order's fault.
-    made, statements = Service(name, retry=RetryPolicy(attempts_max=50, base_s=0.05, cap_s=1.0)), Statements(name)
+    retry = RetryPolicy(attempts_max=50, base_s=0.05, cap_s=1.0)
+    group = os.environ.get("CHOREO_TOPIC_PREFIX", "") + name  # another run's members are none of ours
+    made, statements = Service(name, group=group, retry=retry), Statements(name)
     made.on_start(lambda db: db.execute(statements.tables()))
     return made, statements
 

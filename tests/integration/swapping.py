@@ -24,6 +24,7 @@ import psycopg
 
 from choreo import App, Event, Service
 from choreo.core.emission import derived_id
+from choreo.ports import CommitRequest, CommitResult
 from choreo.record import Record
 from choreo.running import Running
 from choreo.transports.confluent import settings as confluent_settings
@@ -103,6 +104,10 @@ async def live(prefix: str, table: str | None, member: str, broker: str, store: 
         elif word in OWNED:
             assert running is not None
             await _owning(running, OWNED[word])
+        elif word == "freeze":
+            assert running is not None
+            _freeze(running)
+            continue  # answered from there
         elif word == "leave":
             _raise_failure(running)
             await stack.aclose()
@@ -115,6 +120,21 @@ async def _owning(running: Running, partitions: int) -> None:
     async with asyncio.timeout(OWNED_S):
         while len(running.workers[SERVICE].leases) < partitions:  # noqa: ASYNC110 - nothing says so but the worker's state
             await asyncio.sleep(0.02)
+
+
+def _freeze(running: Running) -> None:
+    """Stand still as a suspended virtual machine does, with results in hand that are about to be committed."""
+    store = running.stores[SERVICE]
+    commit = store.commit
+
+    async def late(request: CommitRequest) -> CommitResult:
+        if request.finished or request.transacted:
+            store.commit = commit  # type: ignore[method-assign]
+            print("freeze done", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return await commit(request)
+
+    store.commit = late  # type: ignore[method-assign]
 
 
 def _raise_failure(running: Running | None) -> None:
@@ -144,7 +164,9 @@ class Member:
             )
 
     async def tell(self, word: str) -> None:
-        """Have it `join`, `leave`, or wait until it has a partition (`own`) or all (`own-all`); returns when done."""
+        """Have it `join`, `leave`, `freeze` at its next commit, wait until it has a partition (`own`) or all of them
+        (`own-all`); returns when that is done.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{word}\n".encode())
@@ -152,14 +174,10 @@ class Member:
             answer = (await self._process.stdout.readline()).decode().strip()
         if answer != f"{word} done":
             raise AssertionError(f"{self.name} was told to {word} and ended:\n{self.log()}")
-        self.joined = self.joined if word in OWNED else word == "join"
-
-    def freeze(self) -> None:
-        """Stand still as a suspended virtual machine does."""
-        self._process.send_signal(signal.SIGSTOP)
+        self.joined = word == "join" if word in ("join", "leave") else self.joined
 
     def thaw(self) -> None:
-        """Go on."""
+        """Have it go on."""
         self._process.send_signal(signal.SIGCONT)
 
     async def end(self) -> None:

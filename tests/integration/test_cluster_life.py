@@ -1,17 +1,26 @@
 """A service's life on three brokers: coordinators move, members are restarted in turn, one is frozen and wakes."""
 
 import asyncio
+import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from choreo.ports import TopicSpec
+from choreo.record import ProducerRecord, TopicPartition
+from choreo.transports.confluent import ConfluentConsumer, ConfluentTransport
+from choreo.transports.confluent.client import Consumer, Place
+from choreo.transports.confluent.poll import PollThread
+from choreo.transports.kafka import KafkaTransport
 from deploy.kafka.cluster import LocalKafka
 from deploy.kafka.jars import Missing
-from tests.integration.cluster import Group, coordinator_of, in_sync
+from tests.integration.cluster import Group, admin, coordinator_of, in_sync
 from tests.kafka_server import unavailable
 
 PROPERTIES = {
@@ -35,7 +44,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
 
 
 async def test_coordinators_are_killed_one_after_another(brokers: LocalKafka, tmp_path: Path) -> None:
-    """Each broker dies once, the group's coordinator first: nothing is lost, and no process is started again."""
+    """One group's coordinator dies, then another's: nothing is lost, and no process is started again."""
     servers = brokers.bootstrap_servers
     pairs = {
         "aiokafka, changelog": Group(tmp_path, servers, "kafka", "changelog"),
@@ -52,7 +61,7 @@ async def test_coordinators_are_killed_one_after_another(brokers: LocalKafka, tm
         async with AsyncExitStack() as loads:
             for group in pairs.values():
                 await loads.enter_async_context(group.load())
-            for group in pairs.values():
+            for group in list(pairs.values())[:2]:
                 await asyncio.sleep(1)
                 await _kill_and_bring_back(brokers, await coordinator_of(servers, group.group))
         for group in pairs.values():
@@ -83,10 +92,11 @@ ROLLING: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 @pytest.mark.parametrize("way", ["aiokafka, eager", "confluent, classic"])
 async def test_members_are_restarted_in_turn(brokers: LocalKafka, tmp_path: Path, way: str) -> None:
-    """Two of three members, each drained and started again under load: nothing is lost, repeated or done twice."""
+    """One of three members, drained and started again under load: nothing is lost, repeated or done twice."""
     client, environment = ROLLING[way]
     group = Group(tmp_path, brokers.bootstrap_servers, client, handler_s=(0.05, 0.2), environment=environment)
-    await roll(group, restarts=2)
+    group.per_s = 60.0
+    await roll(group, restarts=1)
     outcome = await group.outcome()
     print(f"{way}: {outcome.figures()}, {dict(group.counts())}")
     assert (outcome.lost, outcome.duplicated, outcome.reordered, outcome.redone) == (0, 0, 0, 0)
@@ -150,6 +160,62 @@ async def _until(condition: Callable[[], object], within_s: float = 20.0) -> Non
     while not condition():
         assert time.monotonic() < until_s, "not in time"
         await asyncio.sleep(0.05)
+
+
+async def test_partition_is_read_whole_from_where_it_was_sought(
+    brokers: LocalKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its leader stands still while it is assigned, and takes up records before it answers: none is skipped.
+
+    librdkafka asked for the log's end would go there when the answer comes, although the partition was sought since.
+    """
+    transport, topic, found = KafkaTransport(brokers.bootstrap_servers), f"sought-{uuid4()}", []
+    await transport.create_topics([TopicSpec(topic, 1, 3)])
+    async with admin(brokers.bootstrap_servers) as client:
+        leader = (await client.describe_topics([topic]))[0]["partitions"][0]["leader"]
+    pid = next(int(str(node["pid"])) for node in brokers.status() if node["node"] == leader)
+    assign = PollThread._on_assign
+
+    def frozen(thread: PollThread, consumer: Consumer, places: list[Place]) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)).start()  # sooner than the controller misses it
+        assign(thread, consumer, places)
+
+    monkeypatch.setattr(PollThread, "_on_assign", frozen)
+    reading = ConfluentTransport(brokers.bootstrap_servers, group_protocol="classic")
+    owner = _Seeker()
+    owner.consumer = await reading.consumer(await _group_led_elsewhere(brokers, leader), [topic], owner)
+    try:
+        until_s = time.monotonic() + 6
+        while time.monotonic() < until_s:
+            await transport.send([ProducerRecord(topic, b"k", b"v", (), 0)])
+            found += [each.offset for each in await owner.consumer.fetch(records_max=500, wait_s=0.01)]
+    finally:
+        await owner.consumer.close()
+        await reading.close()
+        await transport.close()
+    assert len(found) > 20
+    assert found == list(range(len(found)))
+
+
+class _Seeker:
+    """Reads from the beginning on, without asking anybody."""
+
+    consumer: ConfluentConsumer
+
+    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            self.consumer.seek(partition, 0)
+
+    async def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
+        pass
+
+
+async def _group_led_elsewhere(brokers: LocalKafka, leader: int) -> str:
+    while True:
+        group = f"sought-{uuid4()}"
+        if await coordinator_of(brokers.bootstrap_servers, group) != leader:
+            return group
 
 
 async def test_broker_of_classic_groups_only_is_told_of_with_what_to_set(tmp_path: Path) -> None:

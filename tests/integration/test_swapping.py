@@ -42,7 +42,6 @@ TICK_S = 0.2
 NAMES = 200
 AGAIN_SHARE, AGAIN_S_MAX = 0.1, 1.0
 SESSION_MS = 6_000
-FROZEN_S = SESSION_MS / 1000 + 3.0
 STALL_S = 40.0
 
 
@@ -59,8 +58,8 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
-    "changelog, aiokafka": Pair("kafka", "changelog", 400, emits_once=True),
-    "changelog, confluent": Pair("kafka+confluent", "changelog", 400, emits_once=True),
+    "changelog, aiokafka": Pair("kafka", "changelog", 200, emits_once=True),
+    "changelog, confluent": Pair("kafka+confluent", "changelog", 200, emits_once=True),
     "postgres": Pair("kafka", "postgres", 80, emits_once=False),
 }
 
@@ -169,13 +168,14 @@ class Swap:
             await asyncio.sleep(max(0.0, PERIOD_S - took_s))
 
     async def freeze(self) -> None:
-        """Both share; one stands still until it is thought dead, wakes, and is a member again."""
+        """Both share; one stands still before a commit until it is thought dead, wakes, and is a member again."""
         owner, other = self.members if self.members[0].joined else reversed(self.members)
         await other.tell("join")
         await other.tell("own")
         await asyncio.sleep(1.0)
-        owner.freeze()
-        await asyncio.sleep(FROZEN_S)
+        await owner.tell("freeze")
+        await other.tell("own-all")
+        await asyncio.sleep(PERIOD_S)  # in which it handles what the frozen one was about to commit
         owner.thaw()
         await owner.tell("own")
         await asyncio.sleep(PERIOD_S)
@@ -243,12 +243,12 @@ async def test_two_members_swap_partitions(
         print(f"{swap.again} of them published twice; {graceful}")
         assert {kind: tally.wrong for kind, tally in graceful.items() if tally.wrong} == {}
         assert {kind: tally.twice for kind, tally in graceful.items() if tally.twice} == {}
-        assert swap.swaps >= SWAP_S / 15, "swaps take too long for this to show anything"
+        assert swap.swaps >= 2, "swaps take too long for this to show anything"
         moves = graceful["passed"].moves
         assert len(moves) == PARTITIONS
         assert sum(moves) >= PARTITIONS, f"nearly all was handled by one of the two: {moves}"
         frozen = await under_load(swap, asyncio.create_task(swap.freeze()))
-        print(f"one frozen for {FROZEN_S:g} s: {frozen}")
+        print(f"one frozen beyond its session: {frozen}")
         assert {kind: tally.wrong for kind, tally in frozen.items() if tally.wrong} == {}
         # An emit that was sent and not confirmed when its sender fell asleep is sent again, under its id.
         resent = {kind: tally.twice for kind, tally in frozen.items() if kind == "rows" or pair.emits_once}

@@ -47,9 +47,7 @@ def bank(schema: str) -> App:
 
     @ledger.handler(Deposited)
     async def book(deposited: Deposited, connection: psycopg.AsyncConnection[Any]) -> Booked:
-        await connection.execute(
-            f"INSERT INTO {schema}.entry VALUES (%s, %s)", (deposited.account, deposited.cents)
-        )
+        await connection.execute(f"INSERT INTO {schema}.entry VALUES (%s, %s)", (deposited.account, deposited.cents))
         if deposited.cents < 0:
             raise Reject("no such deposit")
         return Booked(account=deposited.account, cents=deposited.cents)

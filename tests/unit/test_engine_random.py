@@ -21,6 +21,7 @@ from choreo.record import TopicPartition
 PARTITIONS = tuple(TopicPartition("orders", number) for number in range(3))
 SEEDS_A_TEST, TESTS = 40, 10
 STEPS_MAX = 400
+LONG_RUN = 20_000
 RETRY = RetryPolicy(3, base_s=0.5, cap_s=2.0)
 LIMITS = m.Limits(
     concurrency=3,
@@ -145,9 +146,7 @@ class World:
         begin = self.fetched[id_]
         end = min(len(self.log[id_]), begin + self.random.randint(1, 5))
         self.fetched[id_] = end
-        self.step(
-            m.Fetched(id_, [m.Delivery(at, 10, 1_000, self._units(id_, at)) for at in range(begin, end)])
-        )
+        self.step(m.Fetched(id_, [m.Delivery(at, 10, 1_000, self._units(id_, at)) for at in range(begin, end)]))
 
     def _units(self, partition: TopicPartition, offset: int) -> list[Unit]:
         return [
@@ -198,7 +197,9 @@ class World:
         match effect:
             case m.Claim():
                 self._claim(effect, leases)
-            case m.Invoke(unit) | m.DeadLetter(unit, _) if self.leases.get(unit.partition) != leases.get(unit.partition):
+            case m.Invoke(unit) | m.DeadLetter(unit, _) if self.leases.get(unit.partition) != leases.get(
+                unit.partition
+            ):
                 self.step(m.Returned(unit, "late"))
             case m.Invoke(unit):
                 self._handle(unit)
@@ -348,4 +349,58 @@ def test_whatever_happens_everything_is_durable_once_and_in_order(block: int) ->
             assert engine.partitions[id_].lanes == {}, seed
             assert (engine.partitions[id_].unfinished, engine.partitions[id_].unfinished_bytes) == (0, 0), seed
         assert (engine.unfinished(), engine.running, engine.waiting()) == (0, 0, True), seed
-        assert (engine._keys, engine._turns.solo, engine.wake_at_s) == ({}, None, None), seed
+        assert (engine._keys, engine._turns.solo, engine.wake_at_s, engine._timers) == ({}, None, None, []), seed
+
+
+def test_a_long_run_leaves_nothing_behind() -> None:
+    """Events of random lanes, some of them duplicates: what is kept is bounded, and in the end none."""
+    random, engine, id_ = Random(4), Engine(), PARTITIONS[0]
+    engine.step(m.Assigned(id_, 0), 0.0)
+    queue: list[m.Effect] = []
+    for begin in range(0, LONG_RUN, 500):
+        deliveries = []
+        for offset in range(begin, begin + 500):
+            lane, digest, transacts = (
+                random.getrandbits(12),
+                f"{random.randrange(10 * LONG_RUN)}".encode(),
+                offset % 3 == 0,
+            )
+            unit = Unit(
+                id_,
+                offset,
+                lane,
+                "reserve",
+                digest,
+                b"same",
+                correlation_id="flow",
+                derived=True,
+                transacts=transacts,
+                retry=RETRY,
+            )
+            deliveries.append(m.Delivery(offset, 10, 0, [unit]))
+        queue += engine.step(m.Fetched(id_, deliveries), 0.0)
+        while queue or engine.wake_at_s is not None:
+            effects, queue = queue, []
+            queue += [] if effects else engine.step(m.Tick(), engine.wake_at_s or 0.0)
+            for effect in effects:
+                queue += _well(engine, effect)
+        assert len(engine._keys) + len(engine._timers) + len(engine._grown) + len(engine._paused) == 0
+    partition = engine.partitions[id_]
+    left = (partition.lanes, list(partition._entries), list(partition._passed), engine._commits.returned)
+    assert left == ({}, [], [], [])
+    assert (partition.committed, engine.unfinished(), engine.waiting()) == (LONG_RUN, 0, True)
+
+
+def _well(engine: Engine, effect: m.Effect) -> list[m.Effect]:
+    """What follows when an effect succeeds."""
+    match effect:
+        case m.Claim(units, _):
+            return engine.step(m.Claimed(units, [Verdict("fresh")] * len(units)), 0.0)
+        case m.Invoke(unit):
+            return engine.step(m.Returned(unit, "result"), 0.0)
+        case m.Transact(units):
+            return engine.step(m.Transacted([m.Outcome(unit, "rows") for unit in units]), 0.0)
+        case m.Commit(flush, _, _):
+            return engine.step(m.Committed(flush), 0.0)
+        case _:
+            return []

@@ -1,4 +1,4 @@
-"""Commits of a worker whose end is not known, answers that come late, and hooks and handlers that fail in odd ways."""
+"""Commits whose end is not known, answers that come late, and hooks and handlers that fail in odd ways."""
 
 import asyncio
 import time
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from choreo import App, Event, Service
+from choreo.core import messages as m
 from choreo.core.retry import RetryPolicy
-from choreo.errors import StoreError
+from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.running import Running
@@ -64,6 +65,7 @@ async def at_work(folder: Path, service: Service, around: Sequence[Any] = ()) ->
     """The service on an embedded log and, with an outbox, a store in a file of its own."""
     app = App(service, around=around)
     async with running(app, "two_files", folder / "log.db", folder / "store.db", partitions=1) as found:
+        assert await until(lambda: taken(found))
         yield found
 
 
@@ -101,6 +103,11 @@ async def test_what_an_unknown_commit_left_is_sent_before_what_follows_it_in_its
         await found.publish(Asked(who="ann", number=1))
         assert await until(lambda: all_said(found, 2))
         assert await said(found) == [1, 2]
+
+
+async def taken(found: Running) -> bool:
+    """Whether the service has its partition."""
+    return bool(found.workers["desk"].leases)
 
 
 async def all_said(found: Running, count: int) -> bool:
@@ -171,7 +178,7 @@ async def test_an_outbox_that_cannot_be_read_is_read_again(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("late", ["commit", "transaction", "renew"])
 async def test_a_late_refusal_of_a_former_assignment_leaves_the_new_one_alone(tmp_path: Path, late: str) -> None:
-    """The partition was lost and came back to the same member while the store was asked in the name of the old lease."""
+    """The partition was lost and came back to the same member, while the store was asked with the old lease."""
     async with at_work(tmp_path, desk()) as found:
         store, worker, (asked, answer) = found.stores["desk"], found.workers["desk"], _events(2)
         commit, renew, first = store.commit, store.renew, [True]
@@ -192,7 +199,7 @@ async def test_a_late_refusal_of_a_former_assignment_leaves_the_new_one_alone(tm
         (id_,) = worker.leases
         renewing = None
         if late == "renew":
-            store.renew = held_renewal  # type: ignore[method-assign]
+            store.renew = held_renewal  # type: ignore[method-assign, assignment]
             renewing = asyncio.create_task(worker._keeper.renew())
         else:
             event = Asked(who="ann", number=1) if late == "commit" else Noted(who="ann", number=1)
@@ -288,10 +295,38 @@ async def test_a_bug_that_shows_at_a_tick_stops_the_worker(tmp_path: Path) -> No
         worker = found.workers["desk"]
         worker.engine._timers = [(0.0, 0, None)]  # type: ignore[list-item]
         worker._timer = None
-        worker._perform(__import__("choreo.core.messages", fromlist=["Wait"]).Wait(0.0))
+        worker._perform(m.Wait(0.0))
 
         async def stopped() -> bool:
             return worker.failure is not None
 
         assert await until(stopped)
         worker.engine._timers = []
+
+
+async def test_a_service_that_cannot_leave_its_group_does_not_cut_short_another(tmp_path: Path) -> None:
+    """Its own tasks end, the other one's handler is waited for, and then it is said."""
+    other, began, ended = Service("other", retry=RETRY), asyncio.Event(), asyncio.Event()
+
+    @other.handler(Asked)
+    async def slow(asked: Asked) -> None:
+        began.set()
+        await asyncio.sleep(0.3)
+        ended.set()
+
+    app, log_path = App(desk(), other), tmp_path / "log.db"
+    with pytest.raises(TransportError, match="the group is away"):  # noqa: PT012
+        async with running(app, "one_file", log_path, log_path, partitions=1) as found:
+            desk_, slow_ = found.workers["desk"], found.workers["other"]
+            close = desk_.consumer.close
+
+            async def failing() -> None:
+                await close()
+                raise TransportError("the group is away")
+
+            desk_.consumer.close = failing  # type: ignore[method-assign]
+            await found.publish(Asked(who="ann", number=1))
+            await began.wait()
+    assert ended.is_set()
+    assert slow_.counts["handled"] == 1
+    assert (desk_._tasks, slow_._tasks) == (set(), set())

@@ -10,7 +10,6 @@ from choreo.record import Headers, Record, TopicPartition
 
 try:
     from confluent_kafka import (
-        OFFSET_END,
         Consumer,
         ConsumerGroupTopicPartitions,
         IsolationLevel,
@@ -29,7 +28,6 @@ except ImportError as error:
     raise ConfigurationError('this transport needs librdkafka: pip install "choreo[confluent]"') from error
 
 __all__ = [
-    "OFFSET_END",
     "AdminClient",
     "ConfigResource",
     "ConfigSource",

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from choreo.errors import TransportError
 from choreo.record import Record, TopicPartition
 from choreo.transports.confluent.client import (
-    OFFSET_END,
     Consumer,
     KafkaError,
     Message,
@@ -273,8 +272,9 @@ class PollThread:
         if not places:
             return
         partitions = [partition_of(each) for each in places]
-        # At the end, which needs no committed offset; paused, so that nothing is fetched before `seek`.
-        consumer.incremental_assign([place(partition, OFFSET_END) for partition in partitions])
+        # Paused, so that nothing is fetched before `seek`. At a number, not at the log's end: that is asked of the
+        # broker, and an answer that comes after the seek moves the partition there, past what is in between (2.16).
+        consumer.incremental_assign([place(partition, 0) for partition in partitions])
         consumer.pause([place(partition) for partition in partitions])
         self.grants.grant(partitions)
         # Not waited for: the partitions that stay go on meanwhile.
