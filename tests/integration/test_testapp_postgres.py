@@ -1,4 +1,4 @@
-"""A flow whose handlers ask for PostgreSQL transactions, in TestApp: the broker in memory, the rows in a real server."""
+"""A flow whose handlers ask for PostgreSQL transactions, in TestApp: the broker in memory, the rows in a server."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from choreo.cli import dev, trace
+from choreo.cli import console, dev
 from choreo.errors import ConfigurationError
 from handlers.order_fulfilment.orders import shipped_lines
 from tests.tea_app import TARGET, choreo, events, tea_folder
@@ -147,9 +147,9 @@ def test_trace_refuses_what_it_cannot_look_at(here: Path) -> None:
 
 def test_lengths_of_time_are_read() -> None:
     """`--since` takes a number and a unit and nothing else."""
-    assert (trace.seconds("90s"), trace.seconds("7d")) == (90, 604_800)
+    assert (console.seconds("90s"), console.seconds("7d")) == (90, 604_800)
     with pytest.raises(ConfigurationError):
-        trace.seconds("soon")
+        console.seconds("soon")
 
 
 def test_demo_of_fifty_orders_reconciles(here: Path, tmp_path: Path) -> None:
