@@ -55,7 +55,8 @@ def open_store(
 
     Args:
         url: `sqlite:PATH`, where `{service}` stands for the service's name; `postgresql://...` and `redis://...`,
-            with `choreo_schema`, `choreo_prefix` and `choreo_cluster` as parameters of ours; or `changelog`.
+            with `choreo_schema`, `choreo_prefix`, `choreo_connections_max` and `choreo_cluster` as parameters of
+            ours; or `changelog`.
         transport: The log a changelog is kept on.
 
     Raises:
@@ -69,9 +70,13 @@ def open_store(
         _require("psycopg_pool", "postgres", "postgresql://...")
         from choreo.stores.postgres import PostgresStore
 
-        plain, ours = _split(url, "choreo_schema", "choreo_prefix")
+        plain, ours = _split(url, "choreo_schema", "choreo_prefix", "choreo_connections_max")
         return PostgresStore(
-            plain, schema=ours.get("choreo_schema", "choreo"), prefix=ours.get("choreo_prefix", ""), lease_s=lease_s
+            plain,
+            schema=ours.get("choreo_schema", "choreo"),
+            prefix=ours.get("choreo_prefix", ""),
+            lease_s=lease_s,
+            connections_max=_count(ours.get("choreo_connections_max", "8"), "choreo_connections_max"),
         )
     if kind in ("redis", "rediss"):
         _require("redis", "redis", f"{kind}://...")
@@ -96,6 +101,12 @@ def _split(url: str, *names: str) -> tuple[str, Mapping[str, str]]:
     # Not urlunsplit, which takes the slashes off postgresql:///d; not "+", which libpq takes for a plus.
     left = urlencode([pair for pair in pairs if pair[0] not in names], quote_via=quote, safe="")
     return f"{plain}?{left}" if left else plain, {name: value for name, value in pairs if name in names}
+
+
+def _count(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ConfigurationError(f"{name}={text}: write a number of connections, 1 or more")
+    return int(text)
 
 
 def _shown(url: str) -> str:

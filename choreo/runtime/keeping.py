@@ -59,12 +59,12 @@ class Keeper:
             log.warning("%s: old keys could not be deleted: %s", worker.service.name, error)
 
     def _progress_ms(self) -> dict[TopicPartition, int]:
-        """The log time each partition has come to; one without anything left to do has come to now."""
+        """The log time each partition has come to; one without anything left to do, to when that was seen."""
         worker = self._worker
-        now_ms, found = int(worker.ports.clock.now_s() * 1000), {}
+        looked_ms, found = int(worker.looked_s * 1000), {}
         for id_ in worker.leases:
             drained = id_ not in worker.in_hand and worker.consumer.drained(id_)
-            progress_ms = worker.engine.progress_ms(id_, drained_ms=now_ms if drained else None)
+            progress_ms = worker.engine.progress_ms(id_, drained_ms=looked_ms if drained else None)
             if progress_ms is not None:
                 found[id_] = progress_ms
         return found

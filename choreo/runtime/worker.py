@@ -60,6 +60,7 @@ class Worker:
         self.engine = Engine(replace(ports.limits, transactions_max=ports.store.transactions_max))
         self.leases: dict[TopicPartition, Lease] = {}
         self.in_hand: set[TopicPartition] = set()  # fetched, and not told to the core yet
+        self.looked_s = 0.0  # when the last fetch that came back was begun: what `drained` is true of
         self.ports = ports
         self.emitter = emitter
         self.invoker = invoker
@@ -174,7 +175,9 @@ class Worker:
     async def _fetch_loop(self) -> None:
         while True:
             try:
+                asked_s = self.ports.clock.now_s()
                 records = await self.consumer.fetch(records_max=FETCH_RECORDS_MAX, wait_s=FETCH_WAIT_S)
+                self.looked_s = asked_s
             except ChoreoError as error:
                 log.warning("%s: fetching failed, trying again: %s", self.service.name, error)
                 await asyncio.sleep(AGAIN_S)

@@ -30,8 +30,16 @@ def kafka_sqlite(servers: str, environment: Mapping[str, str]) -> Pair:
 def kafka_postgres(servers: str, url: str, environment: Mapping[str, str]) -> Pair:
     """Keys, outbox and rows in one transaction of PostgreSQL."""
     points = {**HANDLER, **store_points(POSTGRES, outbox=True), **AIOKAFKA}
+    # So many processes at once would have all the connections that a server of default settings gives.
+    store = f"{url}{'&' if '?' in url else '?'}choreo_connections_max=2"
     return Pair(
-        "Kafka + PostgreSQL", f"kafka://{servers}", url, points, rows=True, emits_once=False, environment=environment
+        "Kafka + PostgreSQL",
+        f"kafka://{servers}",
+        store,
+        points,
+        rows=True,
+        emits_once=False,
+        environment=environment,
     )
 
 
