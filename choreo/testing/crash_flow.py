@@ -10,7 +10,6 @@ from choreo.service import Service
 
 PARTITIONS = 2
 CUSTOMERS = 8
-SOURCE = "/crash"
 
 
 class Ordered(Event, type="crash.ordered", version=1, topic="orders", key="customer"):

@@ -106,6 +106,7 @@ class Case:
         self.folder = folder / point.title.replace(" ", "-")
         self.folder.mkdir(parents=True)
         self.prefix = f"crash-{run}-{point.title.replace(' ', '-')}-"
+        self._source = f"/{self.prefix}"  # a flow's own: others may share its store, and are named as it is
         self.point = point
         self.outcome = Outcome(point.title)
         self._pair = pair
@@ -142,7 +143,9 @@ class Case:
         """More orders, every fourth of them twice."""
         numbers = range(self.outcome.events, self.outcome.events + count)
         transport = await self._transport()
-        await transport.send([_ordered(self.prefix, n) for n in numbers for _ in range(2 if n % 4 == 0 else 1)])
+        await transport.send(
+            [_ordered(self.prefix, self._source, n) for n in numbers for _ in range(2 if n % 4 == 0 else 1)]
+        )
         await transport.close()
         self.outcome.events += count
 
@@ -154,9 +157,7 @@ class Case:
         for handler, event in crash_flow.emitted_types(self._pair.rows).items():
             records = found[self.prefix + event.event_topic]
             ids = Counter(_id(record) for record in records)
-            expected = [
-                derived_id("stock", handler, crash_flow.SOURCE, f"order-{n}", event.event_type, 0) for n in events
-            ]
+            expected = [derived_id("stock", handler, self._source, f"order-{n}", event.event_type, 0) for n in events]
             outcome.lost += sum(not ids[each] for each in expected)
             outcome.emits_twice += sum(ids.values()) - len(ids)
             outcome.reordered += _reordered(records)
@@ -262,10 +263,10 @@ def _live(cases: Sequence[Case], jobs: Sequence[crash_child.Job]) -> None:
             case.outcome.errors.append(f"{case.point.title}: a life ended with {code}: {' | '.join(own)}")
 
 
-def _ordered(prefix: str, number: int) -> ProducerRecord:
+def _ordered(prefix: str, source: str, number: int) -> ProducerRecord:
     customer = f"customer {number % crash_flow.CUSTOMERS}"
     value = orjson.dumps({"customer": customer, "number": number})
-    headers = cloudevents.write(Envelope(f"order-{number}", crash_flow.SOURCE, "crash.ordered", version=1))
+    headers = cloudevents.write(Envelope(f"order-{number}", source, "crash.ordered", version=1))
     partition = number % crash_flow.PARTITIONS  # a customer's are all in one
     return ProducerRecord(f"{prefix}orders", customer.encode(), value, headers, partition)
 
