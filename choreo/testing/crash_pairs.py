@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from choreo.testing.crash_points import AIOKAFKA, AIOKAFKA_TRANSACTION, HANDLER, SQLITE_LOG, store_points
+from choreo.testing.crash_points import (
+    AIOKAFKA,
+    AIOKAFKA_TRANSACTION,
+    CONFLUENT_TRANSACTION,
+    HANDLER,
+    SQLITE_LOG,
+    store_points,
+)
 from choreo.testing.crashing import Pair
 
 SQLITE = "choreo.stores.sqlite:SqliteStore"
@@ -73,7 +80,7 @@ def kafka_changelog(servers: str, environment: Mapping[str, str]) -> Pair:
 
 def confluent_changelog(servers: str, environment: Mapping[str, str]) -> Pair:
     """The same through librdkafka."""
-    points = {**HANDLER, **store_points(CHANGELOG, outbox=False)}
+    points = {**HANDLER, **store_points(CHANGELOG, outbox=False), **CONFLUENT_TRANSACTION}
     return Pair(
         "Kafka (confluent) + changelog",
         f"kafka+confluent://{servers}",

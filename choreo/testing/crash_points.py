@@ -28,6 +28,12 @@ AIOKAFKA_TRANSACTION = {
     "end of transaction": "aiokafka:AIOKafkaProducer.commit_transaction",
 }
 
+CONFLUENT_TRANSACTION = {
+    "records in transaction": "choreo.transports.confluent.transactions:ConfluentTransactions._append",
+    "offset or end of transaction": "choreo.transports.confluent.transactions:until",
+}
+"""librdkafka's own calls cannot be replaced: the second one is around both the offsets and the commit."""
+
 
 class CrashPoint(NamedTuple):
     """`moment` ("before" or "after") the `call`-th call, from 1, of `target`, written `module:Class.method`."""
