@@ -1,6 +1,7 @@
 """Transactions on librdkafka and a real Kafka: whole or not at all, and only while the partition is ours."""
 
 import asyncio
+import os
 import threading
 import time
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from tests.integration.confluent_stage import QUICK, Owner, owners, part, topic_
 
 async def committed(owner: Owner, topic: str) -> list[int]:
     """What a reader under read_committed sees, as numbers."""
+    await asyncio.sleep(1.0)  # Kafka answers a transaction's commit before readers see it
     return [int(each.value or b"") for each in await owner.transport.scan([topic], since_ms=0)]
 
 
@@ -42,7 +44,8 @@ async def test_parts_are_committed_with_their_offsets(kafka: str, protocol: Lite
         assert isinstance(done[one], LeaseLost)
 
 
-@pytest.mark.parametrize("protocol", ["classic", pytest.param("consumer", marks=pytest.mark.slow)])
+# A KIP-848 member is given up after the broker's 45 s: 70 s of a test, run on demand (CUT_OFF=consumer).
+@pytest.mark.parametrize("protocol", [os.environ.get("CUT_OFF", "classic")])
 async def test_member_that_was_cut_off_cannot_commit(kafka: str, protocol: Literal["classic", "consumer"]) -> None:
     """Its partition is taken over and the same five records are committed; then it commits: five are visible.
 

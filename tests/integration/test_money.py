@@ -1,6 +1,6 @@
 """Money moved between rows of PostgreSQL while the process that moves it is killed again and again.
 
-`MONEY_EVENTS` transfers (1,000 unless given), three of ten ordered twice, and `MONEY_KILLS` kills (4).
+`MONEY_EVENTS` transfers (600 unless given), three of ten ordered twice, and `MONEY_KILLS` kills (3).
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from choreo.ports import TopicSpec
 from choreo.runtime.clock import SystemClock
 from tests.integration.money import ACCOUNTS, CENTS, Books, Teller, audit, orders, told_by
 
-EVENTS = int(os.environ.get("MONEY_EVENTS", "1000"))
-KILLS = int(os.environ.get("MONEY_KILLS", "4"))
+EVENTS = int(os.environ.get("MONEY_EVENTS", "600"))
+KILLS = int(os.environ.get("MONEY_KILLS", "3"))
 PARTITIONS = 6
 STALL_S = 60.0
 """Longer than a killed member holds up its successor, and than a deadlock on a busy machine."""
@@ -131,4 +131,4 @@ async def test_money_is_conserved_when_the_process_is_killed(kafka: str, postgre
 async def test_money_is_conserved_through_sessions(service: str, kafka: str, postgres: str, tmp_path: Path) -> None:
     """The same in SQLAlchemy's sessions, async and plain."""
     bank = Bank(service, kafka, postgres, tmp_path, random.randrange(1_000_000))
-    await moved(bank, events=300, kills=2)
+    await moved(bank, events=200, kills=1)
