@@ -1,6 +1,7 @@
 """Fixtures of every test, and how hypothesis runs."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +9,21 @@ from hypothesis import HealthCheck, settings
 # A loaded machine is slow, which is no failure of the code.
 settings.register_profile("choreo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("choreo")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """No garbage is collected while a failure is put into words.
+
+    pytest parses the source for that, and what a collected task logs is formatted by parsing some, too: the one in the
+    midst of the other is a SystemError of CPython 3.11 ("AST constructor recursion depth mismatch"), which ends the
+    whole run instead of the one test.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -4,30 +4,31 @@ import sqlite3
 
 from choreo.errors import ConfigurationError
 
-VERSION = 2
+VERSION = 3
 UNREADABLE = -1
 """Stands for the version of a file that has a table for it and no number in it."""
 _LEASE = """CREATE TABLE choreo_lease (
     "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
     expires_ms INTEGER NOT NULL, progress_ms INTEGER, PRIMARY KEY ("group", topic, "partition")
 ) WITHOUT ROWID"""
-_BY_TIME = 'CREATE INDEX choreo_key_time ON choreo_key ("group", timestamp_ms)'
-# Rows are appended, so that those of one batch share pages. Digests are random: only their index is in their order.
-# With the digest as the table's own order every claim, and every commit again, wrote a page of its own.
+SPAN_ROWS = 2048
+# Rows are appended, so that those of one batch share pages. Digests and correlation ids are random. Digests are found
+# as `choreo.stores.sqlite.digests` says; the others by spans of rows, so that new entries share some twenty pages
+# whatever the table's size, and who looks for a flow asks each span.
 _KEY = (
     """CREATE TABLE choreo_key (
-    id INTEGER PRIMARY KEY, digest BLOB NOT NULL, done INTEGER NOT NULL, fingerprint BLOB NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL, done INTEGER NOT NULL, fingerprint BLOB NOT NULL,
     "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL,
     deliveries INTEGER NOT NULL, handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL,
     timestamp_ms INTEGER NOT NULL, outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL,
     done_ms INTEGER NOT NULL
 )""",
-    "CREATE UNIQUE INDEX choreo_key_digest ON choreo_key (digest)",
     'CREATE INDEX choreo_key_claimed ON choreo_key ("group", topic, "partition") WHERE done = 0',
-    # Correlation ids are random too. By spans of rows, new entries share a hundred pages, whatever the table's size;
-    # who looks for a flow asks each span.
-    "CREATE INDEX choreo_key_flow ON choreo_key (id / 16384, correlation_id)",
-    _BY_TIME,
+    f"CREATE INDEX choreo_key_flow ON choreo_key (id / {SPAN_ROWS}, correlation_id)",
+    'CREATE INDEX choreo_key_time ON choreo_key ("group", timestamp_ms)',
+    "CREATE TABLE choreo_digest (prefix BLOB, id INTEGER, PRIMARY KEY (prefix, id)) WITHOUT ROWID",
+    "CREATE TABLE choreo_run (end INTEGER NOT NULL)",
+    "INSERT INTO choreo_run VALUES (0)",
 )
 NEW = (
     *_KEY,
@@ -42,14 +43,13 @@ _COLUMNS = (
     "timestamp_ms, outcome, attempts, duration_s, done_ms"
 )
 STEPS = {
-    1: (
-        "ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER",
-        "DROP INDEX choreo_key_claimed",
-        "DROP INDEX choreo_key_flow",
-        "ALTER TABLE choreo_key RENAME TO choreo_key_1",
+    1: ("ALTER TABLE choreo_lease ADD COLUMN progress_ms INTEGER",),
+    2: (
+        *(f"DROP INDEX IF EXISTS choreo_key_{name}" for name in ("claimed", "flow", "time", "digest")),
+        "ALTER TABLE choreo_key RENAME TO choreo_key_old",
         *_KEY,
-        f"INSERT INTO choreo_key ({_COLUMNS}) SELECT {_COLUMNS} FROM choreo_key_1 ORDER BY timestamp_ms",
-        "DROP TABLE choreo_key_1",
+        f"INSERT INTO choreo_key ({_COLUMNS}) SELECT {_COLUMNS} FROM choreo_key_old ORDER BY timestamp_ms",
+        "DROP TABLE choreo_key_old",
     ),
 }
 """What leads from a version to the next one."""

@@ -49,7 +49,7 @@ async def test_records_and_offset_are_committed_whole(stage: TransactionStage) -
     hold = Hold(transactions, partition)
     committing = asyncio.create_task(transactions.commit({partition: LogCommit(records, 4)}))
     await hold.reached.wait()
-    assert await stage.visible(target) == []
+    assert await stage.transport.scan([target], since_ms=0) == []
     assert await committed(stage, partition) == -1
     hold.go.set()
     assert await committing == {partition: None}
@@ -292,7 +292,7 @@ async def test_closing_in_mid_commit_leaves_nothing_behind(stage: TransactionSta
     await transactions.close()
     hold.go.set()
     answers = await committing
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 6  # what the port says, and not the 40 s of a request without an answer
     assert all(isinstance(error, TransportError) for error in answers.values())
     assert [repr(task) for task in asyncio.all_tasks() if "aiokafka" in repr(task)] == []
     gc.collect()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -12,6 +13,8 @@ from choreo.transports.kafka import KafkaTransactions
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.settings import KafkaTransactionSettings
 from tests.integration.kafka_stage import Stage
+
+SETTLE_S = 10.0
 
 
 class TransactionStage(Stage):
@@ -37,7 +40,13 @@ class TransactionStage(Stage):
         return producer
 
     async def visible(self, *topics: str) -> list[bytes | None]:
-        """Values under read_committed."""
+        """Values under read_committed; Kafka answers a commit before they can be read, so open ones may end first."""
+        observer = self.transport.transactions("observer")
+        found = await self.transport.topics(topics)
+        partitions = [TopicPartition(topic, n) for topic, spec in found.items() for n in range(spec.partitions)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await asyncio.gather(*(read(observer, partition) for partition in partitions))
         return [record.value for record in await self.transport.scan(topics, since_ms=0)]
 
     async def __aexit__(self, *error: object) -> None:

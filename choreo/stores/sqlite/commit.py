@@ -10,6 +10,7 @@ from choreo.errors import LeaseLost, StoreError
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
+from choreo.stores.sqlite.digests import Digests
 
 LOCK_S_MAX = 0.05
 """Handlers are invoked under the write lock for so long at most; the rest of a run waits for the next commit."""
@@ -21,8 +22,11 @@ OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
 class Commit:
     """One commit's transaction."""
 
-    def __init__(self, db: sqlite3.Connection, request: CommitRequest, with_log: bool, now_ms: int) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int
+    ) -> None:
         self._db = db
+        self._digests = digests
         self._request = request
         self._with_log = with_log
         self._now_ms = now_ms
@@ -35,6 +39,7 @@ class Commit:
     def run(self) -> CommitResult:
         """Check every lease and claim, then write."""
         request = self._request
+        self._digests.refresh(self._db)
         refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
         units: list[Finished | Transacted] = [*request.finished, *request.transacted]
         for each in units:
@@ -57,13 +62,16 @@ class Commit:
     def _state(self, partition: TopicPartition, digest: bytes) -> bool | None:
         """Whether a key of ours is done; None if it is not ours."""
         lease = self._request.leases[partition]
+        id_ = self._digests.find(self._db, digest)
+        if id_ is None:
+            return None
         row = self._db.execute(
-            f"SELECT done, id FROM choreo_key WHERE digest = ? AND {OUR_CLAIM}",
-            (digest, lease.group, *lease.partition, lease.epoch),
+            f"SELECT done FROM choreo_key WHERE id = ? AND {OUR_CLAIM}",
+            (id_, lease.group, *lease.partition, lease.epoch),
         ).fetchone()
         if row is None:
             return None
-        self._rows[digest] = row[1]
+        self._rows[digest] = id_
         return bool(row[0])
 
     def _finish(self, unit: Finished) -> None:

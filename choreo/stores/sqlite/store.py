@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from choreo.errors import LeaseLost
 from choreo.ports import (
     Carries,
     Claimed,
@@ -22,19 +21,23 @@ from choreo.ports import (
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log, schema
 from choreo.sqlite.database import Database
+from choreo.sqlite.schema import SPAN_ROWS
+from choreo.stores.sqlite.claim import claim
 from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_control
+from choreo.stores.sqlite.digests import Digests, forget, sort_in
 
 PURGE_KEYS_MAX = 10_000
 """Of one call, so that the write lock is held for a fraction of a second."""
 
 PAGES_KEPT_KB = 32 * 1024
 """Of the file, in memory of each process, as far as they are read: the index of digests is asked at random."""
-# `choreo_key_flow` begins with the span of rows; CROSS JOIN keeps SQLite from turning the join around.
-_HISTORY = """WITH RECURSIVE span (number, last) AS (
-    SELECT (SELECT MIN(id) FROM choreo_key) / 16384, (SELECT MAX(id) FROM choreo_key) / 16384
+# `choreo_key_flow` begins with the span of rows. CROSS JOIN keeps SQLite from turning the join around; with both
+# aggregates in one SELECT it would read the whole table.
+_HISTORY = f"""WITH RECURSIVE span (number, last) AS (
+    SELECT (SELECT MIN(id) FROM choreo_key) / {SPAN_ROWS}, (SELECT MAX(id) FROM choreo_key) / {SPAN_ROWS}
     UNION ALL SELECT number + 1, last FROM span WHERE number < last
 ) SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, duration_s, done_ms
-FROM span CROSS JOIN choreo_key k ON k.id / 16384 = span.number AND k.correlation_id = ? ORDER BY done_ms"""
+FROM span CROSS JOIN choreo_key k ON k.id / {SPAN_ROWS} = span.number AND k.correlation_id = ? ORDER BY done_ms"""
 
 
 class SqliteStore:
@@ -60,6 +63,7 @@ class SqliteStore:
         self._clock = clock
         self._with_log = with_log
         self._lease_s = lease_s
+        self._digests = Digests()
 
     async def open(self) -> None:
         """Open the file; a new one gets choreo's tables at once, since nobody else owns its schema."""
@@ -67,6 +71,9 @@ class SqliteStore:
         await self._db.read(lambda db: db.execute(f"PRAGMA cache_size = -{PAGES_KEPT_KB}").close())
         if not await self._db.read(schema.version):
             await self.apply()
+        if await self._db.read(schema.version) == schema.VERSION:
+            while await self._db.write(sort_in):  # else all of an older version's file would be read into memory
+                pass
 
     async def plan(self) -> Sequence[str]:
         """What an older file is without."""
@@ -98,20 +105,16 @@ class SqliteStore:
 
     async def claim(self, held: Sequence[Lease], requests: Sequence[ClaimRequest]) -> Sequence[Claimed]:
         """Claim in one transaction."""
-        by_partition = {lease.partition: lease for lease in held}
-        now_ms = self._now_ms()
-
-        def change(db: sqlite3.Connection) -> list[Claimed]:
-            for lease in held:
-                if not leases.holds(db, lease):
-                    raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
-            return [_claim(db, by_partition[request.partition], request, now_ms) for request in requests]
-
-        return await self._db.write(change)
+        claimed = await self._db.write(lambda db: claim(db, self._digests, held, requests, self._now_ms()))
+        if self._digests.full:
+            await self._db.write(sort_in)
+        return claimed
 
     async def commit(self, request: CommitRequest) -> CommitResult:
         """Keys, emits or outbox, offsets and handlers' rows in one transaction."""
-        return await self._db.write(lambda db: Commit(db, request, self._with_log, self._now_ms()).run())
+        return await self._db.write(
+            lambda db: Commit(db, self._digests, request, self._with_log, self._now_ms()).run()
+        )
 
     async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
         """What a former owner left in the outbox."""
@@ -129,10 +132,11 @@ class SqliteStore:
 
         def change(db: sqlite3.Connection) -> None:
             for lease in held:
-                db.execute(
-                    f"DELETE FROM choreo_key WHERE done = 0 AND {OUR_CLAIM}",
+                gone = db.execute(
+                    f"DELETE FROM choreo_key WHERE done = 0 AND {OUR_CLAIM} RETURNING id, digest",
                     (lease.group, *lease.partition, lease.epoch),
                 )
+                forget(db, gone.fetchall())
                 leases.give_up(db, lease)
 
         await self._db.write(change)
@@ -144,11 +148,13 @@ class SqliteStore:
             progress_ms = leases.progress(db, group, topics)
             if progress_ms is None:
                 return 0
-            return db.execute(
+            gone = db.execute(
                 'DELETE FROM choreo_key WHERE id IN (SELECT id FROM choreo_key WHERE "group" = ? '
-                "AND timestamp_ms < ? AND done = 1 LIMIT ?)",
+                "AND timestamp_ms < ? AND done = 1 LIMIT ?) RETURNING id, digest",
                 (group, progress_ms - ttl_ms, PURGE_KEYS_MAX),
-            ).rowcount
+            ).fetchall()
+            forget(db, gone)
+            return len(gone)
 
         return await self._db.write(change)
 
@@ -201,45 +207,6 @@ class SqliteStore:
 
     def _now_ms(self) -> int:
         return int(self._clock.now_s() * 1000)
-
-
-def _claim(db: sqlite3.Connection, lease: Lease, request: ClaimRequest, now_ms: int) -> Claimed:
-    row = db.execute(
-        'SELECT done, fingerprint, "group", topic, "partition", epoch, deliveries FROM choreo_key WHERE digest = ?',
-        (request.digest,),
-    ).fetchone()
-    owner = (lease.group, *lease.partition, lease.epoch)
-    if row is None:
-        db.execute(
-            "INSERT INTO choreo_key VALUES (NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
-            (
-                request.digest,
-                request.fingerprint,
-                *owner,
-                request.handler,
-                request.offset,
-                request.correlation_id,
-                request.timestamp_ms,
-            ),
-        )
-        return Claimed("fresh")
-    done, fingerprint, group, topic, partition, epoch, deliveries = row
-    if done:
-        return Claimed("done" if fingerprint == request.fingerprint else "conflict")
-    ours = (group, topic, partition, epoch) == owner
-    if not ours and leases.live(db, group, TopicPartition(topic, partition), epoch, now_ms):
-        return Claimed("busy")
-    if ours and not request.solo:
-        return Claimed("fresh", deliveries)
-    # Somebody died with it. The first death is counted for the whole batch; after it only a delivery about to run
-    # alone is, since the others of its batch are innocent.
-    counts = request.solo or deliveries == 1
-    db.execute(
-        'UPDATE choreo_key SET fingerprint = ?, "group" = ?, topic = ?, "partition" = ?, epoch = ?, deliveries = ?, '
-        "offset = ? WHERE digest = ?",
-        (request.fingerprint, *owner, deliveries + counts, request.offset, request.digest),
-    )
-    return Claimed("fresh", deliveries + 1)
 
 
 def _outbox(db: sqlite3.Connection, lease: Lease) -> list[tuple[int, ProducerRecord]]:

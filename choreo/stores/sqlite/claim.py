@@ -1,0 +1,88 @@
+"""Claims of `SqliteStore`: who may handle the units of a batch, by the keys there are."""
+
+import sqlite3
+from collections.abc import Sequence
+
+from choreo.errors import LeaseLost
+from choreo.ports import Claimed, ClaimRequest, Lease
+from choreo.record import TopicPartition
+from choreo.sqlite import leases
+from choreo.stores.sqlite.digests import Digests
+
+_Row = tuple[int, bytes, str, str, int, int, int]
+
+
+def claim(
+    db: sqlite3.Connection, digests: Digests, held: Sequence[Lease], requests: Sequence[ClaimRequest], now_ms: int
+) -> list[Claimed]:
+    """As the port says, in the caller's transaction.
+
+    Raises:
+        LeaseLost: Somebody has taken one of the partitions over.
+    """
+    for lease in held:
+        if not leases.holds(db, lease):
+            raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
+    by_partition = {lease.partition: lease for lease in held}
+    digests.refresh(db)
+    made: dict[bytes, int] = {}
+    answers = []
+    for request in requests:
+        id_ = made.get(request.digest) or digests.find(db, request.digest)
+        lease = by_partition[request.partition]
+        row = None if id_ is None else _row(db, id_)
+        if id_ is None or row is None:
+            made[request.digest] = _insert(db, lease, request)
+            answers.append(Claimed("fresh"))
+        else:
+            answers.append(_again(db, id_, row, lease, request, now_ms))
+    return answers
+
+
+def _row(db: sqlite3.Connection, id_: int) -> _Row | None:
+    row: _Row | None = db.execute(
+        'SELECT done, fingerprint, "group", topic, "partition", epoch, deliveries FROM choreo_key WHERE id = ?',
+        (id_,),
+    ).fetchone()
+    return row
+
+
+def _insert(db: sqlite3.Connection, lease: Lease, request: ClaimRequest) -> int:
+    cursor = db.execute(
+        "INSERT INTO choreo_key VALUES (NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
+        (
+            request.digest,
+            request.fingerprint,
+            lease.group,
+            *lease.partition,
+            lease.epoch,
+            request.handler,
+            request.offset,
+            request.correlation_id,
+            request.timestamp_ms,
+        ),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def _again(db: sqlite3.Connection, id_: int, row: _Row, lease: Lease, request: ClaimRequest, now_ms: int) -> Claimed:
+    """What a key that is there already says."""
+    done, fingerprint, group, topic, partition, epoch, deliveries = row
+    if done:
+        return Claimed("done" if fingerprint == request.fingerprint else "conflict")
+    owner = (lease.group, *lease.partition, lease.epoch)
+    ours = (group, topic, partition, epoch) == owner
+    if not ours and leases.live(db, group, TopicPartition(topic, partition), epoch, now_ms):
+        return Claimed("busy")
+    if ours and not request.solo:
+        return Claimed("fresh", deliveries)
+    # Somebody died with it. The first death is counted for the whole batch; after it only a delivery about to run
+    # alone is, since the others of its batch are innocent.
+    counts = request.solo or deliveries == 1
+    db.execute(
+        'UPDATE choreo_key SET fingerprint = ?, "group" = ?, topic = ?, "partition" = ?, epoch = ?, deliveries = ?, '
+        "offset = ? WHERE id = ?",
+        (request.fingerprint, *owner, deliveries + counts, request.offset, id_),
+    )
+    return Claimed("fresh", deliveries + 1)
