@@ -29,8 +29,8 @@ class Digests:
 
     @property
     def full(self) -> bool:
-        """Whether a whole run is in memory."""
-        return len(self._ids) >= RUN_KEYS
+        """Whether a whole run is in memory; some of it may be deleted already."""
+        return self._seen >= self._run_end + RUN_KEYS
 
     def refresh(self, db: sqlite3.Connection) -> None:
         """Take note of what was committed since; before anything is changed in this transaction."""
@@ -53,11 +53,9 @@ class Digests:
 def sort_in(db: sqlite3.Connection) -> bool:
     """Put the oldest run into the index; False if there is no whole one."""
     begin = _run_end(db)
-    rows, end = db.execute(
-        "SELECT COUNT(*), MAX(id) FROM (SELECT id FROM choreo_key WHERE id > ? ORDER BY id LIMIT ?)",
-        (begin, RUN_KEYS),
-    ).fetchone()
-    if rows < RUN_KEYS:
+    end = begin + RUN_KEYS
+    given = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'").fetchone()
+    if given is None or given[0] < end:
         return False
     db.execute(
         "INSERT INTO choreo_digest SELECT substr(digest, 1, 8) AS prefix, id FROM choreo_key "
