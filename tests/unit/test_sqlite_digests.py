@@ -86,7 +86,7 @@ async def test_two_members_of_one_file_find_each_others_keys(tmp_path: Path, see
         known = chance.sample(sorted(done), min(len(done), 4))
         asked = [*fresh, *known]
         assert await member.claim(asked, now_ms) == ["fresh"] * len(fresh) + ["done"] * len(known)
-        assert len(member.store._digests._ids) < 2 * RUN
+        assert len(member.store._digests._ids) < 5 * RUN
         member.begun += fresh
         if chance.random() < 0.3:
             await member.store.release([member.lease])
