@@ -135,8 +135,8 @@ async def test_keys_deleted_before_they_are_sorted_in_leave_memory_too(tmp_path:
     """Or a file with a short retention would fill it."""
     member = Member(tmp_path / "s.db", 0)
     await member.open()
-    for at_ms in range(1_000, 1_020):
-        keys = [random.randbytes(16) for _ in range(RUN // 2)]
+    for at_ms in range(1_000, 1_040):
+        keys = [random.randbytes(16) for _ in range(RUN // 4)]
         assert set(await member.claim(keys, at_ms)) == {"fresh"}
         await member.commit(keys)
         await member.store.renew([member.lease], 30.0, {member.partition: at_ms})
