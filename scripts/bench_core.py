@@ -55,7 +55,7 @@ def engine_loop(work: list[Unit]) -> int:
     engine.step(Assigned(PARTITION, 0), 0.0)
     for start in range(0, UNITS, BATCH):
         deliveries = [Delivery(unit.offset, 100, 0, (unit,)) for unit in work[start : start + BATCH]]
-        queue: list[Effect] = engine.step(Fetched(PARTITION, deliveries), 0.0)
+        queue: list[Effect] = engine.step(Fetched(PARTITION, deliveries, 0), 0.0)
         while queue:
             effects, queue = queue, []
             for effect in effects:

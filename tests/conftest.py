@@ -15,9 +15,9 @@ settings.load_profile("choreo")
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """No garbage is collected while a failure is put into words.
 
-    pytest parses the source for that, and what a collected task logs is formatted by parsing some, too: the one in the
-    midst of the other is a SystemError of CPython 3.11 ("AST constructor recursion depth mismatch"), which ends the
-    whole run instead of the one test.
+    pytest parses the source for that, and what a collected task logs is formatted by parsing some, too: the one
+    in the midst of the other is a SystemError of CPython 3.11 ("AST constructor recursion depth mismatch"), which
+    ends the whole run instead of the one test.
     """
     gc.disable()
     try:

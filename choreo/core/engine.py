@@ -162,7 +162,7 @@ class Engine:
         self._grown[partition.id] = partition
         new: list[Unit] = []
         for delivery in message.deliveries:
-            partition.take_in(delivery, int(self._now_s * 1000))
+            partition.take_in(delivery, message.now_ms)
             for unit in delivery.units:
                 leader = self._keys.setdefault(unit.digest, unit)
                 if leader is unit:

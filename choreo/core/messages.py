@@ -65,10 +65,11 @@ class Delivery(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Records of one partition, n >= 1, ascending offset."""
+    """Records of one partition, n >= 1, ascending offset; `now_ms`: the wall clock, which log time may not pass."""
 
     partition: TopicPartition
     deliveries: Sequence[Delivery]
+    now_ms: int
 
 
 class Claimed(NamedTuple):

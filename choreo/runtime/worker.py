@@ -123,7 +123,7 @@ class Worker:
 
     def step(self, message: m.Input) -> None:
         """Give the core an input and set its effects going."""
-        for effect in self.engine.step(message, self.ports.clock.now_s()):
+        for effect in self.engine.step(message, self.ports.clock.monotonic_s()):
             self._perform(effect)
         self._progress.set()
 
@@ -166,7 +166,7 @@ class Worker:
                 self._failure.set_exception(error)
 
     async def _tick(self, until_s: float) -> None:
-        await self.ports.clock.sleep(max(0.0, until_s - self.ports.clock.now_s()))
+        await self.ports.clock.sleep(max(0.0, until_s - self.ports.clock.monotonic_s()))
         self._timer = None
         self.step(m.Tick())
 
@@ -191,7 +191,8 @@ class Worker:
                         self.counts["skipped"] += 1
                         self.counts[f"skipped_{skipped}"] += 1
                     deliveries.append(delivery)
-                self.step(m.Fetched(TopicPartition(topic, partition), deliveries))
+                now_ms = int(self.ports.clock.now_s() * 1000)
+                self.step(m.Fetched(TopicPartition(topic, partition), deliveries, now_ms))
                 self.in_hand.discard(TopicPartition(topic, partition))
                 await asyncio.sleep(0)
 

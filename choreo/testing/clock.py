@@ -19,6 +19,10 @@ class VirtualClock:
         """The virtual time."""
         return self._now_s
 
+    def monotonic_s(self) -> float:
+        """The same: it is never set back."""
+        return self._now_s
+
     async def sleep(self, delay_s: float) -> None:
         """Return when the time has been moved that far."""
         future = asyncio.get_running_loop().create_future()

@@ -14,7 +14,8 @@ from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.settings import KafkaTransactionSettings
 from tests.integration.kafka_stage import Stage
 
-SETTLE_S = 10.0
+SETTLE_S = 3.0
+"""Shorter than what a test keeps open on purpose may last."""
 
 
 class TransactionStage(Stage):

@@ -146,7 +146,9 @@ class World:
         begin = self.fetched[id_]
         end = min(len(self.log[id_]), begin + self.random.randint(1, 5))
         self.fetched[id_] = end
-        self.step(m.Fetched(id_, [m.Delivery(at, 10, 1_000, self._units(id_, at)) for at in range(begin, end)]))
+        self.step(
+            m.Fetched(id_, [m.Delivery(at, 10, 1_000, self._units(id_, at)) for at in range(begin, end)], 1_000)
+        )
 
     def _units(self, partition: TopicPartition, offset: int) -> list[Unit]:
         return [
@@ -378,7 +380,7 @@ def test_a_long_run_leaves_nothing_behind() -> None:
                 retry=RETRY,
             )
             deliveries.append(m.Delivery(offset, 10, 0, [unit]))
-        queue += engine.step(m.Fetched(id_, deliveries), 0.0)
+        queue += engine.step(m.Fetched(id_, deliveries, 0), 0.0)
         while queue or engine.wake_at_s is not None:
             effects, queue = queue, []
             queue += [] if effects else engine.step(m.Tick(), engine.wake_at_s or 0.0)

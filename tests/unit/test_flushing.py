@@ -75,7 +75,7 @@ async def said(found: Running) -> list[int]:
     return list(dict.fromkeys(Said.from_payload(record.value or b"").number for record in records))
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 5.0) -> bool:
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> bool:
     """Whether it comes true in time."""
     until_s = time.monotonic() + within_s
     while not await condition():

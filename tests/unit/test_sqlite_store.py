@@ -37,6 +37,10 @@ class FakeClock:
         """Seconds since the epoch."""
         return self.s
 
+    def monotonic_s(self) -> float:
+        """The same."""
+        return self.s
+
     async def sleep(self, delay_s: float) -> None:
         """Later, at once."""
         self.s += delay_s

@@ -1,0 +1,132 @@
+"""Which faults happen in a simulation: how likely each kind is, and the dice that decide, the same for a seed."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+
+KINDS: Mapping[str, str] = {
+    "crash": "a process is killed, and started again a while later",
+    "pause": "a process stands still longer than its session, loses its partitions, and goes on: a zombie",
+    "ack_lost": "a write is done, and its answer never comes",
+    "write_lost": "a write is not done, and no answer comes",
+    "cut": "a process cannot reach the broker for a while",
+    "store_down": "a process cannot reach its store for a while",
+    "store_slow": "a call of the store takes seconds",
+    "duplicate": "a record that was published is on the log twice",
+    "delay": "records of a partition come late",
+    "rebalance": "the partitions of a group are dealt out anew",
+    "handler_fails": "a handler raises, before or after its work",
+    "handler_slow": "a handler takes seconds",
+    "clock_skew": "the clock of a process jumps by up to ten minutes",
+    "poison": "a record that is no event appears on an input topic",
+    "transaction_timeout": "the broker aborts an open transaction",
+    "deploy": "the members of a service are replaced, one after the other",
+}
+"""Every kind, in the words of whoever reads about one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How likely each kind is at each opportunity, 0 to 1; 0 switches it off.
+
+    Opportunities of the first lines are single calls of a process, of the last ones virtual seconds of a process.
+    """
+
+    crash: float = 0.004
+    ack_lost: float = 0.01
+    write_lost: float = 0.01
+    store_slow: float = 0.01
+    duplicate: float = 0.05
+    delay: float = 0.02
+    handler_fails: float = 0.03
+    handler_slow: float = 0.02
+    pause: float = 0.01
+    cut: float = 0.01
+    store_down: float = 0.01
+    rebalance: float = 0.02
+    clock_skew: float = 0.01
+    poison: float = 0.02
+    transaction_timeout: float = 0.01
+    deploy: float = 0.005
+
+    @classmethod
+    def only(cls, *kinds: str, chance: float | None = None) -> "Faults":
+        """These kinds and no other, as likely as by default or by `chance`.
+
+        Raises:
+            ValueError: There is no such kind.
+        """
+        unknown = sorted(set(kinds) - set(KINDS))
+        if unknown:
+            raise ValueError(f"there is no fault {unknown[0]!r}; there are: {', '.join(KINDS)}")
+        default = cls()
+        return cls(
+            **{
+                kind: (getattr(default, kind) if chance is None else chance) if kind in kinds else 0.0
+                for kind in KINDS
+            }
+        )
+
+    @classmethod
+    def none(cls) -> "Faults":
+        """A good day."""
+        return cls.only()
+
+
+assert {each.name for each in fields(Faults)} == set(KINDS)
+
+
+class Dice:
+    """Decides by seed and place, not by turn: to leave one fault out does not change where the others fall.
+
+    Args:
+        allowed: The only faults that may happen, by id; all if None. This is how a schedule is replayed and shrunk.
+    """
+
+    def __init__(self, seed: int, faults: Faults, *, allowed: frozenset[str] | None = None) -> None:
+        self.fired: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.enabled = True
+        self._seed = seed.to_bytes(8, "big", signed=True)
+        self._faults = faults
+        self._allowed = allowed
+        self._asked: Counter[str] = Counter()
+        self._chances: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+
+    def number(self, place: str) -> float:
+        """A number in [0, 1) for this visit of the place."""
+        self._asked[place] += 1
+        return self._hashed(f"{place}#{self._asked[place]}")
+
+    def between(self, place: str, low: float, high: float) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * self.number(place)
+
+    def fault(self, place: str, kinds: Sequence[str]) -> str | None:
+        """Which of the kinds, if any, happens at this visit of the place."""
+        self._asked[place] += 1
+        if not self.enabled:
+            return None
+        visit = f"{place}#{self._asked[place]}"
+        left = self._hashed(visit)
+        for kind, chance in self._of(tuple(kinds)):
+            if left < chance:
+                id_ = f"{kind}@{visit}"
+                if self._allowed is not None and id_ not in self._allowed:
+                    return None
+                self.fired.append(id_)
+                self.counts[kind] += 1
+                return kind
+            left -= chance
+        return None
+
+    def _of(self, kinds: tuple[str, ...]) -> list[tuple[str, float]]:
+        found = self._chances.get(kinds)
+        if found is None:
+            found = [(kind, getattr(self._faults, kind)) for kind in kinds]
+            self._chances[kinds] = found = [each for each in found if each[1]]
+        return found
+
+    def _hashed(self, text: str) -> float:
+        return int.from_bytes(blake2b(text.encode(), digest_size=8, key=self._seed).digest(), "big") / 2**64

@@ -1,0 +1,185 @@
+"""An event loop in virtual time, on which processes live, stand still and die.
+
+Nothing on it waits for anything real: when all that is ready has run, time moves to the next timer. Every callback
+belongs to the simulated process whose context it was scheduled in; those of a dead process are never run again, and
+those of one that stands still wait for it, which is what SIGKILL and SIGSTOP do to a real one.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from choreo.testing.simulation.errors import Stalled, Unsimulated
+
+PROCESS: contextvars.ContextVar["Life | None"] = contextvars.ContextVar("choreo_process", default=None)
+"""Whose code is running; None is the world's own."""
+
+
+class Life:
+    """What the loop knows of one process."""
+
+    __slots__ = ("_held", "dead", "stopped", "tasks")
+
+    def __init__(self) -> None:
+        self.dead = self.stopped = False
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._held: list[_Handle] = []
+
+    def stop(self) -> None:
+        """Let nothing of it run until `go_on`."""
+        self.stopped = True
+
+    def go_on(self, loop: "SimulationLoop") -> None:
+        """Run what has come due meanwhile, in its order."""
+        self.stopped = False
+        loop.ready(self._held)
+        self._held = []
+
+    def kill(self) -> None:
+        """Nothing of it runs any more: no `finally`, no `except`."""
+        self.dead = True
+        self._held.clear()
+
+    def hold(self, handle: "_Handle") -> None:
+        """Keep it for `go_on`."""
+        self._held.append(handle)
+
+
+class _Handle(asyncio.Handle):
+    """A callback that knows whose it is."""
+
+    __slots__ = ("life",)
+    _context: contextvars.Context
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        args: Any,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        super().__init__(callback, args, loop, context)
+        self.life: Life | None = self._context.get(PROCESS)
+
+    def _run(self) -> None:
+        life = self.life
+        if life is not None:
+            if life.dead:
+                return
+            if life.stopped:
+                life.hold(self)
+                return
+        super()._run()
+
+
+class _Timer(asyncio.TimerHandle):
+    """The same, due later."""
+
+    __slots__ = ()
+    _context: contextvars.Context
+
+    def _run(self) -> None:
+        life: Life | None = self._context.get(PROCESS)
+        if life is not None and (life.dead or life.stopped):
+            if not life.dead:
+                life.hold(self)  # type: ignore[arg-type]
+            return
+        super()._run()
+
+
+class _NoSelector:
+    """Stands where a loop asks the system for what is ready: nothing ever is, and waiting moves time."""
+
+    def __init__(self, loop: "SimulationLoop") -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        """No descriptors; `timeout` passes at once."""
+        if timeout is None:
+            raise Stalled("nothing is left that could happen, and the simulation has not ended: a deadlock")
+        if timeout > 0:
+            self._loop.now_s += timeout
+        return []
+
+
+class SimulationLoop(asyncio.BaseEventLoop):
+    """The loop; `now_s` is virtual seconds since the epoch."""
+
+    def __init__(self, start_s: float) -> None:
+        super().__init__()
+        self.now_s = start_s
+        self._selector = _NoSelector(self)
+        self._clock_resolution = 1e-6
+        self.set_task_factory(_task)  # type: ignore[arg-type]
+
+    def time(self) -> float:
+        """The virtual time."""
+        return self.now_s
+
+    def ready(self, handles: list[Any]) -> None:
+        """Run these next."""
+        self._ready.extend(handles)  # type: ignore[attr-defined]
+
+    def _call_soon(
+        self, callback: Callable[..., Any], args: Any, context: contextvars.Context | None
+    ) -> asyncio.Handle:
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's."""
+        timer = super().call_at(when, callback, *args, context=context)
+        timer.__class__ = _Timer
+        return timer
+
+    def _process_events(self, event_list: Any) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nobody calls from another thread."""
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, function: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Call it at once: there are no threads here, so that there is one order of things."""
+        future = self.create_future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def abandon(self, life: Life) -> None:
+        """At the end: unwind what a dead process left, where nothing it does can be seen any more."""
+        for task in list(life.tasks):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with suppress(BaseException):
+                task.get_coro().close()
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise Unsimulated(
+            "a socket, file descriptor or process of the real world was asked for in a simulation: give the handler "
+            "a resource that stands for it, resources={...}"
+        )
+
+    if not TYPE_CHECKING:
+        create_connection = create_server = create_datagram_endpoint = _refuse
+        create_unix_connection = create_unix_server = sock_connect = sock_recv = sock_sendall = sock_accept = _refuse
+        getaddrinfo = getnameinfo = subprocess_exec = subprocess_shell = add_reader = add_writer = _refuse
+        connect_accepted_socket = connect_read_pipe = connect_write_pipe = add_signal_handler = _refuse
+
+
+def _task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    context = options.get("context")
+    life = PROCESS.get() if context is None else context.get(PROCESS)
+    if life is not None:  # held, so that what a dead process left is not collected, which would run some of it
+        life.tasks.add(task)
+        task.add_done_callback(life.tasks.discard)
+    return task

@@ -1,0 +1,127 @@
+"""What happens to processes by and by, whatever they are doing: once a virtual second each may be struck."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from choreo.app import App
+from choreo.record import ProducerRecord
+from choreo.testing.simulation.member import Member
+from choreo.testing.simulation.process import Process
+
+if TYPE_CHECKING:
+    from choreo.testing.simulation.world import World
+
+PAUSE_S, CUT_S = (7.0, 40.0), (0.5, 15.0)
+SKEW_S = 600.0
+KINDS = (
+    "crash",
+    "pause",
+    "cut",
+    "store_down",
+    "rebalance",
+    "clock_skew",
+    "poison",
+    "transaction_timeout",
+    "deploy",
+)
+POISON = (
+    ("not JSON", b"\xff{"),
+    ("no such order", b'{"order_id": 7}'),
+    ("nothing", b""),
+    ("deep", b"[" * 5_000),
+)
+
+
+class Nemesis:
+    """Strikes the members of one world."""
+
+    def __init__(self, world: "World", upgrade: App) -> None:
+        self._world = world
+        self._upgrade = upgrade
+        self._paused: list[Process] = []
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        world = self._world
+        while True:
+            await asyncio.sleep(1.0)
+            for member in list(world.members.values()):
+                kind = world.dice.fault(f"{member.name}/second", KINDS)
+                if kind is not None and member.process is not None:
+                    self._strike(kind, member, member.process)
+
+    def heal(self) -> None:
+        """Let everybody go on and reach everything."""
+        for process in self._paused:
+            self._go_on(process)
+        for member in self._world.members.values():
+            if member.process is not None:
+                member.process.cut_until_s = member.process.store_down_until_s = 0.0
+                member.process.skew_s = 0.0
+
+    def _strike(self, kind: str, member: Member, process: Process) -> None:
+        world, place = self._world, f"{member.name}/{kind}"
+        now_s = world.loop.now_s
+        match kind:
+            case "crash":
+                world.note(process, kind, "")
+                world.crash(process)
+            case "pause":
+                for_s = world.dice.between(place, *PAUSE_S)
+                world.note(process, kind, f"{for_s:.1f} s")
+                process.life.stop()
+                self._paused.append(process)
+                world.loop.call_later(for_s, self._go_on, process, context=world.context)
+            case "cut" | "store_down":
+                until_s = now_s + world.dice.between(place, *CUT_S)
+                world.note(process, kind, f"{until_s - now_s:.1f} s")
+                if kind == "cut":
+                    process.cut_until_s = until_s
+                else:
+                    process.store_down_until_s = until_s
+            case "rebalance":
+                group = world.app.services[member.service].group
+                world.note("broker", kind, group)
+                if group in world.groups:
+                    world.groups[group].shuffle(now_s)
+            case "clock_skew":
+                process.skew_s = world.dice.between(place, -SKEW_S, SKEW_S)
+                world.note(process, kind, f"{process.skew_s:+.0f} s")
+            case "poison":
+                topics = world.app.input_topics(member.service)
+                topic = topics[int(world.dice.number(place) * len(topics))]
+                what, value = POISON[int(world.dice.number(place) * len(POISON))]
+                world.note("stranger", kind, f"{what} on {topic}")
+                world.append([ProducerRecord(topic, b"poison", value, self._headers(topic))])
+            case "transaction_timeout":
+                for name in world.log.time_out(now_s, -1.0):
+                    world.note("broker", kind, name)
+                    world.wake()
+            case "deploy":
+                world.note("operator", kind, member.service)
+                asyncio.get_running_loop().create_task(self._deploy(member.service))
+
+    def _headers(self, topic: str) -> tuple[tuple[str, bytes], ...]:
+        """Of an event somebody handles, so that it is not simply skipped."""
+        app = self._world.app
+        for service in app.services:
+            for bound in app.bound(service):
+                for event in bound.handler.events:
+                    if app.topic(event.event_topic) == topic:
+                        return (
+                            ("ce_specversion", b"1.0"),
+                            ("ce_id", b"poison"),
+                            ("ce_source", b"/stranger"),
+                            ("ce_type", event.event_type.encode()),
+                        )
+        return ()
+
+    async def _deploy(self, service: str) -> None:
+        for member in list(self._world.members.values()):
+            if member.service == service:
+                await member.replace(self._upgrade)
+
+    def _go_on(self, process: Process) -> None:
+        if process.life.stopped and not process.life.dead:
+            self._world.note(process, "goes on", "")
+            process.life.go_on(self._world.loop)

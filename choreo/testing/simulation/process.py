@@ -1,0 +1,103 @@
+"""One simulated process: its life, its clock, and its calls to the broker and the store, with what can go wrong."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from choreo.errors import ChoreoError, StoreError, TransportError
+from choreo.testing.simulation.loop import PROCESS, Life
+
+if TYPE_CHECKING:
+    from choreo.testing.simulation.world import World
+
+_Result = TypeVar("_Result")
+
+LATENCY_S = 0.0005, 0.008
+SLOW_S = 0.5, 4.0
+TIMEOUT_S = 1.0, 3.0
+"""How long a call waits for an answer that does not come."""
+_READS = ("crash", "store_slow")
+_WRITES = ("crash", "ack_lost", "write_lost", "store_slow")
+
+
+class Process:
+    """A process of the simulated world. A killed one is never run again; its successor is another object.
+
+    Attributes:
+        name: `service-number`; the same for its successors.
+        skew_s: What its clock is ahead of the world's.
+        cut_until_s, store_down_until_s: Until when it cannot reach the broker, the store.
+    """
+
+    def __init__(self, world: "World", name: str, service: str) -> None:
+        self.world = world
+        self.name = name
+        self.service = service
+        self.life = Life()
+        self.context = contextvars.copy_context()
+        self.context.run(PROCESS.set, self.life)
+        self.skew_s = 0.0
+        self.cut_until_s = self.store_down_until_s = 0.0
+
+    # ---- as a Clock
+
+    def now_s(self) -> float:
+        """What its clock says."""
+        return self.world.loop.now_s + self.skew_s
+
+    def monotonic_s(self) -> float:
+        """What its timers go by."""
+        return self.world.loop.now_s
+
+    async def sleep(self, delay_s: float) -> None:
+        """Return so much later."""
+        await asyncio.sleep(delay_s)
+
+    # ---- calls
+
+    async def call(
+        self,
+        what: str,
+        perform: Callable[[], _Result],
+        *,
+        to: Literal["broker", "store"],
+        writes: bool,
+        mortal: bool = True,
+    ) -> _Result:
+        """Do it over there and answer, unless something happens on the way; who is not `mortal` does not crash.
+
+        Raises:
+            TransportError, StoreError: No answer came; what was asked may have been done or not.
+        """
+        world, place = self.world, f"{self.name}/{what}"
+        dice, loop = world.dice, world.loop
+        await asyncio.sleep(dice.between(f"{place}~", *LATENCY_S))
+        if loop.now_s < (self.cut_until_s if to == "broker" else self.store_down_until_s):
+            await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
+            raise self._unanswered(what, to)
+        fault = dice.fault(place, (_WRITES if writes else _READS)[not mortal :])
+        if fault is None:
+            result = perform()
+            await asyncio.sleep(LATENCY_S[0])
+            return result
+        after = dice.number(f"{place}!") < 0.5
+        world.note(self, fault, f"{what}{', after it was done' if after and fault == 'crash' else ''}")
+        if fault == "store_slow":
+            await asyncio.sleep(dice.between(f"{place}?", *SLOW_S))
+            return perform()
+        if fault == "ack_lost" or (fault == "crash" and after):
+            perform()
+        if fault == "crash":
+            world.crash(self)
+            await loop.create_future()  # nothing of it runs any more
+        await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
+        raise self._unanswered(what, to)
+
+    def _unanswered(self, what: str, to: str) -> ChoreoError:
+        error = TransportError if to == "broker" else StoreError
+        return error(f"no answer to {what} from the simulated {to}")
+
+    def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        """Run it as a part of this process."""
+        return self.world.loop.create_task(coroutine, context=self.context)

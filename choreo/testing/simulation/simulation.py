@@ -1,0 +1,193 @@
+"""Runs an app in a simulated world from one seed: workload, faults, then peace, then the checkers."""
+
+import asyncio
+import contextvars
+import copy
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from choreo import envelope as cloudevents
+from choreo.app import App
+from choreo.envelope import Envelope
+from choreo.errors import ChoreoError
+from choreo.event import Event
+from choreo.record import ProducerRecord
+from choreo.testing.clock import START_S
+from choreo.testing.simulation.checkers import CHECKERS, Checker
+from choreo.testing.simulation.determinism import deterministic
+from choreo.testing.simulation.errors import Stalled, Unsimulated
+from choreo.testing.simulation.faults import Dice, Faults
+from choreo.testing.simulation.loop import SimulationLoop
+from choreo.testing.simulation.member import Member
+from choreo.testing.simulation.nemesis import Nemesis
+from choreo.testing.simulation.pairs import PAIRS
+from choreo.testing.simulation.process import Process
+from choreo.testing.simulation.world import Happening, World
+
+PUBLISH_S, FAULTS_S, SETTLE_S = 20.0, 30.0, 600.0
+
+Workload = Callable[[random.Random], Sequence[Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one seed.
+
+    Attributes:
+        violations: What the checkers found, `checker: what`; nothing is good.
+        faults: Ids of the faults that happened, in order: what `allowed` takes.
+    """
+
+    seed: int
+    violations: tuple[str, ...]
+    faults: tuple[str, ...]
+    history: tuple[Happening, ...]
+    text: str
+    virtual_s: float
+    events: int
+    counts: Mapping[str, int]
+    transitions: Mapping[tuple[str, str], int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.violations
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """An app, a workload and what must hold, to be run from any number of seeds.
+
+    Args:
+        app: The app, unchanged.
+        publish: Makes the events of one run from the randomness it is given.
+        resources: Instead of the app's own; an instance is copied for each run and shared by its processes.
+        pair: `outbox` or `changelog`, see `PAIRS`.
+        members: Processes a service.
+        partitions: Of each topic.
+        checkers: What must hold at the end beside choreo's own promises; each returns what is wrong.
+        upgrade: The app of the next version, for `deploy`; by default the same again.
+    """
+
+    app: App
+    publish: Workload
+    resources: Mapping[Any, Any] | None = None
+    pair: str = "outbox"
+    members: int = 2
+    partitions: int = 2
+    faults: Faults = field(default_factory=Faults)
+    checkers: Sequence[Checker] = ()
+    upgrade: App | None = None
+
+    def run(self, seed: int, *, allowed: Iterable[str] | None = None) -> Outcome:
+        """Run one seed; with `allowed` only these faults of it.
+
+        Raises:
+            Unsimulated: A handler reached for the real world.
+        """
+        loop = SimulationLoop(START_S)
+        dice = Dice(seed, self.faults, allowed=None if allowed is None else frozenset(allowed))
+        world = World(self.app, loop, dice, self.partitions, cooperative=dice.number("protocol") < 0.5)
+        world.resources = {type_: _fresh(each, world) for type_, each in (self.resources or {}).items()}
+        with deterministic(world, seed):
+            try:
+                problems = loop.run_until_complete(self._run(world, random.Random(f"publish {seed}")))
+            except Stalled as error:
+                problems = [f"liveness: {error}"]
+            finally:
+                world.close()
+        if isinstance(world.failure, Unsimulated):
+            raise world.failure
+        if world.failure is not None:
+            problems.append(f"bug: {type(world.failure).__name__}: {world.failure}")
+        return Outcome(
+            seed,
+            tuple(problems),
+            tuple(dice.fired),
+            tuple(world.history),
+            world.text(),
+            loop.now_s - START_S,
+            world.log.appended,
+            dice.counts,
+            world.transitions,
+        )
+
+    async def _run(self, world: World, chance: random.Random) -> list[str]:
+        world.context = contextvars.copy_context()
+        world.create_topics()
+        pair = PAIRS[self.pair](world)
+        for database in world.databases.values():
+            await database.open("")
+        for service in self.app.services:
+            for number in range(1, self.members + 1):
+                name = f"{service}-{number}"
+                world.members[name] = Member(world, self.app, name, service, pair)
+                world.members[name].start()
+        background = [asyncio.create_task(world.coordinate())]
+        nemesis = Nemesis(world, self.upgrade or self.app)
+        faulting = asyncio.create_task(nemesis.run())
+        publishing = asyncio.create_task(self._publish(world, list(self.publish(chance)), chance))
+        await asyncio.sleep(FAULTS_S)
+        faulting.cancel()
+        world.dice.enabled = False
+        nemesis.heal()
+        await publishing
+        problems = await self._settle(world)
+        world.over = True
+        for task in background:
+            task.cancel()
+        for name, checker in {**CHECKERS, **{each.__name__: each for each in self.checkers}}.items():
+            problems += [f"{name}: {each}" for each in checker(world) or ()]
+        return problems
+
+    async def _publish(self, world: World, events: Sequence[Event], chance: random.Random) -> None:
+        """As an application does it: the same id again until it is acknowledged."""
+        client = Process(world, "publisher", "publisher")
+        for number, event in enumerate(events):
+            await asyncio.sleep(chance.uniform(0, 2 * PUBLISH_S / len(events)))
+            id_ = f"published-{number}"
+            envelope = Envelope(
+                id_,
+                "/simulation",
+                event.event_type,
+                version=event.event_version,
+                time=cloudevents.rfc3339(world.loop.now_s),
+                correlationid=id_,
+            )
+            record = ProducerRecord(
+                self.app.topic(event.event_topic), event.record_key(), event.payload(), cloudevents.write(envelope)
+            )
+            world.published[id_] = event
+            world.note(client, "publishes", f"{event.event_type} {id_}")
+            while True:
+                try:
+                    send = partial(world.append, [record])
+                    await client.call("publish", send, to="broker", writes=True, mortal=False)
+                    break
+                except ChoreoError:
+                    continue
+            if world.dice.fault("publisher/again", ("duplicate",)):
+                world.note(client, "duplicate", id_)
+                world.append([record])
+
+    async def _settle(self, world: World) -> list[str]:
+        """Wait until all that was published has been dealt with; it must be, once nothing goes wrong any more."""
+        until_s = world.loop.now_s + SETTLE_S
+        while world.loop.now_s < until_s:
+            await asyncio.sleep(1.0)
+            if world.failure is not None:
+                return []
+            if world.settled():
+                return []
+        stuck = [*(f"{count} records unread by {group}" for group, count in world.unread().items())]
+        return [f"liveness: not at rest {SETTLE_S:g} s after the last fault: {'; '.join(stuck) or 'work in flight'}"]
+
+
+def _fresh(resource: Any, world: World) -> Any:
+    """An instance of its own for each run: an `async` generator function is opened by each process."""
+    if callable(resource) and not isinstance(resource, type):
+        return resource
+    return copy.deepcopy(resource)

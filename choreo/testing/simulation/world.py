@@ -1,0 +1,245 @@
+"""The simulated world: a cluster, services as processes on it, and a history of all that happened."""
+
+import asyncio
+import contextvars
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from choreo.app import App
+from choreo.core.units import Unit
+from choreo.ports import TopicSpec
+from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.sqlite.database import Database
+from choreo.testing.simulation.faults import Dice
+from choreo.testing.simulation.group import SimulatedGroup
+from choreo.testing.simulation.log import Fenced, SimulatedLog, Transaction
+from choreo.testing.simulation.loop import SimulationLoop
+from choreo.testing.simulation.process import Process
+
+if TYPE_CHECKING:
+    from choreo.testing.simulation.member import Member
+    from choreo.testing.simulation.transport import SimulatedConsumer
+
+SESSION_S, ROUND_S, TRANSACTION_S = 6.0, 30.0, 10.0
+
+
+class WorldClock:
+    """The clock of the databases: that of the host they run on."""
+
+    def __init__(self, loop: SimulationLoop) -> None:
+        self._loop = loop
+
+    def now_s(self) -> float:
+        """Virtual seconds since the epoch."""
+        return self._loop.now_s
+
+    def monotonic_s(self) -> float:
+        """The same."""
+        return self._loop.now_s
+
+    async def sleep(self, delay_s: float) -> None:
+        """Return so much later."""
+        await asyncio.sleep(delay_s)
+
+
+class Happening(NamedTuple):
+    """One line of the history: when, to which process, what kind of thing, and the particulars."""
+
+    at_s: float
+    who: str
+    kind: str
+    what: str
+
+
+class Invocation(NamedTuple):
+    """A handler was called; `attempt` from 1."""
+
+    at_s: float
+    who: str
+    handler: str
+    digest: bytes
+    key: bytes | None
+    attempt: int
+    record: Record
+
+
+@dataclass
+class World:
+    """Everything of one run. Checkers look at it; processes live in it.
+
+    Attributes:
+        history: All that happened, in order.
+        invocations: Every call of a handler, in order.
+        committed: For each group and partition, every offset committed, in order.
+        published: Events given to the flow from outside, by id.
+    """
+
+    app: App
+    loop: SimulationLoop
+    dice: Dice
+    partitions: int
+    cooperative: bool
+    log: SimulatedLog = field(default_factory=SimulatedLog)
+    groups: dict[str, SimulatedGroup] = field(default_factory=dict)
+    members: dict[str, "Member"] = field(default_factory=dict)
+    readers: list["SimulatedConsumer"] = field(default_factory=list)
+    dead: list[Process] = field(default_factory=list)
+    history: list[Happening] = field(default_factory=list)
+    invocations: list[Invocation] = field(default_factory=list)
+    published: dict[str, Any] = field(default_factory=dict)
+    resources: Mapping[Any, Any] = field(default_factory=dict)
+    transitions: Counter[tuple[Any, Any]] = field(default_factory=Counter)
+    failure: BaseException | None = None
+    over: bool = False
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    _names: Counter[str] = field(default_factory=Counter)
+    databases: dict[str, Database] = field(default_factory=dict)
+
+    @property
+    def clock(self) -> WorldClock:
+        """Without skew."""
+        return WorldClock(self.loop)
+
+    # ---- history
+
+    def note(self, who: Process | str, kind: str, what: str) -> None:
+        """Something happened."""
+        name = who if isinstance(who, str) else who.name
+        self.history.append(Happening(self.loop.now_s, name, kind, what))
+
+    def text(self) -> str:
+        """The history, a line each: the same bytes for the same seed."""
+        start_s = self.history[0].at_s if self.history else 0.0
+        return "".join(f"{each.at_s - start_s:11.6f} {each.who} {each.kind} {each.what}\n" for each in self.history)
+
+    # ---- the cluster
+
+    def group(self, name: str, topics: Sequence[str]) -> SimulatedGroup:
+        """The group's coordinator."""
+        if name not in self.groups:
+            self.groups[name] = SimulatedGroup(name, self.log.ids(topics))
+        return self.groups[name]
+
+    def member_name(self, process: Process) -> str:
+        """A new name for a member."""
+        self._names[process.name] += 1
+        return f"{process.name}.{self._names[process.name]}"
+
+    def append(
+        self, records: Sequence[ProducerRecord], part: tuple[str, int, Transaction] | None = None
+    ) -> list[Record]:
+        """Append, if the producer is not fenced."""
+        transaction = None
+        if part is not None:
+            name, epoch, transaction = part
+            if self.log.begin(name, epoch, self.loop.now_s) is not transaction:
+                raise Fenced(name)
+        done = self.log.append(records, self.loop.now_s, transaction)
+        if transaction is None:
+            self.wake()
+        return done
+
+    def init_producer(self, transactional_id: str) -> int:
+        """A newer epoch; what was open is aborted, and readers go on."""
+        epoch = self.log.init_producer(transactional_id)
+        self.wake()
+        return epoch
+
+    def end(self, process: Process, transactional_id: str, epoch: int, transaction: Transaction) -> None:
+        """Commit a transaction."""
+        self.log.end(transactional_id, epoch, transaction, committed=True)
+        for (group, id_), offset in transaction.offsets.items():
+            self.note(process, "committed", f"{group} {id_}@{offset}")
+        self.wake()
+
+    def commit_offsets(self, process: Process, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets of a group."""
+        self.log.commit_offsets(group, offsets)
+        for id_, offset in offsets.items():
+            self.note(process, "committed", f"{group} {id_}@{offset}")
+
+    def wake(self) -> None:
+        """Something can be read that could not before."""
+        for reader in self.readers:
+            reader.changed.set()
+
+    async def coordinate(self) -> None:
+        """What brokers do by themselves: put silent members out, end rounds, abort what is open for too long."""
+        while True:
+            await asyncio.sleep(0.2)
+            now_s = self.loop.now_s
+            for group in self.groups.values():
+                for name in group.check(now_s, SESSION_S, ROUND_S):
+                    self.note("broker", "evicted", f"{name} from {group.name}")
+            for name in self.log.time_out(now_s, TRANSACTION_S):
+                self.note("broker", "aborted", name)
+                self.wake()
+
+    # ---- processes
+
+    def crash(self, process: Process) -> None:
+        """Kill it at once."""
+        process.life.kill()
+        self.dead.append(process)
+        self.readers[:] = [each for each in self.readers if each._process is not process]
+        self.members[process.name].died()
+
+    def invoked(self, process: Process, unit: Unit) -> None:
+        """A handler is called."""
+        record = unit.work.record
+        handler = unit.work.bound.handler.label
+        self.note(process, "invokes", f"{handler} {unit.partition}@{unit.offset} attempt {unit.attempts}")
+        self.invocations.append(
+            Invocation(self.loop.now_s, process.name, handler, unit.digest, record.key, unit.attempts, record)
+        )
+
+    def settled(self) -> bool:
+        """Whether everything that was published has been dealt with by everybody."""
+        if self.unread() or any(state.open for state in self.log.producers.values()):
+            return False
+        workers = [member.worker for member in self.members.values()]
+        return all(worker is not None and not worker.engine.unfinished() for worker in workers)
+
+    def close(self) -> None:
+        """Unwind what was left of dead processes, and the rest."""
+        for process in [*self.dead, *(each.process for each in self.members.values() if each.process)]:
+            process.life.kill()
+            self.loop.abandon(process.life)
+        self.loop.close()
+
+    # ---- looking
+
+    def rows(self, query: str, *arguments: object, service: str | None = None) -> list[tuple[Any, ...]]:
+        """Rows of the services' own tables; a name alone stands for all of a table."""
+        if query.isidentifier():
+            query = f'SELECT * FROM "{query}"'
+        names = [service] if service else list(self.databases)
+        found: list[tuple[Any, ...]] = []
+        for name in names:
+            try:
+                found += self.databases[name].read_inline(lambda db: db.execute(query, arguments).fetchall())
+            except Exception as error:
+                if not isinstance(error.__cause__, sqlite3.OperationalError) or service or len(names) == 1:
+                    raise
+        return found
+
+    def records(self, *topics: str) -> list[Record]:
+        """Committed records of topics, all but dead letters unless named, in order of time."""
+        names = topics or tuple(name for name in self.log.specs if not name.endswith((".dlq", ".keys")))
+        return self.log.scan(names)
+
+    def create_topics(self) -> None:
+        """All the app needs."""
+        self.log.create([TopicSpec(spec.name, self.partitions) for spec in self.app.topic_specs(self.partitions)])
+
+    def unread(self) -> dict[str, int]:
+        """Records behind the committed offsets, by group."""
+        found: Counter[str] = Counter()
+        for group in self.groups.values():
+            for id_ in group.partitions:
+                end = len(self.log.partitions[id_].entries)
+                found[group.name] += max(0, end - self.log.offsets.get((group.name, id_), 0))
+        return {name: count for name, count in found.items() if count}
