@@ -30,6 +30,8 @@ class Flusher:
         self._worker = worker
         self._unconfirmed: dict[bytes, Lease] = {}  # of commits whose end is not known, by key
         self._acked: dict[bytes, Finished] = {}
+        self._offsets: dict[TopicPartition, tuple[Lease, int]] = {}  # that the broker is still to be told
+        self._telling = asyncio.Lock()
 
     def finished(self, unit: Unit, emits: Sequence[ProducerRecord], outcome: str) -> Finished:
         """A unit's result as the store takes it."""
@@ -252,14 +254,31 @@ class Flusher:
                 await asyncio.sleep(SEND_AGAIN_S)
 
     async def _commit_offsets(self, request: CommitRequest, result: CommitResult) -> None:
-        offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in result.refused}
-        if not offsets:
-            return
-        try:
-            await self._worker.consumer.commit(offsets)
-        except ChoreoError as error:
-            # No harm: what comes again is found done.
-            log.info("%s: offsets were not committed: %s", self._worker.service.name, error)
+        for id_, offset in request.offsets.items():
+            if id_ not in result.refused:
+                self._offsets[id_] = request.leases[id_], offset
+        await self.commit_offsets()
+
+    async def commit_offsets(self) -> None:
+        """Commit those that a flush was to commit and the broker has not taken yet; what fails is tried again later.
+
+        Until then no harm is done: what comes again is found done.
+        """
+        async with self._telling:  # one after the other, or an older one could come last
+            # Of a partition that was lost meanwhile, and perhaps assigned again, another owner has committed more.
+            leases = self._worker.leases
+            ours = {id_: each for id_, each in self._offsets.items() if leases.get(id_) == each[0]}
+            self._offsets = ours.copy()
+            if not ours:
+                return
+            try:
+                await self._worker.consumer.commit({id_: offset for id_, (_, offset) in ours.items()})
+            except ChoreoError as error:
+                log.info("%s: offsets were not committed: %s", self._worker.service.name, error)
+                return
+            for id_, each in ours.items():
+                if self._offsets.get(id_) == each:
+                    del self._offsets[id_]
 
 
 def _cut(units: Sequence[Unit], index: int) -> None:

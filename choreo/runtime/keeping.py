@@ -24,11 +24,12 @@ class Keeper:
         self._worker = worker
 
     async def loop(self) -> None:
-        """Renew three times a lease, purge now and then, until cancelled."""
+        """Renew three times a lease, tell the broker what it missed, purge now and then, until cancelled."""
         ports, since_purge_s = self._worker.ports, 0.0
         while True:
             await asyncio.sleep(ports.lease_s / 3)
             await self.renew()
+            await self._worker.flusher.commit_offsets()
             since_purge_s += ports.lease_s / 3
             if since_purge_s >= PURGE_S:
                 since_purge_s = 0.0

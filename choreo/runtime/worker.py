@@ -74,7 +74,7 @@ class Worker:
         self._timer: asyncio.Task[Any] | None = None
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
-        self._flusher = Flusher(self)
+        self.flusher = Flusher(self)
         self._keeper = Keeper(self)
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -134,9 +134,9 @@ class Worker:
             case m.Claim(units, solo):
                 self._spawn(self._claim(units, solo))
             case m.Transact():
-                self._spawn(self._flusher.transact(effect))
+                self._spawn(self.flusher.transact(effect))
             case m.Commit():
-                self._spawn(self._flusher.commit(effect))
+                self._spawn(self.flusher.commit(effect))
             case m.DeadLetter(unit, reason):
                 self._spawn(self._dead_letter(unit, reason))
             case m.Duplicate(unit):
@@ -201,14 +201,15 @@ class Worker:
     async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Take the epoch; only then read offsets, resend what was left unsent; then let it flow."""
         self._assignments += 1
-        self._assigned.update(dict.fromkeys(partitions, self._assignments))
+        assignment = self._assignments  # another may begin while this one is under way
+        self._assigned.update(dict.fromkeys(partitions, assignment))
         try:
             await self._take(
                 [id_ for id_ in partitions if id_ not in self.leases]
             )  # together: the store is asked once
         except ChoreoError:
             for id_ in partitions:  # one that cannot be taken, e.g. whose offset is out of range, holds up no other
-                self._spawn(self._take_in_time(id_, self._assignments))
+                self._spawn(self._take_in_time(id_, assignment))
 
     async def _take_in_time(self, partition: TopicPartition, assignment: int) -> None:
         again_s = AGAIN_S
@@ -226,7 +227,7 @@ class Worker:
         offsets: dict[TopicPartition, int] = {}
         for lease in leases:
             if "outbox" in store.carries:
-                await self._flusher.resend(lease)
+                await self.flusher.resend(lease)
             offsets[lease.partition] = await self.consumer.position(lease.partition, self.service.start)
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
         await self.consumer.commit(offsets)
@@ -333,7 +334,7 @@ class Worker:
         except Exception as error:
             self.failed(unit, error)
         else:
-            self.step(m.Returned(unit, self._flusher.finished(unit, emits, "handled")))
+            self.step(m.Returned(unit, self.flusher.finished(unit, emits, "handled")))
         finally:
             self._running.pop(unit, None)
 
@@ -365,7 +366,7 @@ class Worker:
             detail,
             exc_info=bug,
         )
-        self.step(m.Returned(unit, self._flusher.finished(unit, (letter,), f"dead_letter:{reason}")))
+        self.step(m.Returned(unit, self.flusher.finished(unit, (letter,), f"dead_letter:{reason}")))
 
     def span(self, unit: Unit) -> Any:
         """The unit's process span, begun when first asked for."""

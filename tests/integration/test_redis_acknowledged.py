@@ -66,7 +66,7 @@ async def test_what_a_dropped_result_sent_holds_back_nothing_of_the_next_one(tmp
         store.commit = lost  # type: ignore[method-assign]
         await found.publish(Asked(who="ann"))
         await failed.wait()
-        assert worker._flusher._acked
+        assert worker.flusher._acked
         ids = tuple(worker.leases)
         await worker.revoked(ids, lost=True)
         await worker.assigned(ids)
@@ -74,7 +74,7 @@ async def test_what_a_dropped_result_sent_holds_back_nothing_of_the_next_one(tmp
         assert await sent(found, "ack-said", 1) == 1
         await counted(found, "dead_letters")
         assert invocations == [2]
-        assert worker._flusher._acked == {}
+        assert worker.flusher._acked == {}
 
 
 async def test_a_retry_does_not_send_again_what_was_acknowledged(tmp_path: Path, redis: str) -> None:
@@ -102,4 +102,4 @@ async def test_a_retry_does_not_send_again_what_was_acknowledged(tmp_path: Path,
         await counted(found, "handled")
         assert worker.counts["handled"] == 1
         assert await sent(found, "ack-said", 1) == 1
-        assert worker._flusher._acked == {}
+        assert worker.flusher._acked == {}

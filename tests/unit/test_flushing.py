@@ -173,7 +173,7 @@ async def test_an_outbox_that_cannot_be_read_is_read_again(tmp_path: Path) -> No
         store.commit, store.pending = unknown, unreadable  # type: ignore[method-assign]
         await found.publish(Asked(who="ann", number=1))
         assert await until(lambda: all_said(found, 1))
-        assert found.workers["desk"]._flusher._unconfirmed == {}
+        assert found.workers["desk"].flusher._unconfirmed == {}
 
 
 @pytest.mark.parametrize("late", ["commit", "transaction", "renew"])
