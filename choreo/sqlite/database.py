@@ -68,9 +68,17 @@ class Database:
         return result
 
     def read_inline(self, query: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        """The same on the caller's thread, for a database opened `inline`."""
+        """`read` on the caller's thread, for a database opened `inline`."""
         assert self._inline
         return self._guarded(query)
+
+    def write_inline(self, change: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """`write` on the caller's thread, for a database opened `inline`."""
+        assert self._inline
+        result = self._guarded(lambda _: self._transaction(change))
+        for notify in self.on_write:
+            notify()
+        return result
 
     async def close(self) -> None:
         """Close the file when its last user closes it."""

@@ -1,7 +1,14 @@
-"""What must hold in every world, whatever went wrong in it. Yours are functions of the same kind."""
+"""What must hold in every world that has come to rest, whatever went wrong in it. Yours are functions like these.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+Each promise is looked for in what everybody can see: the log, the committed offsets, the keys of the stores.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from choreo.errors import DecodeError
+from choreo.record import Record, TopicPartition
 
 if TYPE_CHECKING:
     from choreo.testing.simulation.world import World
@@ -11,8 +18,141 @@ Checker = Callable[["World"], Iterable[str] | None]
 
 
 def lost(world: "World") -> Iterator[str]:
-    """Each record on an input topic was handled, or is a dead letter, for each handler that takes it."""
-    return iter(())
+    """Each record was handled, or made a dead letter of, by every handler that takes it."""
+    for name in world.app.services:
+        router, done = world.app.router(name), world.done(name)
+        for record in world.records(*world.app.input_topics(name)):
+            for work in router.route(record).work:
+                if router.key(work) not in done:
+                    handler = work.bound.handler.label if work.bound else f"{name}, which cannot read it"
+                    yield f"{record.topic}/{record.partition}@{record.offset} was not handled by {handler}"
 
 
-CHECKERS: Mapping[str, Checker] = {"lost": lost}
+def twice(world: "World") -> Iterator[str]:
+    """What an event's id stands for is on the log once, where the pair promises so; else every copy is the same."""
+    copies = defaultdict(list)
+    for record, envelope in world.events():
+        if envelope is not None and envelope.causationid:
+            copies[envelope.source, envelope.id].append(record)
+    for (source, id_), records in copies.items():
+        if len(records) > 1 and world.emits_once:
+            yield f"{len(records)} copies of {id_} from {source} on {records[0].topic}"
+        elif world.emits_alike and len({(each.topic, each.key, each.value) for each in records}) > 1:
+            yield f"{id_} from {source} stands for different events"
+
+
+def out_of_order(world: "World") -> Iterator[str]:
+    """What a service emits of one type for the events of one key comes in the order of those events."""
+    causes: dict[str, Record] = {}
+    for record, envelope in world.events():
+        if envelope is not None and record.key is not None:
+            causes.setdefault(envelope.id, record)
+    last: dict[tuple[object, ...], int] = {}
+    seen = set()
+    for _, envelope in world.events():
+        if envelope is None or not envelope.causationid or (envelope.source, envelope.id) in seen:
+            continue
+        seen.add((envelope.source, envelope.id))
+        cause = causes.get(envelope.causationid)
+        if cause is None:
+            continue
+        lane = (envelope.source, envelope.type, cause.topic, cause.partition, cause.key)
+        before = last.get(lane, -1)
+        if cause.offset < before:
+            yield f"{envelope.type} for {cause.topic}/{cause.partition}@{cause.offset} came after that for @{before}"
+        last[lane] = max(before, cause.offset)
+
+
+def offsets(world: "World") -> Iterator[str]:
+    """No offset was committed above a record that was not dealt with, and none went back."""
+    yield from world.wrong_offsets
+
+
+def retries(world: "World") -> Iterator[str]:
+    """No handler was called more often for one event than its policy allows, in one life of a process."""
+    allowed = {
+        bound.handler.label: bound.handler.retry.attempts_max
+        for name in world.app.services
+        for bound in world.app.bound(name)
+        if bound.handler.retry is not None
+    }
+    for each in world.invocations:
+        if each.attempt > allowed.get(each.handler, each.attempt):
+            yield f"{each.handler} was called {each.attempt} times for one event"
+
+
+def unfinished_flows(world: "World") -> Iterator[str]:
+    """Every flow that began has come to one of its ends."""
+    types = defaultdict(set)
+    for _, envelope in world.events():
+        if envelope is not None:
+            types[envelope.correlationid].add(envelope.type)
+    for flow in world.app.flows:
+        ends = {end.event_type for end in flow.ends}
+        for id_, event in world.published.items():
+            if isinstance(event, flow.starts) and not types[id_] & ends:
+                yield f"{flow.name} {id_} ended at none of its ends: {', '.join(sorted(types[id_]))}"
+
+
+def undeclared(world: "World") -> Iterator[str]:
+    """No service emitted what none of its handlers declares."""
+    declared = {
+        service.source: {event.event_type for bound in world.app.bound(name) for event in bound.emits}
+        for name, service in world.app.services.items()
+    }
+    for _, envelope in world.events():
+        if envelope is not None and envelope.type not in declared.get(envelope.source, {envelope.type}):
+            yield f"{envelope.source} emitted {envelope.type}"
+
+
+def broken_trees(world: "World") -> Iterator[str]:
+    """Every event's cause is on the log, in the same flow."""
+    flows = {envelope.id: envelope.correlationid for _, envelope in world.events() if envelope is not None}
+    for _, envelope in world.events():
+        if envelope is not None and envelope.causationid:
+            if envelope.causationid not in flows:
+                yield f"the cause of {envelope.type} {envelope.id} is nowhere"
+            elif flows[envelope.causationid] != envelope.correlationid:
+                yield f"{envelope.type} {envelope.id} is of another flow than its cause"
+
+
+CHECKERS: tuple[Checker, ...] = (
+    lost,
+    twice,
+    out_of_order,
+    offsets,
+    retries,
+    unfinished_flows,
+    undeclared,
+    broken_trees,
+)
+"""What choreo promises of every app."""
+
+
+class OffsetCheck:
+    """Looks at every committed offset as it is committed; what is not done then may be done later, and hide it."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._checked: dict[tuple[str, TopicPartition], int] = {}
+        self._services = {service.group: name for name, service in world.app.services.items()}
+
+    def __call__(self, group: str, partition: TopicPartition, offset: int) -> Iterator[str]:
+        """What is wrong with this one."""
+        world, where = self._world, (group, partition)
+        before = self._checked.get(where, 0)
+        if offset < before:
+            yield f"{group} went back from {partition}@{before} to @{offset}"
+        self._checked[where] = offset
+        name = self._services[group]
+        router = world.app.router(name)
+        for record, transaction in world.log.partitions[partition].entries[before:offset]:
+            if transaction is not None and not transaction.committed:
+                continue
+            try:
+                units = router.route(record).work
+            except DecodeError:
+                continue
+            for work in units:
+                if not world.is_done(name, router.key(work)):
+                    yield f"{group} committed {partition}@{offset}, and @{record.offset} is not done"

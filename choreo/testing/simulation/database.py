@@ -30,14 +30,7 @@ class SimulatedDatabase(Database):
     async def write(self, change: Callable[[Any], _Result]) -> _Result:
         """As `Database.write`."""
         shared = self._shared
-
-        def write() -> _Result:
-            result = shared._guarded(lambda _: shared._transaction(change))
-            for notify in shared.on_write:
-                notify()
-            return result
-
-        return await self._process.call("write", write, to="store", writes=True)
+        return await self._process.call("write", lambda: shared.write_inline(change), to="store", writes=True)
 
     async def close(self) -> None:
         """The others still use it."""

@@ -149,7 +149,10 @@ class Member:
             return
         self._world.note(process, "stops", self.service)
         self.worker = None
-        await process.spawn(worker.stop())
+        try:
+            await process.spawn(worker.stop())
+        except ChoreoError as error:  # it ends all the same
+            self._world.note(process, "stopped with", type(error).__name__)
         if self.process is process:
             process.life.kill()
             self._world.dead.append(process)

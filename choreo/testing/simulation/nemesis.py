@@ -39,6 +39,7 @@ class Nemesis:
         self._world = world
         self._upgrade = upgrade
         self._paused: list[Process] = []
+        self._deploying: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -99,7 +100,9 @@ class Nemesis:
                     world.wake()
             case "deploy":
                 world.note("operator", kind, member.service)
-                asyncio.get_running_loop().create_task(self._deploy(member.service))
+                deploying = asyncio.create_task(self._deploy(member.service))
+                self._deploying.add(deploying)
+                deploying.add_done_callback(self._deploying.discard)
 
     def _headers(self, topic: str) -> tuple[tuple[str, bytes], ...]:
         """Of an event somebody handles, so that it is not simply skipped."""
@@ -120,6 +123,11 @@ class Nemesis:
         for member in list(self._world.members.values()):
             if member.service == service:
                 await member.replace(self._upgrade)
+
+    def stop(self) -> None:
+        """A deploy that waits for a process that was killed meanwhile waits for ever."""
+        for deploying in self._deploying:
+            deploying.cancel()
 
     def _go_on(self, process: Process) -> None:
         if process.life.stopped and not process.life.dead:

@@ -16,7 +16,7 @@ from choreo.errors import ChoreoError
 from choreo.event import Event
 from choreo.record import ProducerRecord
 from choreo.testing.clock import START_S
-from choreo.testing.simulation.checkers import CHECKERS, Checker
+from choreo.testing.simulation.checkers import CHECKERS, Checker, OffsetCheck
 from choreo.testing.simulation.determinism import deterministic
 from choreo.testing.simulation.errors import Stalled, Unsimulated
 from choreo.testing.simulation.faults import Dice, Faults
@@ -118,9 +118,8 @@ class Simulation:
     async def _run(self, world: World, chance: random.Random) -> list[str]:
         world.context = contextvars.copy_context()
         world.create_topics()
-        pair = PAIRS[self.pair](world)
-        for database in world.databases.values():
-            await database.open("")
+        pair = await PAIRS[self.pair](world)
+        world.check_offset = OffsetCheck(world)
         for service in self.app.services:
             for number in range(1, self.members + 1):
                 name = f"{service}-{number}"
@@ -137,10 +136,11 @@ class Simulation:
         await publishing
         problems = await self._settle(world)
         world.over = True
+        nemesis.stop()
         for task in background:
             task.cancel()
-        for name, checker in {**CHECKERS, **{each.__name__: each for each in self.checkers}}.items():
-            problems += [f"{name}: {each}" for each in checker(world) or ()]
+        for checker in (*CHECKERS, *self.checkers):
+            problems += [f"{checker.__name__}: {each}" for each in checker(world) or ()]
         return problems
 
     async def _publish(self, world: World, events: Sequence[Event], chance: random.Random) -> None:

@@ -4,12 +4,15 @@ import asyncio
 import contextvars
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from choreo import envelope as cloudevents
 from choreo.app import App
 from choreo.core.units import Unit
+from choreo.envelope import Envelope
+from choreo.errors import DecodeError
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.sqlite.database import Database
@@ -24,6 +27,16 @@ if TYPE_CHECKING:
     from choreo.testing.simulation.transport import SimulatedConsumer
 
 SESSION_S, ROUND_S, TRANSACTION_S = 6.0, 30.0, 10.0
+
+
+class Keys(Protocol):
+    """What a service's store holds, as the world sees it."""
+
+    def done(self) -> set[bytes]:
+        """Keys of handled units."""
+
+    def is_done(self, key: bytes) -> bool:
+        """Whether it is one of them."""
 
 
 class WorldClock:
@@ -75,6 +88,7 @@ class World:
         invocations: Every call of a handler, in order.
         committed: For each group and partition, every offset committed, in order.
         published: Events given to the flow from outside, by id.
+        emits_once, emits_alike: What the pair promises: that no emit is on the log twice; that its copies are equal.
     """
 
     app: App
@@ -86,6 +100,11 @@ class World:
     groups: dict[str, SimulatedGroup] = field(default_factory=dict)
     members: dict[str, "Member"] = field(default_factory=dict)
     readers: list["SimulatedConsumer"] = field(default_factory=list)
+    keys: Callable[[str], "Keys"] = field(init=False)
+    emits_once: bool = False
+    emits_alike: bool = True
+    wrong_offsets: list[str] = field(default_factory=list)
+    check_offset: Callable[[str, TopicPartition, int], Iterable[str]] = field(init=False)
     dead: list[Process] = field(default_factory=list)
     history: list[Happening] = field(default_factory=list)
     invocations: list[Invocation] = field(default_factory=list)
@@ -96,6 +115,7 @@ class World:
     over: bool = False
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     _names: Counter[str] = field(default_factory=Counter)
+    _events: tuple[int, list[tuple[Record, Envelope | None]]] | None = None
     databases: dict[str, Database] = field(default_factory=dict)
 
     @property
@@ -152,14 +172,19 @@ class World:
         """Commit a transaction."""
         self.log.end(transactional_id, epoch, transaction, committed=True)
         for (group, id_), offset in transaction.offsets.items():
-            self.note(process, "committed", f"{group} {id_}@{offset}")
+            self.offset_committed(process, group, id_, offset)
         self.wake()
 
     def commit_offsets(self, process: Process, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit offsets of a group."""
         self.log.commit_offsets(group, offsets)
         for id_, offset in offsets.items():
-            self.note(process, "committed", f"{group} {id_}@{offset}")
+            self.offset_committed(process, group, id_, offset)
+
+    def offset_committed(self, process: Process | str, group: str, partition: TopicPartition, offset: int) -> None:
+        """An offset was committed, whichever way."""
+        self.note(process, "committed", f"{group} {partition}@{offset}")
+        self.wrong_offsets += self.check_offset(group, partition, offset)
 
     def wake(self) -> None:
         """Something can be read that could not before."""
@@ -230,6 +255,26 @@ class World:
         """Committed records of topics, all but dead letters unless named, in order of time."""
         names = topics or tuple(name for name in self.log.specs if not name.endswith((".dlq", ".keys")))
         return self.log.scan(names)
+
+    def events(self) -> list[tuple[Record, Envelope | None]]:
+        """Committed records of all topics but those of dead letters, with what their headers say; None: no event."""
+        if self._events is None or self._events[0] != self.log.appended:
+            found: list[tuple[Record, Envelope | None]] = []
+            for record in self.records():
+                try:
+                    found.append((record, cloudevents.read(record.headers, record.value or b"")[0]))
+                except DecodeError:
+                    found.append((record, None))
+            self._events = self.log.appended, found
+        return self._events[1]
+
+    def done(self, service: str) -> set[bytes]:
+        """Idempotency keys that the service's store holds of handled units."""
+        return self.keys(service).done()
+
+    def is_done(self, service: str, key: bytes) -> bool:
+        """Whether it holds this one."""
+        return self.keys(service).is_done(key)
 
     def create_topics(self) -> None:
         """All the app needs."""

@@ -1,0 +1,196 @@
+"""Many seeds over several processes, and what came of them together; one seed twice, to find what is not its seed's.
+
+Each process is a fresh interpreter that finds the Simulation again by its name, as a replay of a seed will.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from choreo.core.units import TRANSITIONS
+from choreo.errors import ChoreoError, ConfigurationError
+from choreo.testing.simulation.errors import Unsimulated
+from choreo.testing.simulation.faults import Faults
+from choreo.testing.simulation.simulation import Outcome, Simulation
+
+if TYPE_CHECKING:
+    from choreo.testing.simulation.world import World
+
+SEED_S_MAX = 300.0
+"""How long one seed may take in real seconds: a handler that never awaits stops virtual time for ever."""
+FAILING_MAX = 10
+_SHOWN = 60
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the seeds so far.
+
+    Attributes:
+        faults: How often each kind happened.
+        transitions: How often each row of the core's table was used.
+        violations: Outcomes of the failing seeds, by seed.
+    """
+
+    seeds: int = 0
+    virtual_s: float = 0.0
+    events: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    transitions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    violations: dict[int, Outcome] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+
+    @property
+    def virtual_hours(self) -> float:
+        """Of all worlds together."""
+        return self.virtual_s / 3600
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one seed."""
+        self.seeds += 1
+        self.virtual_s += outcome.virtual_s
+        self.events += outcome.events
+        self.faults.update(outcome.counts)
+        self.transitions.update(outcome.transitions)
+        if not outcome.ok:
+            self.violations[outcome.seed] = outcome
+
+    def unreached(self) -> list[tuple[str, str, str]]:
+        """Rows of the core's table that no seed used: state, signal, next state."""
+        return [(*row, state) for row, state in TRANSITIONS.items() if not self.transitions[row]]
+
+
+def find(target: str) -> Simulation:
+    """The Simulation at MODULE:NAME, modules of the current folder included.
+
+    Raises:
+        ConfigurationError: There is none; the message says what is missing.
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise ConfigurationError(f"{target!r} is no MODULE:NAME; write for example shop.simulation:simulation")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ChoreoError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"importing {module_name} failed: {_told(error)}") from error
+    found = getattr(module, name, None)
+    if not isinstance(found, Simulation):
+        said = "has no such name" if found is None else f"is a {type(found).__name__} and no Simulation"
+        others = [f"{module_name}:{each}" for each, value in vars(module).items() if isinstance(value, Simulation)]
+        raise ConfigurationError(f"{target} {said}; " + (f"there is {', '.join(others)}" if others else "name one"))
+    return found
+
+
+def run_seeds(
+    target: str,
+    seeds: Iterable[int],
+    *,
+    faults: Faults | None = None,
+    processes: int = 1,
+    minutes_max: float | None = None,
+    failing_max: int = FAILING_MAX,
+    progress: Callable[[Tally], None] | None = None,
+) -> Tally:
+    """Run seeds until there are no more, the time is over or `failing_max` of them have failed.
+
+    Args:
+        target: MODULE:NAME of the Simulation; the processes import it.
+        faults: Instead of its own.
+        processes: How many at once; >= 1.
+        minutes_max: No seed is begun later than this.
+        progress: Called after each seed.
+
+    Raises:
+        Unsimulated: A handler reached for the real world.
+        ChoreoError: A seed could not be run: its checker or its process failed.
+    """
+    tally, begun_s, waiting = Tally(), time.monotonic(), iter(seeds)
+    until_s = begun_s + 60 * minutes_max if minutes_max is not None else float("inf")
+    children: list[_Child] = []
+    try:
+        for seed in waiting:
+            children.append(_Child(target, faults))
+            children[-1].give(seed)
+            if len(children) == processes:
+                break
+        while any(each.busy for each in children):
+            for child in _answered(children):
+                tally.add(child.outcome())
+                tally.elapsed_s = time.monotonic() - begun_s
+                if progress is not None:
+                    progress(tally)
+                if time.monotonic() < until_s and len(tally.violations) < failing_max:
+                    if (next_ := next(waiting, None)) is not None:
+                        child.give(next_)
+    finally:
+        for child in children:
+            child.end()
+    return tally
+
+
+def check_twice(target: str, seed: int, *, faults: Faults | None = None) -> str | None:
+    """Run a seed in two processes: None if their histories and logs are the same bytes, else where they first differ.
+
+    What differs did not come of the seed: `datetime.now()` or `uuid4()` in a handler, or the order of a set.
+    """
+    children = [_Child(target, faults) for _ in range(2)]
+    try:
+        for child in children:
+            child.give(seed, in_full=True)
+        while any(each.busy and each.answer is None for each in children):
+            for child in _answered(children):
+                child.receive()
+        first, second = (child.lines() for child in children)
+    finally:
+        for child in children:
+            child.end()
+    return first_difference(first, second)
+
+
+def first_difference(first: Sequence[str], second: Sequence[str]) -> str | None:
+    """Number and text of the first line that differs, about where it does; None if none does."""
+    for number in range(max(len(first), len(second))):
+        one, other = (each[number] if number < len(each) else "(no more lines)" for each in (first, second))
+        if one != other:
+            at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+            low = max(0, at - _SHOWN)
+            shown = [("..." if low else "") + each[low : at + _SHOWN] for each in (one, other)]
+            return f"line {number + 1} was {shown[0]!r} and then {shown[1]!r}"
+    return None
+
+
+class _Child:
+    """A process that runs one seed at a time."""
+
+    def __init__(self, target: str, faults: Faults | None) -> None:
+        context = multiprocessing.get_context("spawn")  # no threads, no imports and no hash seed of ours
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, target, faults), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._seed = 0
+        self._since_s = 0.0
+        self.busy = False
+        self.answer: Any = None
+
+    def give(self, seed: int, *, in_full: bool = False) -> None:
+        """Let it run a seed; with `in_full` its answer is lines."""
+        self._seed, self._since_s, self.busy, self.answer = seed, time.monotonic(), True, None
+        self.pipe.send((seed, in_full))
+
+    def late(self) -> bool:
+        """Whether the seed takes too long."""
+        return self.busy and time.monotonic() - self._since_s > SEED_S_MAX
