@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ class Flusher:
             self._unsure((each.partition, each.digest) for each in request.finished)
             worker.step(m.CommitFailed(effect.flush))
             return
-        await self._send_outbox(result.outbox, [each.digest for each in request.finished])
+        await self._send_outbox(result.outbox, [each.digest for each in request.finished], request.leases)
         if "offset" not in worker.ports.store.carries:
             await self._commit_offsets(request, result)
         self._acked.clear()
@@ -115,7 +115,7 @@ class Flusher:
                 if inside is not None:
                     await self._leave(unit, inside)
         ended = [each.digest for each in result.transacted if isinstance(each, Finished)]
-        await self._send_outbox(result.outbox, ended)
+        await self._send_outbox(result.outbox, ended, leases)
         lost = {
             unit.partition for unit, each in zip(units, result.transacted, strict=True) if isinstance(each, LeaseLost)
         }
@@ -213,21 +213,34 @@ class Flusher:
         self._unconfirmed = {key: lease for key, lease in self._unconfirmed.items() if lease in leases.values()}
         self._unconfirmed.update((key, leases[id_]) for id_, key in units if id_ in leases)
 
-    async def _send_outbox(self, outbox: Sequence[tuple[int, ProducerRecord]], done: Iterable[bytes]) -> None:
-        """Send what a commit left to us; first what an earlier commit of the keys `done` may have left."""
-        left = dict.fromkeys(self._unconfirmed.pop(key) for key in done if key in self._unconfirmed)
+    async def _send_outbox(
+        self,
+        outbox: Sequence[tuple[int, ProducerRecord]],
+        done: Iterable[bytes],
+        leases: Mapping[TopicPartition, Lease],
+    ) -> None:
+        """Send what a commit under `leases` left; first what an earlier commit of the keys `done` may have left.
+
+        A partition's that was lost meanwhile is sent by its next owner, behind what came before it.
+        """
         sent: set[int] = set()
-        for lease in left:
-            while self._worker.leases.get(lease.partition) == lease:  # else its next owner sends it
-                try:
-                    sent |= await self.resend(lease)
-                    break
-                except ChoreoError as error:
-                    log.warning(
-                        "%s: the outbox could not be read, trying again: %s", self._worker.service.name, error
-                    )
-                    await asyncio.sleep(SEND_AGAIN_S)
-        await self._send([each for each in outbox if each[0] not in sent])
+        for lease in dict.fromkeys(self._unconfirmed.pop(key) for key in done if key in self._unconfirmed):
+            sent |= await self._resend_while_ours(lease)
+        held = self._worker.leases
+        if not outbox or all(held.get(id_) == lease for id_, lease in leases.items()):
+            await self._send([each for each in outbox if each[0] not in sent])
+            return
+        for lease in leases.values():
+            await self._resend_while_ours(lease)
+
+    async def _resend_while_ours(self, lease: Lease) -> set[int]:
+        while self._worker.leases.get(lease.partition) == lease:
+            try:
+                return await self.resend(lease)
+            except ChoreoError as error:
+                log.warning("%s: the outbox could not be read, trying again: %s", self._worker.service.name, error)
+                await asyncio.sleep(SEND_AGAIN_S)
+        return set()
 
     async def _send(self, rows: Sequence[tuple[int, ProducerRecord]]) -> None:
         """Send until it is acknowledged; nothing else is committed meanwhile, so the order of a key holds.

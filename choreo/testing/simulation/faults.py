@@ -10,6 +10,8 @@ KINDS: Mapping[str, str] = {
     "pause": "a process stands still longer than its session, loses its partitions, and goes on: a zombie",
     "ack_lost": "a write is done, and its answer never comes",
     "write_lost": "a write is not done, and no answer comes",
+    "write_late": "a write to the log is done after its sender has given up waiting",
+    "hang": "a process stands still for good, and nobody starts another",
     "cut": "a process cannot reach the broker for a while",
     "store_down": "a process cannot reach its store for a while",
     "store_slow": "a call of the store takes seconds",
@@ -36,12 +38,14 @@ class Faults:
     crash: float = 0.004
     ack_lost: float = 0.01
     write_lost: float = 0.01
+    write_late: float = 0.005
     store_slow: float = 0.01
     duplicate: float = 0.05
     delay: float = 0.02
     handler_fails: float = 0.03
     handler_slow: float = 0.02
     pause: float = 0.01
+    hang: float = 0.0005
     cut: float = 0.01
     store_down: float = 0.01
     rebalance: float = 0.02

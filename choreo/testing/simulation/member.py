@@ -145,7 +145,7 @@ class Member:
         """Stop it as SIGTERM does, and start one of `app`; nothing if it is not up."""
         process, worker = self.process, self.worker
         self._app = app
-        if process is None or worker is None:
+        if process is None or worker is None or process.hangs:
             return
         self._world.note(process, "stops", self.service)
         self.worker = None

@@ -16,6 +16,7 @@ SKEW_S = 600.0
 KINDS = (
     "crash",
     "pause",
+    "hang",
     "cut",
     "store_down",
     "rebalance",
@@ -73,6 +74,11 @@ class Nemesis:
                 process.life.stop()
                 self._paused.append(process)
                 world.loop.call_later(for_s, self._go_on, process, context=world.context)
+            case "hang":
+                if all(each.process and not each.process.hangs for each in world.of(member.service)):
+                    world.note(process, kind, "")
+                    process.hangs = True
+                    process.life.stop()
             case "cut" | "store_down":
                 until_s = now_s + world.dice.between(place, *CUT_S)
                 world.note(process, kind, f"{until_s - now_s:.1f} s")
@@ -130,6 +136,6 @@ class Nemesis:
             deploying.cancel()
 
     def _go_on(self, process: Process) -> None:
-        if process.life.stopped and not process.life.dead:
+        if process.life.stopped and not process.life.dead and not process.hangs:
             self._world.note(process, "goes on", "")
             process.life.go_on(self._world.loop)

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from choreo.errors import ChoreoError, StoreError, TransportError
@@ -19,6 +20,8 @@ TIMEOUT_S = 1.0, 3.0
 """How long a call waits for an answer that does not come."""
 _READS = ("crash", "store_slow")
 _WRITES = ("crash", "ack_lost", "write_lost", "store_slow")
+_SENDS = ("crash", "ack_lost", "write_lost", "write_late")
+LATE_S = 0.5, 5.0
 
 
 class Process:
@@ -27,6 +30,7 @@ class Process:
     Attributes:
         name: `service-number`; the same for its successors.
         skew_s: What its clock is ahead of the world's.
+        hangs: Whether it stands still for good.
         cut_until_s, store_down_until_s: Until when it cannot reach the broker, the store.
     """
 
@@ -38,6 +42,7 @@ class Process:
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self.life)
         self.skew_s = 0.0
+        self.hangs = False
         self.cut_until_s = self.store_down_until_s = 0.0
 
     # ---- as a Clock
@@ -76,7 +81,7 @@ class Process:
         if loop.now_s < (self.cut_until_s if to == "broker" else self.store_down_until_s):
             await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
             raise self._unanswered(what, to)
-        fault = dice.fault(place, (_WRITES if writes else _READS)[not mortal :])
+        fault = dice.fault(place, (_READS if not writes else _WRITES if to == "store" else _SENDS)[not mortal :])
         if fault is None:
             result = perform()
             await asyncio.sleep(LATENCY_S[0])
@@ -88,11 +93,22 @@ class Process:
             return perform()
         if fault == "ack_lost" or (fault == "crash" and after):
             perform()
+        if fault == "write_late":
+            late_s = dice.between(f"{place}?", *TIMEOUT_S) + dice.between(f"{place}?", *LATE_S)
+            loop.call_later(late_s, self._late, what, perform, context=world.context)
         if fault == "crash":
             world.crash(self)
             await loop.create_future()  # nothing of it runs any more
         await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
         raise self._unanswered(what, to)
+
+    def _late(self, what: str, perform: Callable[[], object]) -> None:
+        """A request arrives that nobody waits for any more; what it is answered, nobody hears."""
+        self.world.note(self, "arrives late", what)
+        self.world.arriving_late = True
+        with suppress(Exception):
+            perform()
+        self.world.arriving_late = False
 
     def _unanswered(self, what: str, to: str) -> ChoreoError:
         error = TransportError if to == "broker" else StoreError

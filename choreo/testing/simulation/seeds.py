@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -121,19 +122,18 @@ def run_seeds(
     until_s = begun_s + 60 * minutes_max if minutes_max is not None else float("inf")
     children: list[_Child] = []
     try:
-        for seed in waiting:
+        for seed in islice(waiting, processes):
             children.append(_Child(target, faults))
             children[-1].give(seed)
-            if len(children) == processes:
-                break
-        while any(each.busy for each in children):
-            for child in _answered(children):
-                tally.add(child.outcome())
+        while busy := [each for each in children if each.seed is not None]:
+            ready = wait([each.pipe for each in busy], SEED_S_MAX)
+            for child in [each for each in busy if each.pipe in ready] or busy:
+                tally.add(child.take())
                 tally.elapsed_s = time.monotonic() - begun_s
                 if progress is not None:
                     progress(tally)
                 if time.monotonic() < until_s and len(tally.violations) < failing_max:
-                    if (next_ := next(waiting, None)) is not None:
+                    for next_ in islice(waiting, 1):
                         child.give(next_)
     finally:
         for child in children:
@@ -150,10 +150,7 @@ def check_twice(target: str, seed: int, *, faults: Faults | None = None) -> str 
     try:
         for child in children:
             child.give(seed, in_full=True)
-        while any(each.busy and each.answer is None for each in children):
-            for child in _answered(children):
-                child.receive()
-        first, second = (child.lines() for child in children)
+        first, second = (child.take() for child in children)
     finally:
         for child in children:
             child.end()
@@ -181,16 +178,78 @@ class _Child:
         self._process = context.Process(target=_serve, args=(theirs, target, faults), daemon=True)
         self._process.start()
         theirs.close()
-        self._seed = 0
-        self._since_s = 0.0
-        self.busy = False
-        self.answer: Any = None
+        self.seed: int | None = None
 
     def give(self, seed: int, *, in_full: bool = False) -> None:
-        """Let it run a seed; with `in_full` its answer is lines."""
-        self._seed, self._since_s, self.busy, self.answer = seed, time.monotonic(), True, None
+        """Let it run a seed; with `in_full` the answer is lines, else an Outcome."""
+        self.seed = seed
         self.pipe.send((seed, in_full))
 
-    def late(self) -> bool:
-        """Whether the seed takes too long."""
-        return self.busy and time.monotonic() - self._since_s > SEED_S_MAX
+    def take(self) -> Any:
+        """The answer, waited for; an error in it is raised."""
+        try:
+            if not self.pipe.poll(SEED_S_MAX):
+                raise ChoreoError(f"seed {self.seed} takes more than {SEED_S_MAX:g} s: does a handler loop for ever?")
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join(1.0)
+            raise ChoreoError(
+                f"the process that ran seed {self.seed} ended with exit code {self._process.exitcode}"
+            ) from None
+        self.seed = None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def end(self) -> None:
+        """An idle one ends when nobody asks any more, a busy one is killed."""
+        self.pipe.close()
+        if self.seed is None:
+            self._process.join(1.0)
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe: "Connection[Any, Any]", target: str, faults: Faults | None) -> None:
+    """Run what is asked for until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    while True:
+        try:
+            seed, in_full = pipe.recv()
+        except EOFError:
+            return
+        answer: Any
+        try:
+            simulation = find(target)
+            if faults is not None:
+                simulation = replace(simulation, faults=faults)
+            answer = _lines(simulation, seed) if in_full else _brief(simulation.run(seed))
+        except (Unsimulated, ConfigurationError) as error:
+            answer = error
+        except Exception as error:
+            answer = ChoreoError(f"seed {seed}: {_told(error)}")
+        pipe.send(answer)
+
+
+def _brief(outcome: Outcome) -> Outcome:
+    """The history of a seed that went well is nobody's business."""
+    return replace(outcome, history=(), text="") if outcome.ok else outcome
+
+
+def _lines(simulation: Simulation, seed: int) -> list[str]:
+    """The history, and all that is on the log in the end."""
+    log: list[str] = []
+
+    def contents(world: "World") -> None:
+        for topic, partition, offset, key, value, headers, _ in world.log.scan(world.log.specs):
+            log.append(f"{topic}/{partition}@{offset} {key!r} {value!r} {headers!r}")
+
+    outcome = replace(simulation, checkers=(*simulation.checkers, contents)).run(seed)
+    return [*outcome.text.splitlines(), *log]
+
+
+def _told(error: Exception) -> str:
+    """In one line, with the last line of code it passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

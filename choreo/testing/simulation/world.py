@@ -113,6 +113,8 @@ class World:
     transitions: Counter[tuple[Any, Any]] = field(default_factory=Counter)
     failure: BaseException | None = None
     over: bool = False
+    arriving_late: bool = False
+    reached: dict[tuple[str, TopicPartition], int] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     _names: Counter[str] = field(default_factory=Counter)
     _events: tuple[int, list[tuple[Record, Envelope | None]]] | None = None
@@ -184,6 +186,7 @@ class World:
     def offset_committed(self, process: Process | str, group: str, partition: TopicPartition, offset: int) -> None:
         """An offset was committed, whichever way."""
         self.note(process, "committed", f"{group} {partition}@{offset}")
+        self.reached[group, partition] = max(offset, self.reached.get((group, partition), 0))
         self.wrong_offsets += self.check_offset(group, partition, offset)
 
     def wake(self) -> None:
@@ -225,8 +228,12 @@ class World:
         """Whether everything that was published has been dealt with by everybody."""
         if self.unread() or any(state.open for state in self.log.producers.values()):
             return False
-        workers = [member.worker for member in self.members.values()]
+        workers = [each.worker for each in self.members.values() if each.process is None or not each.process.hangs]
         return all(worker is not None and not worker.engine.unfinished() for worker in workers)
+
+    def of(self, service: str) -> list["Member"]:
+        """The service's members."""
+        return [each for each in self.members.values() if each.service == service]
 
     def close(self) -> None:
         """Unwind what was left of dead processes, and the rest."""
@@ -281,10 +288,10 @@ class World:
         self.log.create([TopicSpec(spec.name, self.partitions) for spec in self.app.topic_specs(self.partitions)])
 
     def unread(self) -> dict[str, int]:
-        """Records behind the committed offsets, by group."""
+        """Records that no committed offset was ever behind, by group; a request that came late may have set one back."""
         found: Counter[str] = Counter()
         for group in self.groups.values():
             for id_ in group.partitions:
                 end = len(self.log.partitions[id_].entries)
-                found[group.name] += max(0, end - self.log.offsets.get((group.name, id_), 0))
+                found[group.name] += max(0, end - self.reached.get((group.name, id_), 0))
         return {name: count for name, count in found.items() if count}
