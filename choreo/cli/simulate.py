@@ -13,14 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from choreo.cli.console import FAILED, AsJson, err, out, print_json, reported
 from choreo.errors import ConfigurationError
 from choreo.testing.simulation.faults import KINDS, Faults
-from choreo.testing.simulation.seeds import Tally, check_twice, find, run_seeds
+from choreo.testing.simulation.seeds import FAILING_MAX, Tally, check_twice, find, run_seeds
 from choreo.testing.simulation.shrinking import RUNS_MAX, checker_of, shrink
 from choreo.testing.simulation.simulation import Outcome, Simulation
-from choreo.testing.simulation.story import Story, tell
+from choreo.testing.simulation.story import VIOLATIONS_MAX, Story, tell
 
 TOLD_MAX = 3
 """Failing seeds that are told in full: the first of each checker."""
-VIOLATIONS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,8 @@ def simulate(
 def _one(asked: Asked, seed: int, allowed: list[str] | None) -> bool:
     """Run one seed and tell its story; of a failing one that was not shortened before, the shortest."""
     outcome = asked.simulation.run(seed, allowed=allowed)
+    if missed := [each for each in allowed or () if each not in outcome.faults]:
+        err().print(f"[yellow]allowed, and did not happen:[/] {escape(', '.join(missed))}", highlight=False)
     failure = None
     if not outcome.ok:
         failure = _shortened(asked, outcome) if allowed is None else asked.failure(outcome, outcome)
@@ -169,7 +170,8 @@ def _print_tally(asked: Asked, tally: Tally, difference: str | None) -> None:
         out().print(f"[dim]of the core's table no seed used: {rows}[/]", highlight=False)
     hours = f"{tally.virtual_hours:,.1f} virtual hours in {tally.elapsed_s:,.0f} s"
     faults = f"{tally.faults.total():,} faults, {tally.events:,} events"
-    out().print(f"{tally.seeds:,} seeds, {hours}, {faults}", highlight=False)
+    stopped = f"; stopped after {len(tally.violations)} failing seeds" if len(tally.violations) >= FAILING_MAX else ""
+    out().print(f"{tally.seeds:,} seeds, {hours}, {faults}{stopped}", highlight=False)
     if difference is not None:
         out().print(f"[bold red]not deterministic:[/] the same seed twice: {escape(difference)}", highlight=False)
     if tally.seeds and not tally.violations:
@@ -183,7 +185,7 @@ def _print_tally(asked: Asked, tally: Tally, difference: str | None) -> None:
 def _print_failure(failure: Failure) -> None:
     found, shortest = failure.found, failure.shortest
     out().print(f"\n[bold red]seed {found.seed}[/], {len(found.violations)} violations:", highlight=False)
-    for each in found.violations[:VIOLATIONS_SHOWN]:
+    for each in found.violations[:VIOLATIONS_MAX]:
         out().print(f"    {escape(each)}", highlight=False)
     out().print(f"replay it: [bold]{escape(failure.command)}[/]", highlight=False)
     said = "it needs no fault" if not shortest.faults else f"the shortest schedule, of {len(found.faults)} faults:"

@@ -68,6 +68,11 @@ def offsets(world: "World") -> Iterator[str]:
     yield from world.wrong_offsets
 
 
+def owned_twice(world: "World") -> Iterator[str]:
+    """No partition is given to a member while another one that is up and can be reached still works on it."""
+    yield from world.two_owners
+
+
 def retries(world: "World") -> Iterator[str]:
     """No handler was called more often for one event than its policy allows, in one life of a process."""
     allowed = {
@@ -121,6 +126,7 @@ CHECKERS: tuple[Checker, ...] = (
     twice,
     out_of_order,
     offsets,
+    owned_twice,
     retries,
     unfinished_flows,
     undeclared,

@@ -148,16 +148,18 @@ class SimulatedLog:
             state.open = Transaction(begun_s=now_s)
         return state.open
 
-    def end(self, transactional_id: str, epoch: int, transaction: Transaction, *, committed: bool) -> None:
-        """Commit or abort: its records and offsets become visible together, or never.
+    def end(self, transactional_id: str, epoch: int) -> Transaction:
+        """Commit whatever is open under this epoch, as EndTxn does: it names no transaction (KAFKA-17754).
+
+        Its records and offsets become visible together.
 
         Raises:
             Fenced: Another has taken the id, or the broker has aborted it.
         """
         state = self._state(transactional_id, epoch)
-        if state.open is not transaction:
+        if state.open is None:
             raise Fenced(transactional_id)
-        self._end(state, committed=committed)
+        return self._end(state, committed=True)
 
     def time_out(self, now_s: float, timeout_s: float) -> list[str]:
         """Abort what is open for longer, as a broker does; returns the ids."""
@@ -181,12 +183,12 @@ class SimulatedLog:
             raise Fenced(transactional_id)
         return state
 
-    def _end(self, state: ProducerState, *, committed: bool) -> None:
-        transaction, state.open = state.open, None
-        if transaction is not None:
-            transaction.committed = committed
-            if committed:
-                self.offsets.update(transaction.offsets)
+    def _end(self, state: ProducerState, *, committed: bool) -> Transaction:
+        transaction, state.open = state.open or Transaction(), None
+        transaction.committed = committed
+        if committed:
+            self.offsets.update(transaction.offsets)
+        return transaction
 
     def commit_offsets(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Outside of any transaction."""

@@ -58,8 +58,10 @@ class Nemesis:
             self._go_on(process)
         for member in self._world.members.values():
             if member.process is not None:
-                member.process.cut_until_s = member.process.store_down_until_s = 0.0
-                member.process.skew_s = 0.0
+                process, now_s = member.process, self._world.loop.now_s
+                process.cut_until_s = min(process.cut_until_s, now_s)
+                process.store_down_until_s = min(process.store_down_until_s, now_s)
+                process.skew_s = 0.0
 
     def _strike(self, kind: str, member: Member, process: Process) -> None:
         world, place = self._world, f"{member.name}/{kind}"
@@ -138,4 +140,5 @@ class Nemesis:
     def _go_on(self, process: Process) -> None:
         if process.life.stopped and not process.life.dead and not process.hangs:
             self._world.note(process, "goes on", "")
+            process.went_on_s = self._world.loop.now_s
             process.life.go_on(self._world.loop)

@@ -22,6 +22,7 @@ _READS = ("crash", "store_slow")
 _WRITES = ("crash", "ack_lost", "write_lost", "store_slow")
 _SENDS = ("crash", "ack_lost", "write_lost", "write_late")
 LATE_S = 0.5, 5.0
+HEALTHY_S = 10.0
 
 
 class Process:
@@ -43,6 +44,7 @@ class Process:
         self.context.run(PROCESS.set, self.life)
         self.skew_s = 0.0
         self.hangs = False
+        self.went_on_s = 0.0
         self.cut_until_s = self.store_down_until_s = 0.0
 
     # ---- as a Clock
@@ -58,6 +60,11 @@ class Process:
     async def sleep(self, delay_s: float) -> None:
         """Return so much later."""
         await asyncio.sleep(delay_s)
+
+    def healthy(self) -> bool:
+        """Whether it runs, and has long enough, and hears what it is told."""
+        since_s = max(self.cut_until_s, self.went_on_s) + HEALTHY_S
+        return not (self.life.dead or self.life.stopped) and self.world.loop.now_s > since_s
 
     # ---- calls
 

@@ -1,6 +1,6 @@
 """Many seeds over several processes, and what came of them together; one seed twice, to find what is not its seed's.
 
-Each process is a fresh interpreter that finds the Simulation again by its name, as a replay of a seed will.
+Each process is a fresh interpreter that finds the Simulation by its name, as a replay of a seed will.
 """
 
 import importlib
@@ -15,21 +15,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from choreo.core.units import TRANSITIONS
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.testing.simulation.errors import Unsimulated
 from choreo.testing.simulation.faults import Faults
 from choreo.testing.simulation.simulation import Outcome, Simulation
-
-if TYPE_CHECKING:
-    from choreo.testing.simulation.world import World
+from choreo.testing.simulation.world import World
 
 SEED_S_MAX = 300.0
 """How long one seed may take in real seconds: a handler that never awaits stops virtual time for ever."""
-FAILING_MAX = 10
-_SHOWN = 60
+FAILING_MAX, _SHOWN = 10, 60
 
 
 @dataclass(slots=True)
@@ -86,7 +83,8 @@ def find(target: str) -> Simulation:
     except ChoreoError:
         raise
     except Exception as error:
-        raise ConfigurationError(f"importing {module_name} failed: {_told(error)}") from error
+        said = f"{error}; is it below this folder?" if isinstance(error, ModuleNotFoundError) else _told(error)
+        raise ConfigurationError(f"importing {module_name} failed: {said}") from error
     found = getattr(module, name, None)
     if not isinstance(found, Simulation):
         said = "has no such name" if found is None else f"is a {type(found).__name__} and no Simulation"
@@ -132,9 +130,9 @@ def run_seeds(
                 tally.elapsed_s = time.monotonic() - begun_s
                 if progress is not None:
                     progress(tally)
-                if time.monotonic() < until_s and len(tally.violations) < failing_max:
-                    for next_ in islice(waiting, 1):
-                        child.give(next_)
+                more = time.monotonic() < until_s and len(tally.violations) < failing_max
+                for next_ in islice(waiting, int(more)):
+                    child.give(next_)
     finally:
         for child in children:
             child.end()
@@ -163,8 +161,7 @@ def first_difference(first: Sequence[str], second: Sequence[str]) -> str | None:
         one, other = (each[number] if number < len(each) else "(no more lines)" for each in (first, second))
         if one != other:
             at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
-            low = max(0, at - _SHOWN)
-            shown = [("..." if low else "") + each[low : at + _SHOWN] for each in (one, other)]
+            shown = [each[max(0, at - _SHOWN) : at + _SHOWN] for each in (one, other)]
             return f"line {number + 1} was {shown[0]!r} and then {shown[1]!r}"
     return None
 
@@ -218,21 +215,19 @@ def _serve(pipe: "Connection[Any, Any]", target: str, faults: Faults | None) -> 
             seed, in_full = pipe.recv()
         except EOFError:
             return
-        answer: Any
         try:
             simulation = find(target)
             if faults is not None:
                 simulation = replace(simulation, faults=faults)
-            answer = _lines(simulation, seed) if in_full else _brief(simulation.run(seed))
+            pipe.send(_lines(simulation, seed) if in_full else _brief(simulation.run(seed)))
         except (Unsimulated, ConfigurationError) as error:
-            answer = error
+            pipe.send(error)
         except Exception as error:
-            answer = ChoreoError(f"seed {seed}: {_told(error)}")
-        pipe.send(answer)
+            pipe.send(ChoreoError(f"seed {seed}: {_told(error)}"))
 
 
 def _brief(outcome: Outcome) -> Outcome:
-    """The history of a seed that went well is nobody's business."""
+    """Without the history, if all went well: nobody reads it."""
     return replace(outcome, history=(), text="") if outcome.ok else outcome
 
 
@@ -240,7 +235,7 @@ def _lines(simulation: Simulation, seed: int) -> list[str]:
     """The history, and all that is on the log in the end."""
     log: list[str] = []
 
-    def contents(world: "World") -> None:
+    def contents(world: World) -> None:
         for topic, partition, offset, key, value, headers, _ in world.log.scan(world.log.specs):
             log.append(f"{topic}/{partition}@{offset} {key!r} {value!r} {headers!r}")
 

@@ -27,7 +27,7 @@ from choreo.testing.simulation.pairs import PAIRS
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.world import Happening, World
 
-PUBLISH_S, FAULTS_S, SETTLE_S = 20.0, 30.0, 600.0
+PUBLISH_S, FAULTS_S, SETTLE_S = 20.0, 30.0, 300.0
 
 Workload = Callable[[random.Random], Sequence[Event]]
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from choreo.testing.simulation.simulation import Outcome
     from choreo.testing.simulation.world import Happening
 
-LINES_MAX = 150
-_PERIOD_MAX = 6
-_REPEATS_MIN = 3
+LINES_MAX, VIOLATIONS_MAX = 150, 5
+_PERIOD_MAX, _REPEATS_MIN = 6, 3
 _HANDLING = ("invokes", "returns", "raises")
 _COMING = ("starts", "assigned")
 _WORD = re.compile(r"[^\s,;:()\[\]{}'\"]+")
@@ -67,7 +66,7 @@ class Story:
             style = "bold red" if kind in KINDS else "cyan" if kind in (*_HANDLING, "publishes", "appends") else ""
             text.append(f"{'!' if kind in KINDS else ' '} {at_s:9.3f} {who:{width}}  ")
             text.append(f"{said}\n", style=style)
-        for each in self.violations:
+        for each in self.violations[:VIOLATIONS_MAX]:
             text.append(f"  violated: {_safe(each)}\n", style="bold red")
         return text
 
@@ -88,19 +87,15 @@ class Story:
                     said.append(f"Note over {one}: {'FAULT ' if each.kind in KINDS else ''}{what}")
                 case [source, target]:
                     said.append(f"{source}->>{target}: {what}")
-        said += [f"Note over {everyone}: violated: {_escaped(each)}" for each in self.violations]
+        violated = self.violations[:VIOLATIONS_MAX]
+        said += [f"Note over {everyone}: violated: {_escaped(each)}" for each in violated]
         return "\n    ".join(said) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {
-            "seed": self.seed,
-            "violations": list(self.violations),
-            "about": list(self.about),
-            "left_out": self.left_out,
-            "lines": [each._asdict() for each in self.lines],
-            "mermaid": self.mermaid(),
-        }
+        head = {"seed": self.seed, "violations": list(self.violations), "about": list(self.about)}
+        lines = [each._asdict() for each in self.lines]
+        return {**head, "left_out": self.left_out, "lines": lines, "mermaid": self.mermaid()}
 
     def _scope(self) -> str:
         what = f"flow {', '.join(self.about)}, all faults and all moves of partitions" if self.about else "all of it"
@@ -121,9 +116,11 @@ def appended(record: Record) -> str:
 def tell(outcome: "Outcome", *, lines_max: int = LINES_MAX) -> Story:
     """The story of an outcome; of a shrunk one it is shortest."""
     history = outcome.history
-    start_s = history[0].at_s if history else 0.0
     flows, places = _concern(outcome)
-    kept = [Line(each.at_s - start_s, each.who, each.kind, _said(each)) for each in _chosen(history, flows, places)]
+    kept = [
+        Line(each.at_s - history[0].at_s, each.who, each.kind, _said(each))
+        for each in _chosen(history, flows, places)
+    ]
     lines = _cut(_collapsed(kept), lines_max)
     shown = sum(1 for each in lines if each.who)
     return Story(outcome.seed, outcome.violations, sorted(flows), lines, len(history) - shown)
@@ -225,18 +222,15 @@ def _cut(lines: list[Line], lines_max: int) -> list[Line]:
 
 def _said(happening: "Happening") -> str:
     """What a line says; of a record on the log its place, type and flow are enough."""
-    what = happening.what
-    return " ".join(what.split()[:3]) if happening.kind == "appends" else what
+    return " ".join(happening.what.split()[:3]) if happening.kind == "appends" else happening.what
 
 
 def _ends(line: Line) -> tuple[str, ...]:
     """Where its arrow begins and ends; one name where it is none; none at all for a remark."""
     place = next((word for word in line.what.split() if _PLACE.match(word)), "")
     topic = f"topic {place.rpartition('/')[0]}"
-    if line.kind == "invokes" and place:
-        return topic, line.who
-    if line.kind == "appends" and place:
-        return line.who, topic
+    if place and line.kind in ("invokes", "appends"):
+        return (topic, line.who) if line.kind == "invokes" else (line.who, topic)
     if line.kind in ("publishes", "committed"):
         return line.who, "broker"
     return (line.who,) if line.who else ()

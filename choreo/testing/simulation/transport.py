@@ -195,6 +195,7 @@ class SimulatedConsumer:
         self._position.clear()
         if owned:
             await self._assignment.revoked(owned, lost=False)
+            self._world.lets_go(self._process, self._group.name, owned)
         self._beating.cancel()
         self._group.leave(self.member, self._world.loop.now_s)
         self._world.readers.remove(self)
@@ -239,6 +240,7 @@ class SimulatedConsumer:
             self._owned += new
             if new:
                 self._world.note(self._process, "assigned", ", ".join(map(str, new)))
+                self._world.holds(self._process, group.name, new)
                 await self._assignment.assigned(new)
             return
 
@@ -251,6 +253,7 @@ class SimulatedConsumer:
             self._position.pop(id_, None)
             self._paused.discard(id_)
         await self._assignment.revoked(partitions, lost=lost)
+        self._world.lets_go(self._process, self._group.name, partitions)
 
 
 class SimulatedTransactions:
@@ -304,7 +307,7 @@ class SimulatedTransactions:
                     self._log.begin(name, epoch, world.loop.now_s).offsets[self._group, partition] = offset
 
                 await call("add offsets", add, to="broker", writes=True)
-            await call("end", lambda: world.end(self._process, name, epoch, transaction), to="broker", writes=True)
+            await call("end", lambda: world.end(self._process, name, epoch), to="broker", writes=True)
         except Fenced:
             self._epochs.pop(partition, None)
             return LeaseLost(f"a newer owner has {partition} of {self._group}, or the broker ended its transaction")

@@ -104,6 +104,8 @@ class World:
     emits_once: bool = False
     emits_alike: bool = True
     wrong_offsets: list[str] = field(default_factory=list)
+    holders: dict[tuple[str, TopicPartition], Process] = field(default_factory=dict)
+    two_owners: list[str] = field(default_factory=list)
     check_offset: Callable[[str, TopicPartition, int], Iterable[str]] = field(init=False)
     dead: list[Process] = field(default_factory=list)
     history: list[Happening] = field(default_factory=list)
@@ -170,9 +172,9 @@ class World:
         self.wake()
         return epoch
 
-    def end(self, process: Process, transactional_id: str, epoch: int, transaction: Transaction) -> None:
+    def end(self, process: Process, transactional_id: str, epoch: int) -> None:
         """Commit a transaction."""
-        self.log.end(transactional_id, epoch, transaction, committed=True)
+        transaction = self.log.end(transactional_id, epoch)
         for (group, id_), offset in transaction.offsets.items():
             self.offset_committed(process, group, id_, offset)
         self.wake()
@@ -242,6 +244,20 @@ class World:
             self.loop.abandon(process.life)
         self.loop.close()
 
+    def holds(self, process: Process, group: str, partitions: Iterable[TopicPartition]) -> None:
+        """The process takes up these partitions; whoever had them must have let go, unless it could not know."""
+        for id_ in partitions:
+            other = self.holders.get((group, id_))
+            if other is not None and other is not process and other.healthy():
+                self.two_owners.append(f"{id_} was given to {process.name} while {other.name} had it")
+            self.holders[group, id_] = process
+
+    def lets_go(self, process: Process, group: str, partitions: Iterable[TopicPartition]) -> None:
+        """The process has finished with these partitions."""
+        for id_ in partitions:
+            if self.holders.get((group, id_)) is process:
+                del self.holders[group, id_]
+
     # ---- looking
 
     def rows(self, query: str, *arguments: object, service: str | None = None) -> list[tuple[Any, ...]]:
@@ -288,7 +304,7 @@ class World:
         self.log.create([TopicSpec(spec.name, self.partitions) for spec in self.app.topic_specs(self.partitions)])
 
     def unread(self) -> dict[str, int]:
-        """Records that no committed offset was ever behind, by group; a request that came late may have set one back."""
+        """Records that no committed offset was ever behind, by group; a late request may have set one back."""
         found: Counter[str] = Counter()
         for group in self.groups.values():
             for id_ in group.partitions:

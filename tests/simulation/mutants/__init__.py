@@ -1,0 +1,6 @@
+"""Protections taken out one at a time: a simulation that is worth its time finds each."""
+
+from tests.simulation.mutants.clients import CLIENTS
+from tests.simulation.mutants.protections import PROTECTIONS
+
+MUTANTS = (*PROTECTIONS, *CLIENTS)

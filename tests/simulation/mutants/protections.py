@@ -1,0 +1,187 @@
+"""choreo's own protections, each with what takes it out."""
+
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Any
+
+import pytest
+
+from choreo.core.partition import Partition
+from choreo.errors import ChoreoError
+from choreo.ports import CommitRequest, CommitResult, Lease
+from choreo.record import TopicPartition
+from choreo.runtime import emitting
+from choreo.runtime.flushing import Flusher
+from choreo.runtime.routing import Router
+from choreo.runtime.worker import AGAIN_S, Worker
+from choreo.sqlite import leases
+from choreo.stores.sqlite import SqliteStore, claim, commit
+from choreo.testing.simulation.process import Process
+from tests.simulation.mutants.mutant import Mutant
+
+
+def keys_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Every event is fresh."""
+    patch.setattr(claim, "_row", lambda db, id_: None)
+
+
+def leases_do_not_fence(patch: pytest.MonkeyPatch) -> None:
+    """A former owner of a partition commits."""
+    patch.setattr(leases, "holds", lambda db, lease: True)
+    patch.setattr(commit, "OUR_CLAIM", '"group" = ? AND topic = ? AND "partition" = ? AND ? > 0')
+
+
+def refusals_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """What the store refused is taken for committed."""
+    real = SqliteStore.commit
+
+    async def taken(self: SqliteStore, request: CommitRequest) -> CommitResult:
+        result = await real(self, request)
+        return CommitResult(frozenset(), result.transacted, result.outbox)
+
+    patch.setattr(SqliteStore, "commit", taken)
+
+
+def watermark_passes_what_is_unfinished(patch: pytest.MonkeyPatch) -> None:
+    """The offset behind everything that was fetched is committed."""
+    patch.setattr(Partition, "watermark", lambda self: self.position)
+
+
+def lanes_do_not_wait(patch: pytest.MonkeyPatch) -> None:
+    """Events of a key run at once."""
+    real = Router._unit
+
+    def alone(self: Router, partition: TopicPartition, work: Any) -> Any:
+        unit = real(self, partition, work)
+        unit.lane = object()
+        return unit
+
+    patch.setattr(Router, "_unit", alone)
+
+
+def outbox_is_not_resent(patch: pytest.MonkeyPatch) -> None:
+    """What a former owner did not send stays where it is."""
+
+    async def nothing(self: Flusher, lease: Lease) -> set[int]:
+        return set()
+
+    patch.setattr(Flusher, "resend", nothing)
+
+
+def unknown_ends_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A commit that failed counts as one that was not done."""
+    patch.setattr(Flusher, "_unsure", lambda self, units: None)
+
+
+def lost_partitions_are_sent_for(patch: pytest.MonkeyPatch) -> None:
+    """A former owner sends what it committed, whatever came before it."""
+    real = Flusher._send_outbox
+
+    async def all_of_it(self: Flusher, outbox: Any, done: Iterable[bytes], held: Any) -> None:
+        await real(self, outbox, done, {})
+
+    patch.setattr(Flusher, "_send_outbox", all_of_it)
+
+
+def ids_are_not_derived(patch: pytest.MonkeyPatch) -> None:
+    """Handled again, an event has emits of other ids."""
+    numbers = count()
+    patch.setattr(emitting, "derived_id", lambda *parts: f"made-{next(numbers)}")
+
+
+def offsets_of_lost_partitions_are_committed(patch: pytest.MonkeyPatch) -> None:
+    """A flush from before sets the offset back to where it stood then."""
+
+    async def whatever(self: Flusher) -> None:
+        offsets, self._offsets = {id_: offset for id_, (_, offset) in self._offsets.items()}, {}
+        try:
+            await self._worker.consumer.commit(offsets)
+        except ChoreoError:
+            return
+
+    patch.setattr(Flusher, "commit_offsets", whatever)
+
+
+def retries_end_with_the_next_assignment(patch: pytest.MonkeyPatch) -> None:
+    """What could not be taken is given up when another partition comes."""
+    real = Worker._take_in_time
+
+    async def newest(self: Worker, partition: TopicPartition, assignment: int) -> None:
+        await real(self, partition, self._assignments)
+
+    patch.setattr(Worker, "_take_in_time", newest)
+
+
+def timers_go_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
+    """One that was fast, and is set right, makes them wait."""
+    patch.setattr(Process, "monotonic_s", Process.now_s)
+
+
+def position_is_read_before_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """Fault 5 of the client: a former owner commits between the two."""
+    from choreo.core import messages as m
+
+    async def take(self: Worker, partitions: Sequence[TopicPartition]) -> None:
+        offsets = {id_: await self.consumer.position(id_, self.service.start) for id_ in partitions}
+        store = self.ports.store
+        for lease in await store.acquire(self.service.group, partitions, self.consumer.member):
+            await self.flusher.resend(lease)
+            self.leases[lease.partition] = lease
+            self.step(m.Assigned(lease.partition, offsets[lease.partition]))
+            self.consumer.seek(lease.partition, offsets[lease.partition])
+
+    assert AGAIN_S
+    patch.setattr(Worker, "_take", take)
+
+
+PROTECTIONS = (
+    Mutant("keys forgotten", "a key that is done is found done", "orders", "outbox", keys_are_forgotten),
+    Mutant("leases do not fence", "a commit checks epoch and claim", "parcels", "embedded", leases_do_not_fence),
+    Mutant("refusals ignored", "refused results are dropped", "parcels", "outbox", refusals_are_ignored),
+    Mutant(
+        "watermark too high",
+        "offsets stop at what is unfinished",
+        "parcels",
+        "lease",
+        watermark_passes_what_is_unfinished,
+    ),
+    Mutant("lanes do not wait", "events of a key run in order", "parcels", "outbox", lanes_do_not_wait),
+    Mutant("outbox not resent", "a new owner sends what was left", "orders", "outbox", outbox_is_not_resent),
+    Mutant(
+        "unknown ends forgotten",
+        "a commit that failed may have been done",
+        "parcels",
+        "outbox",
+        unknown_ends_are_forgotten,
+    ),
+    Mutant(
+        "sent for a lost partition",
+        "a lost partition's outbox is its next owner's",
+        "parcels",
+        "outbox",
+        lost_partitions_are_sent_for,
+    ),
+    Mutant("ids not derived", "ids of emits are derived", "parcels", "lease", ids_are_not_derived),
+    Mutant(
+        "stale offsets told",
+        "offsets of lost partitions are not committed",
+        "parcels",
+        "outbox",
+        offsets_of_lost_partitions_are_committed,
+    ),
+    Mutant(
+        "taking given up",
+        "a partition is tried until it is taken",
+        "parcels",
+        "outbox",
+        retries_end_with_the_next_assignment,
+    ),
+    Mutant("wall-clock timers", "timers are not set back", "parcels", "outbox", timers_go_by_the_wall_clock),
+    Mutant(
+        "fault 5: position before the fence",
+        "InitProducerId, then the position",
+        "parcels",
+        "changelog",
+        position_is_read_before_the_fence,
+    ),
+)
