@@ -222,9 +222,7 @@ class SimulatedConsumer:
                 await self._give_up(list(self._owned), lost=False)
             group.join(self.member, self._owned, loop.now_s)
             self._told = "joining"
-            while (member := group.members.get(self.member)) is not None and (  # noqa: ASYNC110 - as a client polls
-                member.joined or group.round_since_s is not None
-            ):
+            while (member := group.members.get(self.member)) is not None and member.joined:  # noqa: ASYNC110
                 await asyncio.sleep(JOIN_POLL_S)
             if member is None or loop.now_s < self._process.cut_until_s:
                 await asyncio.sleep(HEARTBEAT_S)
