@@ -1,4 +1,4 @@
-"""A flow without rows, for pairs whose store keeps none: parcels are sorted, then delivered, in the order they came."""
+"""A flow without rows, for pairs whose store keeps none: parcels are sorted, then delivered, in order."""
 
 import random
 from collections import Counter

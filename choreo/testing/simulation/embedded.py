@@ -13,6 +13,7 @@ from choreo.sqlite.database import Database
 from choreo.testing.simulation.database import SimulatedDatabase
 from choreo.testing.simulation.log import SimulatedLog, Transaction
 from choreo.testing.simulation.process import Process
+from choreo.testing.simulation.story import appended
 
 if TYPE_CHECKING:
     from choreo.testing.simulation.world import World
@@ -49,7 +50,9 @@ class CopiedLog(SimulatedLog):
         for id_, partition in self.partitions.items():
             at = len(partition.entries)
             new = self._database.read_inline(lambda db, id_=id_, at=at: log.read(db, id_, at, 1_000_000))  # type: ignore[misc]
-            partition.entries += [(record, None) for record in new]
+            for record in new:
+                partition.entries.append((record, None))
+                self._world.note(who, "appends", appended(record))
             self.appended += len(new)
         for group, topic, number, offset in found:
             where = group, TopicPartition(topic, number)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from hashlib import blake2b
 
 KINDS: Mapping[str, str] = {
-    "crash": "a process is killed, and started again a while later",
+    "crash": "a process is killed before a call is done, or at any time; another is started a while later",
+    "crash_after": "a process is killed when a call was done, before it is answered",
     "pause": "a process stands still longer than its session, loses its partitions, and goes on: a zombie",
-    "ack_lost": "a write is done, and its answer never comes",
+    "ack_lost": "a call is done, and its answer never comes",
     "write_lost": "a write is not done, and no answer comes",
     "write_late": "a write to the log is done after its sender has given up waiting",
     "hang": "a process stands still for good, and nobody starts another",
@@ -35,7 +36,8 @@ class Faults:
     Opportunities of the first lines are single calls of a process, of the last ones virtual seconds of a process.
     """
 
-    crash: float = 0.004
+    crash: float = 0.003
+    crash_after: float = 0.003
     ack_lost: float = 0.01
     write_lost: float = 0.01
     write_late: float = 0.005

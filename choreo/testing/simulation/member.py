@@ -40,18 +40,19 @@ class SimulatedInvoker(Invoker):
 
     async def _call(self, bound: Any, event: Any, arguments: Mapping[str, Any]) -> Any:
         world, process = self._world, self._process
-        fault = world.dice.fault(f"{process.name}/{bound.handler.label}", ("crash", "handler_fails", "handler_slow"))
+        kinds = ("crash", "crash_after", "handler_fails", "handler_slow")
+        fault = world.dice.fault(f"{process.name}/{bound.handler.label}", kinds)
         if fault is None:
             return await super()._call(bound, event, arguments)
         place = f"{process.name}/{bound.handler.label}!"
-        after = world.dice.number(place) < 0.5
+        after = fault == "crash_after" or (fault == "handler_fails" and world.dice.number(place) < 0.5)
         world.note(process, fault, f"{bound.handler.label}{', after its work' if after else ''}")
         if fault == "handler_slow":
             await asyncio.sleep(world.dice.between(place, *SLOW_S))
             return await super()._call(bound, event, arguments)
-        result = await super()._call(bound, event, arguments) if after else None
-        del result
-        if fault == "crash":
+        if after:
+            await super()._call(bound, event, arguments)
+        if fault.startswith("crash"):
             world.crash(process)
             await world.loop.create_future()
         raise HandlerFault(bound.handler.label)
@@ -59,12 +60,28 @@ class SimulatedInvoker(Invoker):
     async def invoke(self, unit: Unit, transaction: Any = None, connection: Any = None) -> Any:
         """Call it, and remember."""
         self._world.invoked(self._process, unit)
-        return await super().invoke(unit, transaction, connection)
+        try:
+            result = await super().invoke(unit, transaction, connection)
+        except Exception as error:
+            self._world.came_back(self._process, unit, error)
+            raise
+        self._world.came_back(self._process, unit)
+        return result
 
     def call_inside(self, unit: Unit, context: Any, transaction: Any) -> Any:
         """Call a plain handler inside a transaction; what goes wrong in it rolls it back."""
-        world, process, label = self._world, self._process, unit.work.bound.handler.label
+        world, process = self._world, self._process
         world.invoked(process, unit)
+        try:
+            result = self._inside(unit, context, transaction)
+        except Exception as error:
+            world.came_back(process, unit, error)
+            raise
+        world.came_back(process, unit)
+        return result
+
+    def _inside(self, unit: Unit, context: Any, transaction: Any) -> Any:
+        world, process, label = self._world, self._process, unit.work.bound.handler.label
         fault = world.dice.fault(f"{process.name}/{label}", ("handler_fails",))
         if fault is None:
             return super().call_inside(unit, context, transaction)

@@ -101,7 +101,7 @@ class Nemesis:
                 topic = topics[int(world.dice.number(place) * len(topics))]
                 what, value = POISON[int(world.dice.number(place) * len(POISON))]
                 world.note("stranger", kind, f"{what} on {topic}")
-                world.append([ProducerRecord(topic, b"poison", value, self._headers(topic))])
+                world.append("stranger", [ProducerRecord(topic, b"poison", value, self._headers(topic))])
             case "transaction_timeout":
                 for name in world.log.time_out(now_s, -1.0):
                     world.note("broker", kind, name)

@@ -18,9 +18,9 @@ LATENCY_S = 0.0005, 0.008
 SLOW_S = 0.5, 4.0
 TIMEOUT_S = 1.0, 3.0
 """How long a call waits for an answer that does not come."""
-_READS = ("crash", "store_slow")
-_WRITES = ("crash", "ack_lost", "write_lost", "store_slow")
-_SENDS = ("crash", "ack_lost", "write_lost", "write_late")
+_READS = ("crash", "ack_lost", "store_slow")
+_WRITES = ("crash", "crash_after", "ack_lost", "write_lost", "store_slow")
+_SENDS = ("crash", "crash_after", "ack_lost", "write_lost", "write_late")
 LATE_S = 0.5, 5.0
 HEALTHY_S = 10.0
 
@@ -88,22 +88,23 @@ class Process:
         if loop.now_s < (self.cut_until_s if to == "broker" else self.store_down_until_s):
             await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
             raise self._unanswered(what, to)
-        fault = dice.fault(place, (_READS if not writes else _WRITES if to == "store" else _SENDS)[not mortal :])
+        fault = dice.fault(
+            place, (_READS if not writes else _WRITES if to == "store" else _SENDS)[0 if mortal else 2 * writes :]
+        )
         if fault is None:
             result = perform()
             await asyncio.sleep(LATENCY_S[0])
             return result
-        after = dice.number(f"{place}!") < 0.5
-        world.note(self, fault, f"{what}{', after it was done' if after and fault == 'crash' else ''}")
+        world.note(self, fault, what)
         if fault == "store_slow":
             await asyncio.sleep(dice.between(f"{place}?", *SLOW_S))
             return perform()
-        if fault == "ack_lost" or (fault == "crash" and after):
+        if fault in ("ack_lost", "crash_after"):
             perform()
         if fault == "write_late":
             late_s = dice.between(f"{place}?", *TIMEOUT_S) + dice.between(f"{place}?", *LATE_S)
             loop.call_later(late_s, self._late, what, perform, context=world.context)
-        if fault == "crash":
+        if fault.startswith("crash"):
             world.crash(self)
             await loop.create_future()  # nothing of it runs any more
         await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))

@@ -164,14 +164,14 @@ class Simulation:
             world.note(client, "publishes", f"{event.event_type} {id_}")
             while True:
                 try:
-                    send = partial(world.append, [record])
+                    send = partial(world.append, client, [record])
                     await client.call("publish", send, to="broker", writes=True, mortal=False)
                     break
                 except ChoreoError:
                     continue
             if world.dice.fault("publisher/again", ("duplicate",)):
                 world.note(client, "duplicate", id_)
-                world.append([record])
+                world.append(client, [record])
 
     async def _settle(self, world: World) -> list[str]:
         """Wait until all that was published has been dealt with; it must be, once nothing goes wrong any more."""

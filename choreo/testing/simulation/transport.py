@@ -42,7 +42,7 @@ class SimulatedTransport:
     async def send(self, records: Sequence[ProducerRecord]) -> None:
         """Append, each partition's records together; others may be in between and some may fail."""
         world = self._world
-        await self._process.call("send", lambda: world.append(records), to="broker", writes=True)
+        await self._process.call("send", lambda: world.append(self._process, records), to="broker", writes=True)
 
     async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicSpec]:
         """The topics that exist."""
@@ -294,7 +294,7 @@ class SimulatedTransactions:
             if part.records:
                 await call(
                     "produce",
-                    lambda: world.append(part.records, (name, epoch, transaction)),
+                    lambda: world.append(self._process, part.records, (name, epoch, transaction)),
                     to="broker",
                     writes=True,
                 )

@@ -21,6 +21,7 @@ from choreo.testing.simulation.group import SimulatedGroup
 from choreo.testing.simulation.log import Fenced, SimulatedLog, Transaction
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.process import Process
+from choreo.testing.simulation.story import appended
 
 if TYPE_CHECKING:
     from choreo.testing.simulation.member import Member
@@ -153,7 +154,10 @@ class World:
         return f"{process.name}.{self._names[process.name]}"
 
     def append(
-        self, records: Sequence[ProducerRecord], part: tuple[str, int, Transaction] | None = None
+        self,
+        who: Process | str,
+        records: Sequence[ProducerRecord],
+        part: tuple[str, int, Transaction] | None = None,
     ) -> list[Record]:
         """Append, if the producer is not fenced."""
         transaction = None
@@ -162,12 +166,17 @@ class World:
             if self.log.begin(name, epoch, self.loop.now_s) is not transaction:
                 raise Fenced(name)
         done = self.log.append(records, self.loop.now_s, transaction)
+        for record in done:
+            self.note(who, "appends", appended(record))
         if transaction is None:
             self.wake()
         return done
 
     def init_producer(self, transactional_id: str) -> int:
         """A newer epoch; what was open is aborted, and readers go on."""
+        state = self.log.producers.get(transactional_id)
+        if state is not None and state.open is not None:
+            self.note("broker", "aborted", transactional_id)
         epoch = self.log.init_producer(transactional_id)
         self.wake()
         return epoch
@@ -225,6 +234,14 @@ class World:
         self.invocations.append(
             Invocation(self.loop.now_s, process.name, handler, unit.digest, record.key, unit.attempts, record)
         )
+
+    def came_back(self, process: Process, unit: Unit, error: Exception | None = None) -> None:
+        """A handler returned or raised."""
+        handler, where = unit.work.bound.handler.label, f"{unit.partition}@{unit.offset}"
+        if error is None:
+            self.note(process, "returns", f"{handler} {where}")
+        else:
+            self.note(process, "raises", f"{handler} {where} {type(error).__name__}")
 
     def settled(self) -> bool:
         """Whether everything that was published has been dealt with by everybody."""

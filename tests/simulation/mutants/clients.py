@@ -1,14 +1,15 @@
 """Faults of the client library, put back where choreo contains them; numbers as in docs/aiokafka-faults.md."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from choreo.errors import ChoreoError, LeaseLost, TransportError
 from choreo.ports import LogCommit, Start
-from choreo.record import TopicPartition
-from choreo.testing.simulation import transport, world
+from choreo.record import Record, TopicPartition
+from choreo.testing.simulation import world
 from choreo.testing.simulation.log import Fenced
 from choreo.testing.simulation.transport import SimulatedConsumer, SimulatedTransactions
 from tests.simulation.mutants.mutant import Mutant
@@ -52,7 +53,7 @@ def commit_over_a_failed_send(patch: pytest.MonkeyPatch) -> None:
             try:
                 await call(
                     "produce",
-                    lambda: self._world.append(part.records, (name, epoch, open_)),
+                    lambda: self._world.append(self._process, part.records, (name, epoch, open_)),
                     to="broker",
                     writes=True,
                 )
@@ -96,8 +97,14 @@ def _keep_producers(patch: pytest.MonkeyPatch, *, abort: bool = False) -> None:
         await fence(self, new)
         return {id_: self._epochs[id_] for id_ in partitions}
 
+    async def to_what_is_stable(
+        self: SimulatedTransactions, partition: TopicPartition, offset: int
+    ) -> AsyncIterator[Sequence[Record]]:
+        yield self._log.partitions[partition].committed(offset, 1_000_000)[0]
+
     patch.setattr(SimulatedTransactions, "_commit", kept)
     patch.setattr(SimulatedTransactions, "fence", again)
+    patch.setattr(SimulatedTransactions, "read", to_what_is_stable)
 
 
 def who_hangs_stays_a_member(patch: pytest.MonkeyPatch) -> None:
@@ -117,7 +124,6 @@ def rounds_do_not_wait_for_drains(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(world, "ROUND_S", 1.0)
 
 
-assert transport
 CLIENTS = (
     Mutant("fault 1: an id a member", "a transactional id a partition", "parcels", "changelog", an_id_a_member),
     Mutant(

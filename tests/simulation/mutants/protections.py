@@ -13,7 +13,7 @@ from choreo.record import TopicPartition
 from choreo.runtime import emitting
 from choreo.runtime.flushing import Flusher
 from choreo.runtime.routing import Router
-from choreo.runtime.worker import AGAIN_S, Worker
+from choreo.runtime.worker import Worker
 from choreo.sqlite import leases
 from choreo.stores.sqlite import SqliteStore, claim, commit
 from choreo.testing.simulation.process import Process
@@ -130,7 +130,6 @@ def position_is_read_before_the_fence(patch: pytest.MonkeyPatch) -> None:
             self.step(m.Assigned(lease.partition, offsets[lease.partition]))
             self.consumer.seek(lease.partition, offsets[lease.partition])
 
-    assert AGAIN_S
     patch.setattr(Worker, "_take", take)
 
 
@@ -172,7 +171,7 @@ PROTECTIONS = (
     Mutant(
         "taking given up",
         "a partition is tried until it is taken",
-        "parcels",
+        "orders",
         "outbox",
         retries_end_with_the_next_assignment,
     ),
