@@ -92,9 +92,7 @@ class Process:
             place, (_READS if not writes else _WRITES if to == "store" else _SENDS)[0 if mortal else 2 * writes :]
         )
         if fault is None:
-            result = perform()
-            await asyncio.sleep(LATENCY_S[0])
-            return result
+            return perform()
         world.note(self, fault, what)
         if fault == "store_slow":
             await asyncio.sleep(dice.between(f"{place}?", *SLOW_S))

@@ -107,6 +107,10 @@ class SimulatedConsumer:
                 async with asyncio.timeout_at(min(until_s, self._next_late_s())):
                     await self.changed.wait()
 
+    def reads(self, partitions: set[TopicPartition]) -> bool:
+        """Whether one of them is among what it fetches."""
+        return not partitions.isdisjoint(self._position)
+
     def _read(self, records_max: int) -> list[Record]:
         found: list[Record] = []
         now_s = self._world.loop.now_s

@@ -169,7 +169,7 @@ class World:
         for record in done:
             self.note(who, "appends", appended(record))
         if transaction is None:
-            self.wake()
+            self.wake({TopicPartition(record.topic, record.partition) for record in done})
         return done
 
     def init_producer(self, transactional_id: str) -> int:
@@ -186,7 +186,7 @@ class World:
         transaction = self.log.end(transactional_id, epoch)
         for (group, id_), offset in transaction.offsets.items():
             self.offset_committed(process, group, id_, offset)
-        self.wake()
+        self.wake(transaction.touched)
 
     def commit_offsets(self, process: Process, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit offsets of a group."""
@@ -200,10 +200,11 @@ class World:
         self.reached[group, partition] = max(offset, self.reached.get((group, partition), 0))
         self.wrong_offsets += self.check_offset(group, partition, offset)
 
-    def wake(self) -> None:
-        """Something can be read that could not before."""
+    def wake(self, partitions: set[TopicPartition] | None = None) -> None:
+        """Something can be read that could not before; of any partition, unless some are named."""
         for reader in self.readers:
-            reader.changed.set()
+            if partitions is None or reader.reads(partitions):
+                reader.changed.set()
 
     async def coordinate(self) -> None:
         """What brokers do by themselves: put silent members out, end rounds, abort what is open for too long."""
