@@ -88,10 +88,14 @@ class Dice:
 
     Args:
         allowed: The only faults that may happen, by id; all if None. This is how a schedule is replayed and shrunk.
+
+    Attributes:
+        visits: Every visit at which a fault could have happened, `place#number`, with the kinds, in order.
     """
 
     def __init__(self, seed: int, faults: Faults, *, allowed: frozenset[str] | None = None) -> None:
         self.fired: list[str] = []
+        self.visits: list[tuple[str, Sequence[str]]] = []
         self.counts: Counter[str] = Counter()
         self.enabled = True
         self._seed = seed.to_bytes(8, "big", signed=True)
@@ -115,6 +119,7 @@ class Dice:
         if not self.enabled:
             return None
         visit = f"{place}#{self._asked[place]}"
+        self.visits.append((visit, kinds))
         left = self._hashed(visit)
         for kind, chance in self._of(tuple(kinds)):
             if left < chance:

@@ -166,10 +166,10 @@ class Member:
             return
         self._world.note(process, "stops", self.service)
         self.worker = None
-        try:
-            await process.spawn(worker.stop())
-        except ChoreoError as error:  # it ends all the same
-            self._world.note(process, "stopped with", type(error).__name__)
+        stopping = process.spawn(worker.stop())
+        await asyncio.wait({stopping})  # not awaited itself, which could not be cancelled if it were killed meanwhile
+        if isinstance(stopping.exception(), ChoreoError):  # it ends all the same
+            self._world.note(process, "stopped with", type(stopping.exception()).__name__)
         if self.process is process:
             process.life.kill()
             self._world.dead.append(process)

@@ -63,6 +63,8 @@ def shrink(run: Run, outcome: "Outcome", *, runs_max: int = RUNS_MAX, progress: 
                 break
             else:
                 parts *= 2
+        if len(search.best.faults) > 2:  # a long way round: one of those left out may do it by itself
+            search.fails_in_one_of([each] for each in outcome.faults)
     return search.best
 
 
