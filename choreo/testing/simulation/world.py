@@ -282,13 +282,13 @@ class World:
         """Rows of the services' own tables; a name alone stands for all of a table."""
         if query.isidentifier():
             query = f'SELECT * FROM "{query}"'
-        names = [service] if service else list(self.databases)
+        names = [service] if service in self.databases else list(self.databases)
         found: list[tuple[Any, ...]] = []
         for name in names:
             try:
                 found += self.databases[name].read_inline(lambda db: db.execute(query, arguments).fetchall())
             except Exception as error:
-                if not isinstance(error.__cause__, sqlite3.OperationalError) or service or len(names) == 1:
+                if not isinstance(error.__cause__, sqlite3.OperationalError) or len(names) == 1:
                     raise
         return found
 
