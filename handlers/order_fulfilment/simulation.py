@@ -100,7 +100,7 @@ def orders(chance: random.Random) -> Sequence[OrderPlaced]:
 
 def reconciled(world: World) -> Iterator[str]:
     """The services' ledgers agree with each other, with the provider's statement and with the shelf."""
-    rows = [row for name in world.app.services for row in ledger.read_rows(partial(world.rows, service=name))]
+    rows = [row for name in world.databases for row in ledger.read_rows(partial(world.rows, service=name))]
     rows += [ledger.row_of("provider", *entry) for entry in world.resources[PaymentProvider].statement]
     placed = [str(event.order_id) for event in world.published.values()]
     stock = ledger.read_stock(partial(world.rows, service="inventory"))

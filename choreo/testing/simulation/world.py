@@ -89,6 +89,7 @@ class World:
         invocations: Every call of a handler, in order.
         committed: For each group and partition, every offset committed, in order.
         published: Events given to the flow from outside, by id.
+        databases: By service; on the embedded broker there is one.
         emits_once, emits_alike: What the pair promises: that no emit is on the log twice; that its copies are equal.
     """
 
@@ -279,7 +280,10 @@ class World:
     # ---- looking
 
     def rows(self, query: str, *arguments: object, service: str | None = None) -> list[tuple[Any, ...]]:
-        """Rows of the services' own tables; a name alone stands for all of a table."""
+        """Rows of the services' own tables; a name alone stands for all of a table.
+
+        `service`: only of the database it writes to, which on the embedded broker is everybody's.
+        """
         if query.isidentifier():
             query = f'SELECT * FROM "{query}"'
         names = [service] if service in self.databases else list(self.databases)

@@ -19,7 +19,7 @@ class ProxiedNode(Node):
         self._proxy = proxy
 
     def configure(self, settings: Mapping[str, object]) -> None:
-        """Add the listener behind the proxy. Kafka names those ports to a client that belong to the one it came by."""
+        """Add the listener behind the proxy. Of a broker's ports Kafka names to a client those it came by."""
         (self._proxy.behind,) = free_ports(1)
         added = {
             "listeners": f"{LISTENER}://127.0.0.1:{self._proxy.behind}",

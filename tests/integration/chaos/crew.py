@@ -12,6 +12,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[3]
 # A killed member is forgotten as soon as brokers allow, and not after 45 s.
 QUICK_SESSIONS = {"CHOREO_KAFKA_SESSION_TIMEOUT_MS": "6000"}
+TELLING = {"PYTHONFAULTHANDLER": "1"}
+"""Where each thread was, if a C library crashes."""
 DRAIN_S = 40.0
 
 
@@ -24,6 +26,14 @@ class Job(NamedTuple):
     store: str
 
 
+class Ended(NamedTuple):
+    """A process that ended by itself: its service, exit code (a signal's number, negative) and last words."""
+
+    service: str
+    code: int
+    said: str
+
+
 class Crew:
     """A process for each job, named by its service, and copies of some of them.
 
@@ -33,9 +43,9 @@ class Crew:
     def __init__(self, folder: Path, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
         self.folder = folder
         self.jobs = {job.service: job for job in jobs}
-        self.ended: list[str] = []
+        self.ended: list[Ended] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._environment = {**os.environ, **QUICK_SESSIONS, "PYTHONPATH": str(ROOT), **environment}
+        self._environment = {**os.environ, **QUICK_SESSIONS, **TELLING, "PYTHONPATH": str(ROOT), **environment}
 
     @property
     def names(self) -> list[str]:
@@ -80,8 +90,7 @@ class Crew:
         for name, process in list(self._processes.items()):
             code = process.poll()
             if code is not None:
-                last = self.log(name).splitlines()[-1:]
-                self.ended.append(f"{name} ended by itself with {code}: {''.join(last)[:300]}")
+                self.ended.append(Ended(name.rstrip("+"), code, self.log(name)))
                 self.start(name)
 
     def end(self) -> None:
@@ -90,6 +99,11 @@ class Crew:
             if process.poll() is None:
                 process.kill()  # also one that is stopped
                 process.wait(10)
+
+    def starts(self, name: str) -> int:
+        """How often a process of this name has said that it runs."""
+        log = self.folder / f"{name}.log"
+        return log.read_text(errors="replace").count("choreo.run: running") if log.exists() else 0
 
     def log(self, name: str) -> str:
         """The last lines a process of this name has said."""

@@ -1,7 +1,7 @@
 """Entries of accounts, in order an account: booked in PostgreSQL, noted on Redis, mirrored on the changelog.
 
-`choreo run tests.integration.chaos.entries:app --service NAME` runs one of the services. What `clerk` and `mirror` emit
-is heard by `bookkeeper`, so that an effect of theirs that comes twice is two rows there.
+`choreo run tests.integration.chaos.entries:app --service NAME` runs one of the services. What `clerk` and `mirror`
+emit is heard by `bookkeeper`, so that an effect of theirs that comes twice is two rows there.
 """
 
 from typing import Any
@@ -40,9 +40,9 @@ bookkeeper, clerk, mirror = Service("bookkeeper"), Service("clerk"), Service("mi
 
 
 @bookkeeper.on_start
-async def tables(db: psycopg.AsyncConnection[Any]) -> None:
+def tables(db: psycopg.Connection[Any]) -> None:
     """One table, whose only key is the number it counts with: what is done twice is there twice."""
-    await db.execute(
+    db.execute(
         f"CREATE TABLE IF NOT EXISTS {TABLE} (id bigserial PRIMARY KEY, kind text, account text, number integer)"
     )
 
@@ -50,8 +50,9 @@ async def tables(db: psycopg.AsyncConnection[Any]) -> None:
 @bookkeeper.handler(EntryMade)
 async def book(entry: EntryMade, db: psycopg.AsyncConnection[Any]) -> EntryBooked:
     """A row, and an event that says so."""
-    await _enter(entry, db)
-    return EntryBooked(account=entry.account, number=entry.number)
+    booked = EntryBooked(account=entry.account, number=entry.number)
+    await _enter(booked, db)
+    return booked
 
 
 @bookkeeper.handler(EntryNoted, EntryMirrored)

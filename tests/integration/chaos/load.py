@@ -18,7 +18,7 @@ from handlers.order_fulfilment.events import OrderPlaced
 from handlers.order_fulfilment.orders import read, shipped_lines
 from tests.integration.chaos.entries import EntryMade
 
-ACCOUNTS = 16
+ACCOUNTS = 8
 AGAIN_SHARE = 0.05
 """Of entries, published once more under their id, behind later ones."""
 ORDER_LANES = 4

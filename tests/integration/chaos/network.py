@@ -1,6 +1,8 @@
-"""TCP proxies before brokers, which delay, cut, half-close and mute what goes through them. They know nothing of Kafka."""
+"""TCP proxies before brokers, which delay, cut, half-close and mute what goes through. They know no Kafka."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -18,6 +20,9 @@ class Link:
     def abort(self) -> None:
         """Both sides see a reset."""
         for writer in (self.client, self.broker):
+            end = writer.get_extra_info("socket")
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # else it is an end
             writer.transport.abort()
 
     def half_close(self) -> None:
