@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench bench-stores guarantees clean
+.PHONY: help demo test test-fast check bench bench-stores guarantees simulate mutants clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
+	@echo "make simulate   10,000 bad days of the order flow, each from its seed (SIMULATE_ARGS)"
+	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 
@@ -41,6 +43,12 @@ bench-stores: $(STAMP)
 
 guarantees: $(STAMP)
 	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)
+
+simulate: $(STAMP)
+	$(BIN)/choreo simulate handlers.order_fulfilment.simulation:simulation --seeds 10000 --minutes 30 $(SIMULATE_ARGS)
+
+mutants: $(STAMP)
+	$(BIN)/python scripts/mutants.py --write docs/mutants.md $(MUTANTS_ARGS)
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml

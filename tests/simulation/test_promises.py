@@ -1,4 +1,4 @@
-"""choreo's promises through hundreds of bad days: no seed of any pair may break one. `SIMULATE_SEEDS` asks for more."""
+"""choreo's promises through hundreds of bad days: no seed of any pair may break one. `SIMULATE_SEEDS`: how many."""
 
 import os
 from collections import Counter
@@ -21,7 +21,9 @@ def test_orders_add_up_in_every_seed(part: int) -> None:
     counts: Counter[str] = Counter()
     for seed in range(1 + part, 1 + SEEDS, 4):
         outcome = orders.run(seed)
-        assert outcome.violations == (), f"choreo simulate handlers.order_fulfilment.simulation:simulation --seed {seed}"
+        assert outcome.violations == (), (
+            f"choreo simulate handlers.order_fulfilment.simulation:simulation --seed {seed}"
+        )
         assert len(outcome.faults) >= FAULTS_MIN
         counts.update(outcome.counts)
     if SEEDS >= 500:

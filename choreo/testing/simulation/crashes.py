@@ -107,11 +107,11 @@ class Crashes:
         return sum(said.partition(":")[0] in checkers for each in self.trials for said in each.violations)
 
 
-def crash_points(simulation: "Simulation", seed: int) -> list[str]:
+def crash_points(simulation: "Simulation", seed: int, *, reads: bool = True) -> list[str]:
     """Ids of a crash before and after every call that a process makes in a run in which nothing goes wrong.
 
     Calls are those of broker and store, and of the handlers. After one that only reads nothing is there that was not
-    before, so there is no crash.
+    before, so there is no crash; without `reads` there is none before it, either.
 
     Raises:
         ChoreoError: The run itself violates something.
@@ -119,14 +119,19 @@ def crash_points(simulation: "Simulation", seed: int) -> list[str]:
     peaceful = try_one(simulation, seed, ())
     if peaceful.violations:
         raise ChoreoError(f"seed {seed} fails without a crash: {peaceful.violations[0]}")
-    return [f"{kind}@{visit}" for visit, kinds in peaceful.later for kind in kinds]
+    return [f"{kind}@{visit}" for visit, kinds in peaceful.later if reads or AFTER in kinds for kind in kinds]
 
 
 def single(
-    simulation: "Simulation", seed: int = 1, *, runs_max: int | None = None, progress: Progress | None = None
+    simulation: "Simulation",
+    seed: int = 1,
+    *,
+    reads: bool = True,
+    runs_max: int | None = None,
+    progress: Progress | None = None,
 ) -> Crashes:
     """Run with each crash alone; with at most `runs_max` of them, evenly chosen, if it is given."""
-    points = [(id_,) for id_ in crash_points(simulation, seed)]
+    points = [(id_,) for id_ in crash_points(simulation, seed, reads=reads)]
     trials = _try_all(simulation, seed, evenly(points, runs_max), progress)
     return Crashes(len(points), 0, trials, _own(simulation))
 

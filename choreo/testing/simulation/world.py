@@ -261,6 +261,8 @@ class World:
         for process in [*self.dead, *(each.process for each in self.members.values() if each.process)]:
             process.life.kill()
             self.loop.abandon(process.life)
+        for task in asyncio.all_tasks(self.loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
         self.loop.close()
 
     def holds(self, process: Process, group: str, partitions: Iterable[TopicPartition]) -> None:
