@@ -11,6 +11,7 @@ from tests.simulation.parcels import parcel_flow
 
 SEEDS = 12
 LATE = {
+    "leases do not fence",
     "refusals ignored",
     "sent for a lost partition",
     "stale offsets told",
