@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench bench-stores guarantees simulate mutants clean
+.PHONY: help demo test test-fast check bench bench-stores guarantees simulate mutants chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -17,6 +17,7 @@ help:
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make simulate   10,000 bad days of the order flow, each from its seed (SIMULATE_ARGS)"
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
+	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 
@@ -24,10 +25,10 @@ demo: $(STAMP)
 	$(BIN)/choreo demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile -m "not chaos" $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not chaos" $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -49,6 +50,10 @@ simulate: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python scripts/mutants.py --write docs/mutants.md $(MUTANTS_ARGS)
+
+chaos: $(STAMP)
+	CHAOS_WRITE=$(or $(CHAOS_WRITE),1) CHAOS_S=$(or $(CHAOS_S),600) \
+	    $(BIN)/python -m pytest -s -m chaos tests/integration/chaos $(PYTEST_ARGS)
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml
