@@ -117,7 +117,7 @@ def test_seeds_are_run_in_processes_and_counted(here: Path) -> None:
 def test_failing_seeds_come_back_whole_and_end_the_run(here: Path) -> None:
     """With their histories, as they are when they are run here; after so many no other seed is begun."""
     faults = Faults.only("handler_fails", chance=0.5)
-    tally = run_seeds("brewing:careless", range(1, 1000), faults=faults, failing_max=2)
+    tally = run_seeds("brewing:careless", range(1, 1000), changes={"faults": faults}, failing_max=2)
     assert tally.seeds < 20
     assert len(tally.violations) == 2
     assert set(tally.faults) == {"handler_fails"}

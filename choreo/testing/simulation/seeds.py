@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -20,7 +20,6 @@ from typing import Any
 from choreo.core.units import TRANSITIONS
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.testing.simulation.errors import Unsimulated
-from choreo.testing.simulation.faults import Faults
 from choreo.testing.simulation.simulation import Outcome, Simulation
 from choreo.testing.simulation.world import World
 
@@ -97,7 +96,7 @@ def run_seeds(
     target: str,
     seeds: Iterable[int],
     *,
-    faults: Faults | None = None,
+    changes: Mapping[str, Any] | None = None,
     processes: int = 1,
     minutes_max: float | None = None,
     failing_max: int = FAILING_MAX,
@@ -107,7 +106,7 @@ def run_seeds(
 
     Args:
         target: MODULE:NAME of the Simulation; the processes import it.
-        faults: Instead of its own.
+        changes: Fields of it to be replaced, such as `faults` and `pair`.
         processes: How many at once; >= 1.
         minutes_max: No seed is begun later than this.
         progress: Called after each seed.
@@ -121,7 +120,7 @@ def run_seeds(
     children: list[_Child] = []
     try:
         for seed in islice(waiting, processes):
-            children.append(_Child(target, faults))
+            children.append(_Child(target, changes or {}))
             children[-1].give(seed)
         while busy := [each for each in children if each.seed is not None]:
             ready = wait([each.pipe for each in busy], SEED_S_MAX)
@@ -139,12 +138,12 @@ def run_seeds(
     return tally
 
 
-def check_twice(target: str, seed: int, *, faults: Faults | None = None) -> str | None:
+def check_twice(target: str, seed: int, *, changes: Mapping[str, Any] | None = None) -> str | None:
     """Run a seed in two processes: None if their histories and logs are the same bytes, else where they first differ.
 
     What differs did not come of the seed: `datetime.now()` or `uuid4()` in a handler, or the order of a set.
     """
-    children = [_Child(target, faults) for _ in range(2)]
+    children = [_Child(target, changes or {}) for _ in range(2)]
     try:
         for child in children:
             child.give(seed, in_full=True)
@@ -169,10 +168,10 @@ def first_difference(first: Sequence[str], second: Sequence[str]) -> str | None:
 class _Child:
     """A process that runs one seed at a time."""
 
-    def __init__(self, target: str, faults: Faults | None) -> None:
+    def __init__(self, target: str, changes: Mapping[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")  # no threads, no imports and no hash seed of ours
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, target, faults), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, target, changes), daemon=True)
         self._process.start()
         theirs.close()
         self.seed: int | None = None
@@ -207,7 +206,7 @@ class _Child:
         self._process.join()
 
 
-def _serve(pipe: "Connection[Any, Any]", target: str, faults: Faults | None) -> None:
+def _serve(pipe: "Connection[Any, Any]", target: str, changes: Mapping[str, Any]) -> None:
     """Run what is asked for until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     while True:
@@ -216,9 +215,7 @@ def _serve(pipe: "Connection[Any, Any]", target: str, faults: Faults | None) -> 
         except EOFError:
             return
         try:
-            simulation = find(target)
-            if faults is not None:
-                simulation = replace(simulation, faults=faults)
+            simulation = replace(find(target), **changes)
             pipe.send(_lines(simulation, seed) if in_full else _brief(simulation.run(seed)))
         except (Unsimulated, ConfigurationError) as error:
             pipe.send(error)
@@ -232,7 +229,7 @@ def _brief(outcome: Outcome) -> Outcome:
 
 
 def _lines(simulation: Simulation, seed: int) -> list[str]:
-    """The history, and all that is on the log in the end."""
+    """All that is on the log in the end, where a difference can be read, and the history."""
     log: list[str] = []
 
     def contents(world: World) -> None:
@@ -240,7 +237,7 @@ def _lines(simulation: Simulation, seed: int) -> list[str]:
             log.append(f"{topic}/{partition}@{offset} {key!r} {value!r} {headers!r}")
 
     outcome = replace(simulation, checkers=(*simulation.checkers, contents)).run(seed)
-    return [*outcome.text.splitlines(), *log]
+    return [*log, *outcome.text.splitlines()]
 
 
 def _told(error: Exception) -> str:
