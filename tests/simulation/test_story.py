@@ -9,9 +9,9 @@ from rich.console import Console
 
 from choreo.record import Record
 from choreo.testing.simulation.faults import KINDS
+from choreo.testing.simulation.happenings import Happening
 from choreo.testing.simulation.simulation import Outcome
 from choreo.testing.simulation.story import appended, tell
-from choreo.testing.simulation.world import Happening
 from handlers.order_fulfilment.simulation import simulation
 
 START_S = 1_000.0

@@ -172,7 +172,8 @@ def try_one(simulation: "Simulation", seed: int, schedule: Schedule) -> Trial:
     found: list[Trial] = []
 
     def look(world: "World") -> None:
-        struck = [visit for visit, _ in world.dice.visits].index(_visit(schedule[-1])) if schedule else -1
+        last = _visit(schedule[-1]) if schedule else None
+        struck = next((at for at, (visit, _) in enumerate(world.dice.visits) if visit == last), -1)
         later = [
             (visit, tuple(kind for kind in kinds if kind in (BEFORE, AFTER)))
             for visit, kinds in world.dice.visits[struck + 1 :]

@@ -87,7 +87,6 @@ def simulate(
 
         @wraps(test)
         def simulated(*arguments: Any, **fixtures: Any) -> None:
-            __tracebackhide__ = True
             mine = _checked(simulation, partial(test, *arguments, **fixtures), test.__name__)
             if report := _run(mine, _seeds(seeds), _allowed(), partial(_replay, test)):
                 _fail(report)
@@ -204,7 +203,8 @@ def _number(variable: str) -> int | None:
 
 
 def _told(found: Outcome, shortest: Outcome, command: str) -> str:
-    lines = [f"{len(found.violations)} violations", *(f"    {each}" for each in found.violations[:VIOLATIONS_MAX])]
+    count = len(found.violations)
+    lines = [f"{count} violation{'s' * (count > 1)}", *(f"    {each}" for each in found.violations[:VIOLATIONS_MAX])]
     lines.append(f"replay it: {command}")
     if not shortest.faults:
         lines.append("it needs no fault")
@@ -224,7 +224,6 @@ def _replay(test: Test, seed: int, allowed: Iterable[str] | None) -> str:
 
 def _fail(report: str) -> None:
     """Without a traceback, which would be of choreo's own code."""
-    __tracebackhide__ = True
     if "pytest" in sys.modules:
         sys.modules["pytest"].fail(report, pytrace=False)
     raise AssertionError(report)

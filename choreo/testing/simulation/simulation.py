@@ -20,12 +20,13 @@ from choreo.testing.simulation.checkers import CHECKERS, Checker, OffsetCheck
 from choreo.testing.simulation.determinism import deterministic
 from choreo.testing.simulation.errors import Stalled, Unsimulated
 from choreo.testing.simulation.faults import Dice, Faults
+from choreo.testing.simulation.happenings import Happening
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.member import Member
 from choreo.testing.simulation.nemesis import Nemesis
 from choreo.testing.simulation.pairs import PAIRS
 from choreo.testing.simulation.process import Process
-from choreo.testing.simulation.world import Happening, World
+from choreo.testing.simulation.world import World
 
 PUBLISH_S, FAULTS_S, SETTLE_S = 20.0, 30.0, 300.0
 

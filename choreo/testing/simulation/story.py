@@ -17,8 +17,8 @@ from choreo.testing.simulation.faults import KINDS
 from choreo.testing.simulation.shrinking import checker_of
 
 if TYPE_CHECKING:
+    from choreo.testing.simulation.happenings import Happening
     from choreo.testing.simulation.simulation import Outcome
-    from choreo.testing.simulation.world import Happening
 
 LINES_MAX, VIOLATIONS_MAX = 150, 5
 _PERIOD_MAX, _REPEATS_MIN = 6, 3

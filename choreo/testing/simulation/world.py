@@ -6,7 +6,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from choreo import envelope as cloudevents
 from choreo.app import App
@@ -18,6 +18,7 @@ from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.faults import Dice
 from choreo.testing.simulation.group import SimulatedGroup
+from choreo.testing.simulation.happenings import Happening, Invocation, Keys, WorldClock
 from choreo.testing.simulation.log import Fenced, SimulatedLog, Transaction
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.process import Process
@@ -28,56 +29,6 @@ if TYPE_CHECKING:
     from choreo.testing.simulation.transport import SimulatedConsumer
 
 SESSION_S, ROUND_S, TRANSACTION_S = 6.0, 30.0, 10.0
-
-
-class Keys(Protocol):
-    """What a service's store holds, as the world sees it."""
-
-    def done(self) -> set[bytes]:
-        """Keys of handled units."""
-
-    def is_done(self, key: bytes) -> bool:
-        """Whether it is one of them."""
-
-
-class WorldClock:
-    """The clock of the databases: that of the host they run on."""
-
-    def __init__(self, loop: SimulationLoop) -> None:
-        self._loop = loop
-
-    def now_s(self) -> float:
-        """Virtual seconds since the epoch."""
-        return self._loop.now_s
-
-    def monotonic_s(self) -> float:
-        """The same."""
-        return self._loop.now_s
-
-    async def sleep(self, delay_s: float) -> None:
-        """Return so much later."""
-        await asyncio.sleep(delay_s)
-
-
-class Happening(NamedTuple):
-    """One line of the history: when, to which process, what kind of thing, and the particulars."""
-
-    at_s: float
-    who: str
-    kind: str
-    what: str
-
-
-class Invocation(NamedTuple):
-    """A handler was called; `attempt` from 1."""
-
-    at_s: float
-    who: str
-    handler: str
-    digest: bytes
-    key: bytes | None
-    attempt: int
-    record: Record
 
 
 @dataclass

@@ -11,7 +11,8 @@ from choreo.ports import LogCommit, Start
 from choreo.record import Record, TopicPartition
 from choreo.testing.simulation import world
 from choreo.testing.simulation.log import Fenced
-from choreo.testing.simulation.transport import SimulatedConsumer, SimulatedTransactions
+from choreo.testing.simulation.transactions import SimulatedTransactions
+from choreo.testing.simulation.transport import SimulatedConsumer
 from tests.simulation.mutants.mutant import Mutant
 
 
