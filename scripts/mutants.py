@@ -11,7 +11,6 @@ import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 
-from choreo.testing.simulation import Simulation  # noqa: E402
-from handlers.order_fulfilment.simulation import simulation as orders  # noqa: E402
 from tests.simulation.mutants import MUTANTS  # noqa: E402
-from tests.simulation.parcels import parcel_flow  # noqa: E402
 
 PAGE = """# Mutants: a simulation that would not notice proves nothing
 
@@ -51,15 +47,10 @@ class Found(NamedTuple):
     took_s: float
 
 
-def simulation_of(flow: str, pair: str) -> Simulation:
-    """The flow on the pair."""
-    return parcel_flow(pair) if flow == "parcels" else replace(orders, pair=pair)
-
-
 def hunt(name: str, seeds: int) -> Found:
     """Run seeds until one fails."""
     mutant = next(each for each in MUTANTS if each.name == name)
-    simulation, began_s = simulation_of(mutant.flow, mutant.pair), time.monotonic()
+    simulation, began_s = mutant.simulation(), time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         mutant.take_out(patch)
         for seed in range(seeds):

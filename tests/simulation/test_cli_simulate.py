@@ -105,7 +105,7 @@ def test_what_does_not_come_of_the_seed_fails(here: Path) -> None:
     [
         (["brewing"], "is no MODULE:NAME"),
         (["brewing:app"], "is a App and no Simulation"),
-        (["brewing:good", "--faults", "crash,flood"], "there is no fault 'flood'; there are: crash, crash_after, pause"),
+        (["brewing:good", "--faults", "crash,flood"], "there is no fault 'flood'; there are: crash, crash_after"),
         (["brewing:good", "--allowed", "crash@cook-1/second#1"], "give --seed, too"),
         (["brewing:good", "--seeds", "0"], "Invalid value"),
     ],

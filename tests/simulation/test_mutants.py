@@ -1,13 +1,9 @@
 """A simulation that would not notice proves nothing: protections taken out are noticed, most of them at once."""
 
-from dataclasses import replace
-
 import pytest
 
-from handlers.order_fulfilment.simulation import simulation as orders
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.mutants.mutant import Mutant
-from tests.simulation.parcels import parcel_flow
 
 SEEDS = 12
 LATE = {
@@ -27,7 +23,7 @@ LATE = {
 @pytest.mark.parametrize("mutant", [each for each in MUTANTS if each.name not in LATE], ids=lambda each: each.name)
 def test_what_is_taken_out_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a dozen seeds."""
-    simulation = parcel_flow(mutant.pair) if mutant.flow == "parcels" else replace(orders, pair=mutant.pair)
+    simulation = mutant.simulation()
     mutant.take_out(monkeypatch)
     assert any(simulation.run(seed).violations for seed in range(SEEDS))
 

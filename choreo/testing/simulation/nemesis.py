@@ -77,7 +77,8 @@ class Nemesis:
                 self._paused.append(process)
                 world.loop.call_later(for_s, self._go_on, process, context=world.context)
             case "hang":
-                if all(each.process and not each.process.hangs for each in world.of(member.service)):
+                others = [each for each in world.of(member.service) if each is not member]
+                if others and all(each.process and not each.process.hangs for each in others):
                     world.note(process, kind, "")
                     process.hangs = True
                     process.life.stop()

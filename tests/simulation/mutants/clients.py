@@ -148,7 +148,15 @@ CLIENTS = (
         "changelog",
         commit_over_a_failed_send,
     ),
-    Mutant("fault 6: late EndTxn", "a new epoch after an error", "parcels", "changelog", late_end_is_not_fenced),
+    Mutant(
+        "fault 6: late EndTxn",
+        "a new epoch after an error",
+        "parcels",
+        "changelog",
+        late_end_is_not_fenced,
+        members=1,
+        faults={"write_late": 0.03},
+    ),
     Mutant("fault 7: dead guard", "who does not fetch is evicted", "parcels", "outbox", who_hangs_stays_a_member),
     Mutant("fault 8: two owners", "rounds wait for drains", "parcels", "outbox", rounds_do_not_wait_for_drains),
 )

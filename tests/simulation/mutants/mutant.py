@@ -1,15 +1,22 @@
 """What a mutant is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
+
+from choreo.testing.simulation import Simulation
+from handlers.order_fulfilment.simulation import simulation as orders
+from tests.simulation.parcels import parcel_flow
 
 
 class Mutant(NamedTuple):
     """A protection that is taken out.
 
     `flow`: `orders` or `parcels`. `pair`: see `choreo.testing.simulation.pairs`. `take_out` patches it away.
+    `members` and `faults`, where what it protects from is rare: processes a service, and kinds made more likely.
     """
 
     name: str
@@ -17,3 +24,10 @@ class Mutant(NamedTuple):
     flow: str
     pair: str
     take_out: Callable[[pytest.MonkeyPatch], None]
+    members: int = 2
+    faults: Mapping[str, float] = MappingProxyType({})
+
+    def simulation(self) -> Simulation:
+        """What is to find it."""
+        found = parcel_flow(self.pair) if self.flow == "parcels" else replace(orders, pair=self.pair)
+        return replace(found, members=self.members, faults=replace(found.faults, **self.faults))

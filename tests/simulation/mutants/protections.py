@@ -159,6 +159,8 @@ PROTECTIONS = (
         "parcels",
         "outbox",
         lost_partitions_are_sent_for,
+        members=1,
+        faults={"pause": 0.06, "ack_lost": 0.06},
     ),
     Mutant("ids not derived", "ids of emits are derived", "parcels", "lease", ids_are_not_derived),
     Mutant(
@@ -174,6 +176,7 @@ PROTECTIONS = (
         "orders",
         "outbox",
         retries_end_with_the_next_assignment,
+        faults={"rebalance": 0.08, "cut": 0.05, "store_down": 0.05, "pause": 0.03},
     ),
     Mutant("wall-clock timers", "timers are not set back", "parcels", "outbox", timers_go_by_the_wall_clock),
     Mutant(
