@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench bench-stores guarantees simulate mutants chaos clean
+.PHONY: help demo test test-fast check bench bench-stores guarantees simulate mutants crash-table chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -17,6 +17,7 @@ help:
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make simulate   10,000 bad days of the order flow, each from its seed (SIMULATE_ARGS)"
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
+	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
@@ -50,6 +51,9 @@ simulate: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python scripts/mutants.py --write docs/mutants.md $(MUTANTS_ARGS)
+
+crash-table: $(STAMP)
+	$(BIN)/python scripts/crash_table.py $(CRASH_TABLE_ARGS)
 
 chaos: $(STAMP)
 	CHAOS_WRITE=$(or $(CHAOS_WRITE),1) CHAOS_S=$(or $(CHAOS_S),600) \

@@ -5,7 +5,6 @@
 
 import random
 import sqlite3
-from hashlib import sha256
 
 from choreo import App, Context, Event, Flow, Service
 
@@ -42,7 +41,7 @@ class OrderShipped(Order, type="order.shipped", version=1, topic="shipments", ke
 
 
 class Bank:
-    """Every second charge is done, and who asks for it first never hears so; its key decides."""
+    """On a bad day: it charges, and the first answer about every charge gets lost."""
 
     def __init__(self) -> None:
         self.paid: dict[str, int] = {}
@@ -51,10 +50,10 @@ class Bank:
     async def charge(self, order_id: str, cents: int, *, key: str) -> bool:
         """Whether it was paid; the same key is charged once and gets the same answer."""
         if key not in self._answers:
-            self._answers[key] = paid = cents < 90_000
-            self.paid[order_id] = self.paid.get(order_id, 0) + cents * paid
-            if sha256(key.encode()).digest()[0] % 2:
-                raise TimeoutError("the bank did not answer in time")
+            self._answers[key] = cents < 90_000
+            if self._answers[key]:
+                self.paid[order_id] = self.paid.get(order_id, 0) + cents
+            raise TimeoutError("the bank did not answer in time")
         return self._answers[key]
 
     async def refund(self, order_id: str) -> None:
@@ -121,8 +120,8 @@ app = App(inventory, payments, shipping, flows=[order], resources=[Bank()])
 
 
 def orders(chance: random.Random) -> list[OrderPlaced]:
-    """What is published in one run: thirty orders, some of more than the bank will pay."""
-    return [OrderPlaced(order_id=f"A-{number}", cents=chance.randrange(100_000)) for number in range(30)]
+    """What is published in one run: twenty orders, some of more than the bank will pay."""
+    return [OrderPlaced(order_id=f"A-{number}", cents=chance.randrange(100_000)) for number in range(20)]
 
 
 # ---- mended: the money was thought of, now the goods are, too

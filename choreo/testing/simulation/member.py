@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from choreo.app import App
 from choreo.core.messages import Limits
 from choreo.core.units import Unit
-from choreo.errors import ChoreoError
+from choreo.errors import ChoreoError, ConfigurationError
 from choreo.ports import Instrument
 from choreo.running import check_pair
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.worker import Ports, Worker
 from choreo.telemetry.silent import NoInstrument
+from choreo.testing.simulation.errors import Unsimulated
 from choreo.testing.simulation.process import Process
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class SimulatedInvoker(Invoker):
             result = await super().invoke(unit, transaction, connection)
         except Exception as error:
             self._world.came_back(self._process, unit, error)
+            if isinstance(error, Unsimulated):  # a retry would hide it
+                self._world.failure = self._world.failure or error
             raise
         self._world.came_back(self._process, unit)
         return result
@@ -116,6 +119,9 @@ class Member:
             try:
                 worker = await self._started(process)
                 break
+            except (ConfigurationError, Unsimulated) as error:  # no start will do any better
+                self._world.failure = self._world.failure or error
+                return
             except ChoreoError as error:  # a supervisor would start it again
                 self._world.note(process, "start failed", type(error).__name__)
                 await asyncio.sleep(1.0)
@@ -131,7 +137,13 @@ class Member:
         (plan,) = app.plans([self.service])
         await transport.open()
         await store.open()
-        check_pair(plan, store)
+        try:
+            check_pair(plan, store)
+        except ConfigurationError as error:
+            raise Unsimulated(
+                f"{error}. PostgreSQL is not simulated: on the pairs outbox and embedded handlers have rows by "
+                "sqlite3.Connection, on the others none"
+            ) from None
         instrument: Instrument = NoInstrument()
         limits = Limits()
         ports = Ports(transport, store, instrument, process, lease_s=LEASE_S, drain_s=DRAIN_S, limits=limits)
