@@ -69,8 +69,10 @@ class World:
     failure: BaseException | None = None
     over: bool = False
     arriving_late: bool = False
+    newest_owner: bool = False
     reached: dict[tuple[str, TopicPartition], int] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    _committers: dict[str, int] = field(default_factory=dict)
     _names: Counter[str] = field(default_factory=Counter)
     _events: tuple[int, list[tuple[Record, Envelope | None]]] | None = None
     databases: dict[str, Database] = field(default_factory=dict)
@@ -136,8 +138,12 @@ class World:
     def end(self, process: Process, transactional_id: str, epoch: int) -> None:
         """Commit a transaction."""
         transaction = self.log.end(transactional_id, epoch)
+        former = self._committers.get(transactional_id, epoch)
+        self._committers[transactional_id] = epoch
+        self.newest_owner = epoch > former
         for (group, id_), offset in transaction.offsets.items():
             self.offset_committed(process, group, id_, offset)
+        self.newest_owner = False
         self.wake(transaction.touched)
 
     def commit_offsets(self, process: Process, group: str, offsets: Mapping[TopicPartition, int]) -> None:
