@@ -215,8 +215,10 @@ class EmbeddedConsumer:
         ours = {id_: offset for id_, offset in offsets.items() if id_ in self._owned}
 
         def change(db: sqlite3.Connection) -> None:
-            # As they are now: a member that stood still has lost them, and would set back what the next one committed.
-            found = db.execute('SELECT topic, "partition", member FROM choreo_owner WHERE "group" = ?', (self._group,))
+            # As it is now: a member that stood still has lost them, and would set back what the next one committed.
+            found = db.execute(
+                'SELECT topic, "partition", member FROM choreo_owner WHERE "group" = ?', (self._group,)
+            )
             held = {TopicPartition(topic, number) for topic, number, member in found if member == self.member}
             log.commit_offsets(db, self._group, {id_: offset for id_, offset in ours.items() if id_ in held})
 
