@@ -42,7 +42,7 @@ TICK_S = 0.2
 NAMES = 200
 AGAIN_SHARE, AGAIN_S_MAX = 0.1, 1.0
 SESSION_MS = 6_000
-STALL_S = 40.0
+STALL_S = 90.0
 
 
 class Pair(NamedTuple):
