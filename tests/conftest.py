@@ -1,6 +1,7 @@
 """Fixtures of every test, and how hypothesis runs."""
 
 import gc
+import logging
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -24,6 +25,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         return (yield)
     finally:
         gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_another_test() -> None:
+    """A command that was run in this process logs to a stream that was the test's, and is closed by now."""
+    for logger in (logging.getLogger(), logging.getLogger("choreo")):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
