@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from choreo.context import Context
 from choreo.errors import DeclarationError, UndeclaredEmission
 from choreo.event import Event
+from choreo.instances import INSTANCES
 from choreo.service import Handler
 
 Around = typing.Callable[[Context], AbstractAsyncContextManager[Any]]
@@ -22,6 +23,7 @@ TRANSACTIONS: Mapping[str, tuple[Kind, ...]] = {
     "psycopg.AsyncConnection": ("coroutine", "async_generator"),
     "sqlalchemy.orm.session.Session": ("function", "generator"),
     "sqlalchemy.ext.asyncio.session.AsyncSession": ("coroutine", "async_generator"),
+    INSTANCES: ("function", "generator"),
 }
 """Parameter types that mean the unit's transaction, by qualified name so that no driver is imported for it, and the
 handlers that may ask for them."""
@@ -132,7 +134,7 @@ def bind(handler: Handler) -> BoundHandler:
     kind = _kind(handler.function)
     _check_transactions(handler, kind, set(transactions.values()))
     classes = {(event.event_type, event.event_version): event for event in handler.events}
-    emits = handler.emits if handler.emits is not None else _declared_emits(handler, hints)
+    emits = handler.emits if handler.emits is not None else declared_emits(handler.label, hints)
     transaction = next(iter(transactions.values()), "")
     return BoundHandler(handler, kind, classes, tuple(contexts), tuple(transactions), transaction, resources, emits)
 
@@ -194,10 +196,15 @@ def _check_event_parameter(handler: Handler, name: str, hints: Mapping[str, Any]
         )
 
 
-def _declared_emits(handler: Handler, hints: Mapping[str, Any]) -> tuple[type[Event], ...]:
+def declared_emits(label: str, hints: Mapping[str, Any]) -> tuple[type[Event], ...]:
+    """Event classes that a return annotation names.
+
+    Raises:
+        DeclarationError: There is none, or it names something else.
+    """
     if "return" not in hints:
         raise DeclarationError(
-            f"{handler.label} has no return annotation, which declares what it may emit; write `-> None`, "
+            f"{label} has no return annotation, which declares what it may emit; write `-> None`, "
             "`-> StockReserved`, `-> A | B | None`, `-> list[A | B]`, or give emits= to the decorator"
         )
     found: list[type[Event]] = []
@@ -206,7 +213,7 @@ def _declared_emits(handler: Handler, hints: Mapping[str, Any]) -> tuple[type[Ev
             continue
         if not (isinstance(each, type) and issubclass(each, Event) and each.event_type):
             raise DeclarationError(
-                f"{handler.label}: its return annotation names {each!r}, which is no Event class with a type; "
+                f"{label}: its return annotation names {each!r}, which is no Event class with a type; "
                 "a handler returns events, lists of events or None"
             )
         if each not in found:

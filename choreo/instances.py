@@ -14,8 +14,8 @@ class Instance(NamedTuple):
     """One instance of a process, as it is stored.
 
     `process` is the process manager's name, `key` the instance's. `version` is that of the definition it runs under.
-    `state` is a state's name; `ended`: it is a final one. `data`: its fields, a JSON object, UTF-8. `deferred`: events
-    that wait for another state, a JSON array, UTF-8. `revision` counts commits: 0 was never stored.
+    `state` is a state's name; `ended`: it is a final one. `data`: its fields, a JSON object, UTF-8. `deferred`:
+    events that wait for another state, a JSON array, UTF-8. `revision` counts commits: 0 was never stored.
     """
 
     process: str
@@ -33,8 +33,8 @@ class Instance(NamedTuple):
 class Timer(NamedTuple):
     """A timer of an instance, at most one of a name.
 
-    `number` counts firings, from 1. `token` is new each time it is set anew, so that a firing of a former one is known
-    by it. `due_ms`: on the store's clock. `traceparent`: of the event that set it, empty if it had none.
+    `number` counts firings, from 1. `token` is new each time it is set anew, so that a firing of a former one is
+    known by it. `due_ms`: on the store's clock. `traceparent`: of the event that set it, empty if it had none.
     """
 
     process: str

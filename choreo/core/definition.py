@@ -1,0 +1,180 @@
+"""A process as data: states, what each does on events and timers, and what is wrong with such a definition.
+
+Nothing here names a function's code, a broker or a store: a definition can be exported, drawn and checked, and any
+runtime that reads the JSON can interpret it. `docs/definitions.md` has the format.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+DEFERRED_MAX = 100
+"""Events that one instance keeps for a later state; one more is rejected."""
+
+Unexpected = Literal["defer", "ignore", "reject"]
+"""What becomes of an event that the current state does not take: it waits for a state that does, is passed over, or
+is dead-lettered."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rule(_Data):
+    """On an event of type `event`, if `guard` holds: call `action`, go to `to`, or stay where it is.
+
+    Rules of one state are tried in order. `guard` and `action` are names; an action's emits are types.
+    """
+
+    event: str
+    action: str
+    to: str | None = None
+    guard: str | None = None
+    emits: tuple[str, ...] = ()
+
+
+class TimerRule(_Data):
+    """Once in its state for `delay_s`, and every `delay_s` up to `at_most` times: call `action`, go to `to`."""
+
+    name: str
+    delay_s: float = Field(gt=0)
+    action: str
+    repeats: bool = False
+    at_most: int | None = Field(default=None, ge=1)
+    to: str | None = None
+    emits: tuple[str, ...] = ()
+
+
+class State(_Data):
+    """`entry` is called whenever the state is entered. `ignores`: event types that mean nothing here."""
+
+    name: str
+    final: bool = False
+    rules: tuple[Rule, ...] = ()
+    timers: tuple[TimerRule, ...] = ()
+    entry: str | None = None
+    entry_emits: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+
+    def takes(self, event: str) -> bool:
+        """Whether it has a rule for the type."""
+        return any(rule.event == event for rule in self.rules)
+
+
+class Definition(_Data):
+    """One version of one process.
+
+    Attributes:
+        correlate: For each event type, the field that names the instance.
+        starts: What begins an instance; `to` is set in each.
+        unexpected: Of events that the state does not take; those before the start, too.
+        late: Of events that come when the instance has ended.
+    """
+
+    format: Literal[1] = FORMAT
+    name: str
+    version: int = Field(ge=1)
+    correlate: dict[str, str]
+    starts: tuple[Rule, ...]
+    states: tuple[State, ...]
+    unexpected: Unexpected = "defer"
+    late: Literal["ignore", "reject"] = "ignore"
+
+    def state(self, name: str) -> State:
+        """The state of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for state in self.states:
+            if state.name == name:
+                return state
+        raise KeyError(name)
+
+    def events(self) -> set[str]:
+        """Types of the events it takes."""
+        return {rule.event for rule in self.starts} | {rule.event for state in self.states for rule in state.rules}
+
+    def emits(self) -> set[str]:
+        """Types of the events it may emit."""
+        rules = [*self.starts, *(rule for state in self.states for rule in (*state.rules, *state.timers))]
+        return {type_ for rule in rules for type_ in rule.emits} | {
+            type_ for state in self.states for type_ in state.entry_emits
+        }
+
+
+def problems(definition: Definition) -> Iterator[str]:
+    """What is wrong with it, a sentence each; found without running anything."""
+    names = [state.name for state in definition.states]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"two states are named {name!r}"
+    if not definition.starts:
+        yield "no event starts it"
+    yield from _targets(definition, set(names))
+    reached = _reached(definition)
+    for state in definition.states:
+        if state.name not in reached:
+            yield f"no way leads to the state {state.name!r}"
+        yield from _of_state(state)
+    for type_ in sorted(definition.events()):
+        if type_ not in definition.correlate:
+            yield f"no field of {type_} names the instance"
+    if not any(state.final for state in definition.states):
+        yield "no state is final, so no instance ever ends"
+
+
+def _targets(definition: Definition, names: set[str]) -> Iterator[str]:
+    for start in definition.starts:
+        if start.to is None:
+            yield f"the start on {start.event} leads nowhere"
+    for rule in _rules(definition):
+        if rule.to is not None and rule.to not in names:
+            yield f"{rule.action} leads to the state {rule.to!r}, which there is not"
+
+
+def _rules(definition: Definition) -> Iterator[Rule | TimerRule]:
+    yield from definition.starts
+    for state in definition.states:
+        yield from state.rules
+        yield from state.timers
+
+
+def _of_state(state: State) -> Iterator[str]:
+    ways = [*state.rules, *state.timers]
+    if state.final:
+        if ways:
+            yield f"the final state {state.name!r} has a rule or a timer: nothing happens in it any more"
+        return
+    if not any(way.to not in (None, state.name) for way in ways):
+        yield f"no way leads out of the state {state.name!r}, which is not final"
+    plain: set[str] = set()
+    for rule in state.rules:
+        if rule.event in plain:
+            yield f"in the state {state.name!r} the rule of {rule.action} on {rule.event} comes behind one without guard"
+        if rule.guard is None:
+            plain.add(rule.event)
+        if rule.event in state.ignores:
+            yield f"the state {state.name!r} both takes and ignores {rule.event}"
+    timers = [timer.name for timer in state.timers]
+    for name in sorted({name for name in timers if timers.count(name) > 1}):
+        yield f"two timers of the state {state.name!r} are named {name!r}"
+    for timer in state.timers:
+        if timer.repeats and timer.to is not None:
+            yield f"the timer {timer.name!r} repeats and leaves the state {state.name!r}: it is one or the other"
+
+
+def _reached(definition: Definition) -> set[str]:
+    reached: set[str] = set()
+    waiting = [rule.to for rule in definition.starts if rule.to is not None]
+    ways = {
+        state.name: [way.to for way in (*state.rules, *state.timers) if way.to is not None]
+        for state in definition.states
+    }
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += ways.get(name, [])
+    return reached
