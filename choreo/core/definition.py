@@ -9,7 +9,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT = 1
 DEFERRED_MAX = 100
 """Events that one instance keeps for a later state; one more is rejected."""
 
@@ -22,29 +21,28 @@ class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Rule(_Data):
-    """On an event of type `event`, if `guard` holds: call `action`, go to `to`, or stay where it is.
+class Way(_Data):
+    """Call `action`, which may emit events of the types `emits`; go to the state `to`, or stay where it is."""
 
-    Rules of one state are tried in order. `guard` and `action` are names; an action's emits are types.
-    """
-
-    event: str
     action: str
     to: str | None = None
-    guard: str | None = None
     emits: tuple[str, ...] = ()
 
 
-class TimerRule(_Data):
-    """Once in its state for `delay_s`, and every `delay_s` up to `at_most` times: call `action`, go to `to`."""
+class Rule(Way):
+    """A way taken on an event of type `event`, if `guard` holds. Rules of one state are tried in order."""
+
+    event: str
+    guard: str | None = None
+
+
+class TimerRule(Way):
+    """A way taken once the instance has been in its state for `delay_s`; if it `repeats`, so often, `at_most`."""
 
     name: str
     delay_s: float = Field(gt=0)
-    action: str
     repeats: bool = False
     at_most: int | None = Field(default=None, ge=1)
-    to: str | None = None
-    emits: tuple[str, ...] = ()
 
 
 class State(_Data):
@@ -73,7 +71,7 @@ class Definition(_Data):
         late: Of events that come when the instance has ended.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     version: int = Field(ge=1)
     correlate: dict[str, str]
@@ -99,10 +97,8 @@ class Definition(_Data):
 
     def emits(self) -> set[str]:
         """Types of the events it may emit."""
-        rules = [*self.starts, *(rule for state in self.states for rule in (*state.rules, *state.timers))]
-        return {type_ for rule in rules for type_ in rule.emits} | {
-            type_ for state in self.states for type_ in state.entry_emits
-        }
+        on_entry = {type_ for state in self.states for type_ in state.entry_emits}
+        return on_entry | {type_ for way in _ways(self) for type_ in way.emits}
 
 
 def problems(definition: Definition) -> Iterator[str]:
@@ -129,12 +125,12 @@ def _targets(definition: Definition, names: set[str]) -> Iterator[str]:
     for start in definition.starts:
         if start.to is None:
             yield f"the start on {start.event} leads nowhere"
-    for rule in _rules(definition):
+    for rule in _ways(definition):
         if rule.to is not None and rule.to not in names:
             yield f"{rule.action} leads to the state {rule.to!r}, which there is not"
 
 
-def _rules(definition: Definition) -> Iterator[Rule | TimerRule]:
+def _ways(definition: Definition) -> Iterator[Way]:
     yield from definition.starts
     for state in definition.states:
         yield from state.rules
@@ -142,7 +138,7 @@ def _rules(definition: Definition) -> Iterator[Rule | TimerRule]:
 
 
 def _of_state(state: State) -> Iterator[str]:
-    ways = [*state.rules, *state.timers]
+    ways: list[Way] = [*state.rules, *state.timers]
     if state.final:
         if ways:
             yield f"the final state {state.name!r} has a rule or a timer: nothing happens in it any more"
@@ -152,7 +148,8 @@ def _of_state(state: State) -> Iterator[str]:
     plain: set[str] = set()
     for rule in state.rules:
         if rule.event in plain:
-            yield f"in the state {state.name!r} the rule of {rule.action} on {rule.event} comes behind one without guard"
+            where = f"in the state {state.name!r} the rule of {rule.action} on {rule.event}"
+            yield f"{where} comes behind one without guard"
         if rule.guard is None:
             plain.add(rule.event)
         if rule.event in state.ignores:
@@ -168,10 +165,10 @@ def _of_state(state: State) -> Iterator[str]:
 def _reached(definition: Definition) -> set[str]:
     reached: set[str] = set()
     waiting = [rule.to for rule in definition.starts if rule.to is not None]
-    ways = {
-        state.name: [way.to for way in (*state.rules, *state.timers) if way.to is not None]
-        for state in definition.states
-    }
+    ways: dict[str, list[str]] = {}
+    for state in definition.states:
+        found: list[Way] = [*state.rules, *state.timers]
+        ways[state.name] = [way.to for way in found if way.to is not None]
     while waiting:
         name = waiting.pop()
         if name not in reached:

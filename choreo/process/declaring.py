@@ -1,4 +1,4 @@
-"""`ProcessManager`: a persistent state machine as a class. Its fields are an instance's state, its states say the rest."""
+"""`ProcessManager`: a persistent state machine as a class. Its fields are an instance's, its states say the rest."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -171,8 +171,8 @@ class ProcessManager(BaseModel):
         if name not in event.model_fields:
             fields = ", ".join(event.model_fields) or "none"
             raise DeclarationError(
-                f"{cls.__name__}: {event.__name__} has no field {name!r} that would name the instance (it has "
-                f"{fields}); give by= a mapping, such as by={{{event.__name__}: {next(iter(event.model_fields), '...')!r}}}"
+                f"{cls.__name__}: {event.__name__} has no field {name!r} that would name the instance; it has: "
+                f"{fields}. Where fields differ, by= is a mapping of event class to field"
             )
         return name
 

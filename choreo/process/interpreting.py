@@ -106,8 +106,8 @@ class Turn:
         if old.version not in self._process.versions:
             known = ", ".join(f"v{number}" for number in self._process.versions)
             raise StoreError(
-                f"the instance {key} of {self._process.name} runs under v{old.version}, and this build knows {known}: "
-                "deploy one that has both, with previous="
+                f"the instance {key} of {self._process.name} runs under v{old.version}, and this build knows "
+                f"{known}: deploy one that has both, with previous="
             )
         self._version = self._process.versions[old.version]
         self._deferred = orjson.loads(old.deferred)

@@ -101,7 +101,7 @@ class Declared:
     @property
     def actions(self) -> list[Action]:
         """All of it."""
-        found = [each[-1] for each in (*self._rules, *self._timers)]
+        found = [*(each[-1] for each in self._rules), *(each[-1] for each in self._timers)]
         return [*found, *([self._entry] if self._entry is not None else [])]
 
     @property

@@ -172,7 +172,7 @@ def test_what_is_not_expected_is_rejected_if_the_process_says_so() -> None:
     with pytest.raises(Reject, match=r"unexpected: door.called in the state shut"):
         driven.take(Called(door="d"))
     driven.take(Knocked(door="d", word="please"))
-    with pytest.raises(Reject, match="late: door.knocked in the state open"):
+    with pytest.raises(Reject, match=r"late: door\.knocked in the state open"):
         driven.take(Knocked(door="d"))
 
 
