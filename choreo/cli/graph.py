@@ -11,11 +11,11 @@ from choreo.cli.capabilities import TARGETS_HELP, load_capability, print_finding
 from choreo.cli.console import err, reported
 from choreo.errors import ConfigurationError
 from choreo.flow.asyncapi import asyncapi
+from choreo.flow.catalogue import page
 from choreo.flow.consistency import shape
 from choreo.flow.finding import Finding
 from choreo.flow.mermaid import mermaid
 from choreo.flow.model import Capability
-from choreo.flow.page import page
 from choreo.flow.picture import declared_picture
 
 

@@ -172,13 +172,12 @@ def _refer(part: Any, names: Mapping[str, str]) -> Any:
         return [_refer(each, names) for each in part]
     if not isinstance(part, dict):
         return part
-    return {
-        name: _referred(each, names) if name == "$ref" else _refer(each, names) for name, each in part.items()
-    } | (
-        {"discriminator": part["discriminator"]["propertyName"]}
-        if isinstance(part.get("discriminator"), dict)
-        else {}
-    )
+    found = {name: _referred(each, names) if name == "$ref" else _refer(each, names) for name, each in part.items()}
+    if "oneOf" in part and isinstance(part.get("discriminator"), dict):
+        found["discriminator"] = part["discriminator"].get(
+            "propertyName"
+        )  # OpenAPI's is an object, AsyncAPI's a name
+    return found
 
 
 def _referred(pointer: Any, names: Mapping[str, str]) -> Any:

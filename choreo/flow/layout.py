@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-GAP_X, GAP_Y = 70.0, 22.0
+GAP_X, GAP_Y = 48.0, 22.0
 WAYPOINT_HEIGHT = 10.0
 PAIR_GAP = 9.0
 SWEEPS = 8
