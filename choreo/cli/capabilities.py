@@ -5,7 +5,7 @@ from pathlib import Path
 
 from choreo.cli.console import err, load_app
 from choreo.errors import ConfigurationError
-from choreo.flow.finding import Finding
+from choreo.flow.findings import Finding
 from choreo.flow.model import Capability, from_json, merge
 
 TARGETS_HELP = "Apps, and capability files that end in .json; put together to one flow."

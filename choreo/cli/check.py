@@ -8,7 +8,7 @@ from choreo.cli.capabilities import TARGETS_HELP, load_capability, print_finding
 from choreo.cli.console import FAILED, AsJson, err, out, print_json, reported
 from choreo.flow.advice import advice
 from choreo.flow.consistency import consistency
-from choreo.flow.finding import ordered, silence
+from choreo.flow.findings import ordered, silence
 from choreo.flow.released import against as against_release
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from choreo.flow.finding import Finding, ordered
+from choreo.flow.findings import Finding, ordered
 from choreo.flow.model import Capability, DeclaredService
 from choreo.flow.topology import Place, Topology, label
 

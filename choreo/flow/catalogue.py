@@ -3,31 +3,18 @@
 Complete in itself: no script, nothing fetched; what declarations say is escaped wherever it stands.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import orjson
 
 from choreo.flow.fields import example, fields
-from choreo.flow.finding import Finding
+from choreo.flow.findings import Finding
+from choreo.flow.html import framed, table
 from choreo.flow.model import Capability, DeclaredEvent, DeclaredFlow
 from choreo.flow.picture import Picture, declared_picture
 from choreo.flow.svg import colours_of, svg
 from choreo.flow.topology import Topology, label
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#111;background:#fff}
-figure{margin:1rem calc(50% - 48vw);overflow-x:auto;border:1px solid #cbd5e1;border-radius:6px}
-figure svg{display:block;margin:auto;min-width:60rem;max-width:100%;height:auto}
-table{border-collapse:collapse;width:100%;margin:.5rem 0}
-td,th{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #e2e8f0}
-code,pre{font:13px ui-monospace,monospace}pre{background:#f8fafc;padding:.75rem;overflow-x:auto;border-radius:6px}
-h3 code{font-size:1em}
-article{border-top:2px solid #cbd5e1;margin-top:1.5rem}h3 small{font-weight:normal;color:#475569}
-.swatch{border:1px solid #64748b;border-radius:4px;padding:.1rem .5rem;margin-right:.5rem}
-.violation{color:#b91c1c}.improvement{color:#92400e}.information{color:#475569}
-"""
 
 
 def page(capability: Capability, findings: Sequence[Finding], title: str) -> str:
@@ -43,23 +30,12 @@ def page(capability: Capability, findings: Sequence[Finding], title: str) -> str
             f"<figure>{svg(picture)}</figure>",
             _legend(picture),
             "<h2>Flows</h2>",
-            _table(("flow", "starts with", "ends with", "deadline"), map(_flow_row, capability.flows)),
+            table(("flow", "starts with", "ends with", "deadline"), map(_flow_row, capability.flows)),
             "<h2>Findings</h2>",
             _findings(findings),
             "<h2>Events</h2>",
             *(_event(type_, classes, topology) for type_, classes in sorted(events.items())),
         ],
-    )
-
-
-def framed(title: str, body: Iterable[str]) -> str:
-    """A page about `body`, which is HTML already."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
     )
 
 
@@ -115,12 +91,12 @@ def _event(type_: str, classes: Sequence[tuple[str, DeclaredEvent]], topology: T
     ]
     shown: dict[tuple[int, str], str] = {}
     for service, event in classes:
-        table = _fields(event)
-        if (event.version, table) in shown:
+        listed = _fields(event)
+        if (event.version, listed) in shown:
             continue
         verb = "sends" if event.direction == "send" else "reads"
-        said = f"<p>Version {event.version}, as {escape(service)} {verb} it:</p>{table}"
-        shown[event.version, table] = said + ("" if shown else _example(event))
+        said = f"<p>Version {event.version}, as {escape(service)} {verb} it:</p>{listed}"
+        shown[event.version, listed] = said + ("" if shown else _example(event))
     return "\n".join([*parts, *shown.values(), "</article>"])
 
 
@@ -138,15 +114,9 @@ def _fields(event: DeclaredEvent) -> str:
         )
         for field in fields(event.json_schema)
     )
-    return _table(("field", "type", "", ""), rows)
+    return table(("field", "type", "", ""), rows)
 
 
 def _example(event: DeclaredEvent) -> str:
     text = orjson.dumps(example(event.json_schema), option=orjson.OPT_INDENT_2).decode()
     return f"<details open><summary>Example</summary><pre>{escape(text)}</pre></details>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Of cells that are HTML already."""
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"

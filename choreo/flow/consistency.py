@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from choreo.flow.finding import Finding, ordered
+from choreo.flow.findings import Finding, ordered
 from choreo.flow.model import Capability, DeclaredEvent, EventRef
 from choreo.flow.topology import Topology, backwards, cycles, label, reached
 

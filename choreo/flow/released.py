@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from choreo.flow.finding import Finding, ordered
+from choreo.flow.findings import Finding, ordered
 from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, Direction, EventRef
 
 
