@@ -15,6 +15,7 @@ from choreo.flow.asyncapi import asyncapi
 from choreo.flow.catalogue import page
 from choreo.flow.consistency import shape
 from choreo.flow.findings import Finding
+from choreo.flow.markdown import markdown
 from choreo.flow.mermaid import mermaid
 from choreo.flow.model import Capability
 from choreo.flow.observed_page import observed_page
@@ -26,6 +27,7 @@ class Format(StrEnum):
 
     MERMAID = "mermaid"
     JSON = "json"
+    MARKDOWN = "markdown"
     ASYNCAPI = "asyncapi"
     HTML = "html"
 
@@ -86,10 +88,8 @@ def _observed(
             text = observed_page(flow, title, [*notes, *stuck])
         case Format.JSON:
             text = _json({**flow.as_dict(), "notes": notes})
-        case Format.ASYNCAPI:
-            raise ConfigurationError(
-                "AsyncAPI describes what is declared; what was observed is mermaid, json or html"
-            )
+        case _:
+            raise ConfigurationError(f"{format_} describes what is declared; --observed has mermaid, json and html")
     written(text, output)
     for line in [*notes, *stuck]:
         err().print(line, markup=False, highlight=False)
@@ -106,6 +106,8 @@ def drawn(capability: Capability, format_: Format, findings: list[Finding], titl
             return mermaid(declared_picture(capability, title))
         case Format.HTML:
             return page(capability, findings, title)
+        case Format.MARKDOWN:
+            return markdown(capability, title)
         case Format.JSON:
             found = {**capability.model_dump(mode="json"), "findings": [each.as_dict() for each in findings]}
             return _json(found)

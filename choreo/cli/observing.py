@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from choreo.cli.console import embedded_path, require_log, run_async
 from choreo.errors import ConfigurationError
 from choreo.flow.estate import TRACES_MAX, read_estate
-from choreo.flow.observed import ObservedFlow, duration_text, observed
+from choreo.flow.observed import ObservedFlow, observed
 from choreo.flow.sightings import from_records, from_spans
 from choreo.opening import open_transport
 from choreo.record import Record
@@ -18,9 +18,8 @@ def observe_jaeger(url: str, since_s: float) -> tuple[ObservedFlow, list[str]]:
     """The flow of all traces of a window, and what it cannot know."""
     estate = read_estate(url, since_s=since_s)
     sightings, intakes = from_spans(estate.spans)
-    notes = [
-        f"From {len({span.trace_id for span in estate.spans})} traces of {url}: what is not sampled is not here."
-    ]
+    traces = len({span.trace_id for span in estate.spans})
+    notes = [f"From {traces} traces of {url}: what is not sampled is not here."]
     if estate.cut_short:
         names = ", ".join(estate.cut_short)
         notes.append(f"Only the newest {TRACES_MAX} traces of {names} were read: a shorter --since counts all.")
@@ -40,16 +39,11 @@ def observe_topics(broker: str, topics: Sequence[str], since_s: float) -> tuple[
 
 def stopped(flow: ObservedFlow) -> list[str]:
     """A sentence for each kind of event of which some led to nothing, though its like do."""
-    usual = {each.source: each.wait_ms(0.95) for each in flow.edges}
-    found = []
-    for each in flow.events:
-        if each.stopped:
-            wait = usual.get(f"event:{each.name}")
-            late = "" if wait is None else f"; taking one in takes {duration_text(wait)} (p95)"
-            found.append(
-                f"{each.stopped} of {each.seen} {each.name} led to nothing, as {each.went_on} others did{late}"
-            )
-    return found
+    return [
+        f"{each.stopped} of {each.seen} {each.name} led to nothing, as {each.went_on} others did"
+        for each in flow.events
+        if each.stopped
+    ]
 
 
 async def _records(broker: str, topics: Sequence[str], since_s: float) -> Sequence[Record]:

@@ -7,7 +7,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#111;background:#fff}
 figure{margin:1rem calc(50% - 48vw);overflow-x:auto;border:1px solid #cbd5e1;border-radius:6px}
-figure svg{display:block;margin:auto;min-width:60rem;max-width:100%;height:auto}
+figure svg{display:block;margin:auto;max-width:100%;height:auto}
 table{border-collapse:collapse;width:100%;margin:.5rem 0}
 td,th{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #e2e8f0}
 code,pre{font:13px ui-monospace,monospace}pre{background:#f8fafc;padding:.75rem;overflow-x:auto;border-radius:6px}

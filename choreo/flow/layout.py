@@ -30,20 +30,23 @@ class Layout:
     height: float
 
 
-def layered(sizes: Mapping[str, Point], edges: Sequence[Pair], first: Sequence[str] = ()) -> Layout:
+def layered(
+    sizes: Mapping[str, Point], edges: Sequence[Pair], first: Sequence[str] = (), *, gap_x: float = GAP_X
+) -> Layout:
     """Lay out a graph.
 
     Args:
         sizes: Width and height of each node, in pixels.
         edges: Pairs of nodes of `sizes`; a node may lead to itself.
         first: Nodes to begin with, where cycles leave the choice.
+        gap_x: Between two layers, in pixels; room for the labels of edges.
     """
     backward = _backward(list(sizes), edges, first)
     forward = [(b, a) if (a, b) in backward else (a, b) for a, b in edges if a != b]
     layer = _layers(list(sizes), forward)
     layers, chains = _with_waypoints(layer, forward)
     _sweep(layers, chains)
-    places, width, height = _place(layers, sizes)
+    places, width, height = _place(layers, sizes, gap_x)
     drawn = set(edges)
     routes: dict[Pair, list[Point]] = {}
     for source, target in edges:
@@ -141,7 +144,9 @@ def _mean(values: Sequence[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise
 
 
-def _place(layers: Sequence[Sequence[str]], sizes: Mapping[str, Point]) -> tuple[dict[str, Point], float, float]:
+def _place(
+    layers: Sequence[Sequence[str]], sizes: Mapping[str, Point], gap_x: float
+) -> tuple[dict[str, Point], float, float]:
     """Columns one after the other, each in the middle of the height."""
     heights = [sum(sizes.get(node, (0.0, WAYPOINT_HEIGHT))[1] + GAP_Y for node in layer) for layer in layers]
     height = max(heights, default=0.0) + GAP_Y
@@ -154,5 +159,5 @@ def _place(layers: Sequence[Sequence[str]], sizes: Mapping[str, Point]) -> tuple
             node_height = sizes.get(node, (0.0, WAYPOINT_HEIGHT))[1]
             places[node] = (x + wide / 2, y + node_height / 2)
             y += node_height + GAP_Y
-        x += wide + GAP_X
-    return places, x - GAP_X + GAP_Y, height
+        x += wide + gap_x
+    return places, x - gap_x + GAP_Y, height

@@ -39,8 +39,8 @@ def observed_page(flow: ObservedFlow, title: str, notes: Sequence[str]) -> str:
         [
             *(f"<p>{escape(note)}</p>" for note in notes),
             f"<figure>{svg(picture)}</figure>",
-            "<p>On an arrow: how many, and the wait in the middle (p50) / of the slowest twentieth (p95). Dashed: the "
-            "cause is guessed from the order in time.</p>",
+            "<p>On an arrow: how many, and the wait in the middle (p50) / of the slowest twentieth (p95). Dashed: "
+            "the cause is guessed from the order in time.</p>",
             "<h2>Events</h2>",
             table(("event", "seen", "began a flow", "led to another", "stopped"), events),
             "<h2>Arrows</h2>",

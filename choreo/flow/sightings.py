@@ -49,10 +49,10 @@ def from_spans(spans: Iterable[SpanLike]) -> tuple[list[Sighting], list[Intake]]
     sightings: list[Sighting] = []
     intakes: list[Intake] = []
     for span in traces.of(PRODUCER):
-        if traces.event(span) == _id(span):
+        if traces.outermost(span) is span:
             cause, handler = traces.cause(span)
             at_ms = span.start_ns / 1e6
-            sightings.append(Sighting(_id(span), _event(span), span.service, at_ms, cause, handler=handler))
+            sightings.append(Sighting(_sent(span), _event(span), span.service, at_ms, cause, handler=handler))
     sent = {each.id for each in sightings}
     for span in traces.consumers():
         taken, at_ms = traces.taken(span), span.start_ns / 1e6
@@ -77,24 +77,25 @@ class _Traces:
 
     def consumers(self) -> list[SpanLike]:
         """Of a receive and the process below it, in one service, the lower one: it is of one event."""
-        told_below = {
-            _id(above)
-            for span in self.of(CONSUMER)
-            for above, role in self._above(span)
-            if role == CONSUMER and above.service == span.service
-        }
+        told_below = {_id(above) for span in self.of(CONSUMER) for above in self._same_intake(span)}
         return [span for span in self.of(CONSUMER) if _id(span) not in told_below]
 
-    def event(self, producer: SpanLike) -> str:
-        """Id of the event a producer span sends: `create` and the `send` below it are about one."""
-        for _ in range(ANCESTORS_MAX):
-            above = next(((each, role) for each, role in self._above(producer) if role), None)
-            if above is None or above[1] != PRODUCER:
-                return _id(producer)
-            if (above[0].service, _topic(above[0])) != (producer.service, _topic(producer)):
-                return _id(producer)
-            producer = above[0]
-        return _id(producer)
+    def _same_intake(self, consumer: SpanLike) -> Iterator[SpanLike]:
+        for above, role in self._above(consumer):
+            if role == PRODUCER or above.service != consumer.service:
+                return
+            if role == CONSUMER:
+                yield above
+
+    def outermost(self, producer: SpanLike) -> SpanLike:
+        """Of a `create` and the `send` below it, about one event, the `create`."""
+        found = producer
+        for above, role in self._above(producer):
+            if role == PRODUCER and (above.service, _topic(above)) == (producer.service, _topic(producer)):
+                found = above
+            elif role is not None:
+                break
+        return found
 
     def cause(self, producer: SpanLike) -> tuple[str | None, str]:
         """The event that made a service send another one, and the handler that did."""
@@ -102,15 +103,17 @@ class _Traces:
             if role == CONSUMER:
                 return self.taken(above) or _id(above), _handler(above)
             if role == PRODUCER:
-                return self.event(above), ""  # a service without consumer spans
+                return _sent(self.outermost(above)), ""  # a service without consumer spans
         return None, ""
 
     def taken(self, consumer: SpanLike) -> str | None:
-        """Id of the event a consumer span is about, None if nothing above tells."""
+        """Id of the event a consumer span is about, None if neither it nor anything above tells."""
+        if message := _message(consumer):
+            return message
         last = consumer
         for above, role in self._above(consumer):
             if role == PRODUCER:
-                return self.event(above)
+                return _sent(self.outermost(above))
             last = above
         # What lies above was not exported: those who took in the same event name the same missing span.
         return f"{last.trace_id}/{last.parent_id}" if last.parent_id else None
@@ -126,6 +129,16 @@ class _Traces:
 
 def _id(span: SpanLike) -> str:
     return f"{span.trace_id}/{span.span_id}"
+
+
+def _sent(producer: SpanLike) -> str:
+    return _message(producer) or _id(producer)
+
+
+def _message(span: SpanLike) -> str | None:
+    """The event's own id: it joins what links and broken traces leave apart, and duplicates share it."""
+    id_ = span.attributes.get("messaging.message.id")
+    return f"{span.attributes.get('cloudevents.event_source', '')} {id_}" if id_ else None
 
 
 def _only_receives(span: SpanLike) -> bool:

@@ -4,17 +4,20 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from choreo.flow.layout import Layout, Point, layered
+from choreo.flow.layout import GAP_X, Layout, Point, layered
 from choreo.flow.picture import Edge, Node, Picture
 
 CHARACTER_WIDTH, NODE_HEIGHT, NODE_MARGIN = 7.3, 32.0, 14.0
-LOOP_HEIGHT = 26.0
+READABLE = 0.7
+"""A page may shrink the picture to so much of its size; then it scrolls."""
+LOOP_HEIGHT, COUNT_WIDTH = 26.0, 6.1
 COLOURS = ("#dbeafe", "#dcfce7", "#fef3c7", "#fce7f3", "#e0e7ff", "#ffedd5", "#ccfbf1", "#f3e8ff")
 STYLE = (
     "text{font:12px ui-monospace,monospace;fill:#111}.event{fill:#fff;stroke:#334155}"
     ".command{fill:#fff;stroke:#334155;stroke-dasharray:2 2}.handler{stroke:#64748b}"
     ".starts{stroke-width:3}.ends{stroke-width:3;stroke-dasharray:6 3}"
-    ".edge{fill:none;stroke:#64748b;stroke-width:1.3}.maybe{stroke-dasharray:4 3}.count{font-size:10px;fill:#334155}"
+    ".edge{fill:none;stroke:#64748b;stroke-width:1.3}.maybe{stroke-dasharray:4 3}"
+    ".count{font-size:10px;fill:#334155;paint-order:stroke;stroke:#fff;stroke-width:3px}"
 )
 
 
@@ -25,12 +28,16 @@ def svg(picture: Picture) -> str:
         sizes,
         [(edge.source, edge.target) for edge in picture.edges],
         [node.id for node in picture.nodes if node.starts],
+        gap_x=max(GAP_X, *(len(edge.label) * COUNT_WIDTH + 2 * NODE_MARGIN for edge in picture.edges), 0),
     )
     colours = colours_of(picture)
-    parts = [_edge(edge, layout, sizes) for edge in picture.edges]
+    drawn = [_edge(edge, layout, sizes) for edge in picture.edges]
+    parts = [path for path, _ in drawn]
     parts += [_node(node, layout.places[node.id], sizes[node.id], colours) for node in picture.nodes]
+    parts += [text for _, text in drawn]
     width, height = f"{layout.width:.0f}", f"{layout.height:.0f}"
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    style = f"min-width:{layout.width * READABLE:.0f}px"
+    size = f'style="{style}" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}><title>{escape(picture.title)}</title>'
         f"<style>{STYLE}</style>"
@@ -59,7 +66,8 @@ def _node(node: Node, place: Point, size: Point, colours: dict[str, str]) -> str
     )
 
 
-def _edge(edge: Edge, layout: Layout, sizes: dict[str, Point]) -> str:
+def _edge(edge: Edge, layout: Layout, sizes: dict[str, Point]) -> tuple[str, str]:
+    """The line, and its label, which is drawn above everything."""
     pair = (edge.source, edge.target)
     if edge.source == edge.target:
         x, y = layout.places[edge.source]
@@ -73,10 +81,10 @@ def _edge(edge: Edge, layout: Layout, sizes: dict[str, Point]) -> str:
     maybe = "" if edge.sure else " maybe"
     drawn = f'<path class="edge{maybe}" marker-{end}="url(#tip)" d="{path}"/>'
     if not edge.label:
-        return drawn
+        return drawn, ""
     (x, y), (to_x, to_y) = points[0], points[min(1, len(points) - 1)]
     at = f'x="{(x + to_x) / 2:.1f}" y="{(y + to_y) / 2 - 4:.1f}"'
-    return f'{drawn}<text class="count" {at} text-anchor="middle">{escape(edge.label)}</text>'
+    return drawn, f'<text class="count" {at} text-anchor="middle">{escape(edge.label)}</text>'
 
 
 def _curve(points: Sequence[Point]) -> str:
