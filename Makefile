@@ -50,7 +50,7 @@ guarantees: $(STAMP)
 flows: $(STAMP)
 	@mkdir -p docs/flows
 	$(foreach app,$(wildcard handlers/*/app.py),$(BIN)/choreo graph $(subst /,.,$(app:.py=)):app --format markdown \
-	    -o docs/flows/$(notdir $(patsubst %/app.py,%,$(app))).md;)
+	    -o docs/flows/$(notdir $(patsubst %/app.py,%,$(app))).md &&) true
 
 simulate: $(STAMP)
 	$(BIN)/choreo simulate handlers.order_fulfilment.simulation:simulation --seeds 10000 --minutes 30 $(SIMULATE_ARGS)

@@ -12,7 +12,7 @@ from choreo.flow.fields import example, fields
 from choreo.flow.findings import Finding
 from choreo.flow.html import framed, table
 from choreo.flow.model import Capability, DeclaredEvent, DeclaredFlow
-from choreo.flow.picture import Picture, declared_picture
+from choreo.flow.picture import Picture, declared_picture, duration_text
 from choreo.flow.svg import colours_of, svg
 from choreo.flow.topology import Topology, label
 
@@ -52,7 +52,7 @@ def _legend(picture: Picture) -> str:
 
 def _flow_row(flow: DeclaredFlow) -> tuple[str, ...]:
     ends = ", ".join(f"<code>{escape(end.type)}</code>" for end in flow.ends)
-    deadline = "none" if flow.deadline_s is None else f"{flow.deadline_s:,.0f} s"
+    deadline = "none" if flow.deadline_s is None else duration_text(flow.deadline_s * 1000)
     return escape(flow.name), f"<code>{escape(flow.starts.type)}</code>", ends, deadline
 
 

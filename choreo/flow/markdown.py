@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from choreo.flow.mermaid import mermaid
 from choreo.flow.model import Capability, DeclaredEvent
-from choreo.flow.picture import declared_picture
+from choreo.flow.picture import declared_picture, duration_text
 from choreo.flow.topology import Topology, label
 
 
@@ -20,7 +20,7 @@ def markdown(capability: Capability, title: str) -> str:
     lines += ["Thick: it begins a flow. Thick and dashed: it ends one. A dotted arrow: not for every event.", ""]
     for flow in capability.flows:
         ends = ", ".join(_code(end.type) for end in flow.ends)
-        deadline = "" if flow.deadline_s is None else f", within {flow.deadline_s:,.0f} s"
+        deadline = "" if flow.deadline_s is None else f", within {duration_text(flow.deadline_s * 1000)}"
         lines += [f"Flow `{_text(flow.name)}`: from {_code(flow.starts.type)} to {ends}{deadline}.", ""]
     lines += ["| event | version | topic | key | emitted by | read by |", "|---|---|---|---|---|---|"]
     for type_, event in sorted(events.items()):

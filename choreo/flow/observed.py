@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, NamedTuple
 
-from choreo.flow.picture import Edge, Node, Picture
+from choreo.flow.picture import Edge, Node, Picture, duration_text
 
 PATIENCE = 10
 """An event that led to nothing yet counts as under way for so many times the usual wait (p95) of its like."""
@@ -218,11 +218,3 @@ def _order(edge: ObservedEdge) -> tuple[str, str]:
 def _event_label(event: ObservedEvent) -> str:
     stopped = f", {event.stopped} stopped" if event.stopped else ""
     return f"{event.name} ({event.seen}{stopped})"
-
-
-def duration_text(milliseconds: float) -> str:
-    """`340 ms`, `2.1 s`, `4.0 h`."""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)):
-        if milliseconds >= size:
-            return f"{milliseconds / size:.1f} {unit}"
-    return f"{milliseconds:.0f} ms"

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 
 from choreo.flow.html import framed, table
-from choreo.flow.observed import ObservedFlow, duration_text
+from choreo.flow.observed import ObservedFlow
+from choreo.flow.picture import duration_text
 from choreo.flow.svg import svg
 
 

@@ -71,3 +71,11 @@ def _count(least: int, most: int | None) -> str:
     if most == 1:
         return ""
     return f"{least}..{'*' if most is None else most}" if most != least else str(least)
+
+
+def duration_text(milliseconds: float) -> str:
+    """`340 ms`, `2.1 s`, `4.0 h`."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)):
+        if milliseconds >= size:
+            return f"{milliseconds / size:.1f} {unit}"
+    return f"{milliseconds:.0f} ms"
