@@ -30,7 +30,7 @@ def read_estate(url: str, *, since_s: float) -> Estate:
         TransportError: Nobody answers there, or not as Jaeger does.
     """
     base, now_s = url.rstrip("/"), time.time()
-    services = jaeger._services(base)
+    services = _services(base)
     if services is None:
         raise TransportError(f"{url} does not answer as a Jaeger query API; it is usually at port 16686")
     spans: dict[tuple[str, str], Any] = {}
@@ -41,6 +41,14 @@ def read_estate(url: str, *, since_s: float) -> Estate:
             cut_short.append(service)
         spans.update({(span.trace_id, span.span_id): span for span in found})
     return Estate(list(spans.values()), cut_short)
+
+
+def _services(base: str) -> list[str] | None:
+    for path, name in (("/api/v3/services", "services"), ("/api/services", "data")):
+        body = jaeger._get(base + path)
+        if body is not None and name in body:
+            return [str(each) for each in body[name] or ()]  # null where there is none yet
+    return None
 
 
 def _read(base: str, service: str, now_s: float, since_s: float) -> list[Any]:

@@ -181,11 +181,8 @@ def from_records(records: Sequence[Record]) -> list[Sighting]:
     for record in sorted(records, key=lambda each: each.timestamp_ms):
         if record.value is None:
             continue
-        sighting = _from_cloudevent(record, ids)
         trace = _trace_of(record)
-        if sighting is None:
-            place = f"{record.topic}/{record.partition}@{record.offset}"
-            sighting = Sighting(place, record.topic, "", record.timestamp_ms)
+        sighting = _from_cloudevent(record, ids) or Sighting(_place(record), record.topic, "", record.timestamp_ms)
         before = last_of_trace.get(trace)
         if sighting.cause is None and before is not None and before.event != sighting.event:
             sighting = sighting._replace(cause=before.id, guessed=True)
@@ -197,16 +194,22 @@ def from_records(records: Sequence[Record]) -> list[Sighting]:
 
 
 def _from_cloudevent(record: Record, ids: dict[str, str]) -> Sighting | None:
-    if record.value is None or any(name.startswith("choreo-dlq-") for name, _ in record.headers):
-        return None
+    assert record.value is not None
     try:
         envelope, _ = cloudevents.read(record.headers, record.value)
     except DecodeError:
         return None
+    if any(name.startswith("choreo-dlq-") for name, _ in record.headers):
+        # A dead letter is a copy of its event; here it is what became of it.
+        return Sighting(_place(record), record.topic, "", record.timestamp_ms, envelope.id)
     key = f"{envelope.source} {envelope.id}"
     ids.setdefault(envelope.id, key)
     emitter = envelope.source.strip("/")
     return Sighting(key, envelope.type, emitter, record.timestamp_ms, envelope.causationid)
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic}/{record.partition}@{record.offset}"
 
 
 def _trace_of(record: Record) -> str:
