@@ -27,20 +27,13 @@ ANCESTORS_MAX = 200
 class SpanLike(Protocol):
     """What is needed of a span; see `choreo.flow.jaeger`."""
 
-    @property
-    def trace_id(self) -> str: ...
-    @property
-    def span_id(self) -> str: ...
-    @property
-    def parent_id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def service(self) -> str: ...
-    @property
-    def start_ns(self) -> int: ...
-    @property
-    def attributes(self) -> Mapping[str, Any]: ...
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    service: str
+    start_ns: int
+    attributes: Mapping[str, Any]
 
 
 def from_spans(spans: Iterable[SpanLike]) -> tuple[list[Sighting], list[Intake]]:

@@ -1,5 +1,6 @@
 """The flow of services that know nothing of choreo, from their spans and from headers of their records."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ class Span:
     name: str
     service: str
     start_ns: int
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def span(place: str, service: str, topic: str, at_ms: int, operation: str, **attributes: Any) -> Span:
