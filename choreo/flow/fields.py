@@ -81,7 +81,7 @@ def _example(part: Mapping[str, Any], schema: Mapping[str, Any], depth: int) -> 
     for several in ("anyOf", "oneOf", "allOf"):
         if part.get(several):
             return _example(part[several][0], schema, depth + 1)
-    match part.get("type"):
+    match part.get("type", "object" if "properties" in part else None):
         case "object":
             return {name: _example(each, schema, depth + 1) for name, each in part.get("properties", {}).items()}
         case "array":

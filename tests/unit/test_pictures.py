@@ -18,13 +18,14 @@ from tests.declared import declared
 from tests.handlers_apps import NAMES, ROOT, handlers_app
 
 EVIL = """"><script>alert(1)</script><img src=x onerror=alert(2)>`|]);\nclick a "javascript:alert(3)" %% '"""
+AGAIN = ("handler:shipping.ship_again", "event:shipment.delayed")
 LINKS = ["a.x: p -> q? r*", "b.y: q r -> z", "c.w: r! -> p?"]
 
 
 def evil_capability() -> Capability:
     """Every text of it wants to be markup: a file may come from anywhere."""
-    plain = declared("aaa.bbb: ccc -> ddd?", starts="ccc", ends="ddd").model_dump_json()
-    text = re.sub(r'"(aaa|bbb|ccc|ddd|id|events|flow)"(?!:)', lambda found: quoted(found[1] + EVIL), plain)
+    plain = declared("aaa.bbb: ccc -> ddd? eee?", starts="ccc", ends="ddd").model_dump_json()
+    text = re.sub(r'"(aaa|bbb|ccc|ddd|eee|id|events|flow)"(?!:)', lambda found: quoted(found[1] + EVIL), plain)
     text = text.replace('"doc":""', f'"doc":{quoted(EVIL)}').replace('"name":"Ccc"', f'"name":{quoted(EVIL)}')
     schema = {"properties": {EVIL: {"type": EVIL, "description": EVIL, "examples": [EVIL]}}}
     capability = Capability.model_validate_json(text)
@@ -104,11 +105,13 @@ def test_boxes_do_not_overlap_and_edges_lead_to_the_right() -> None:
     sizes = {node.id: (float(10 * len(node.label)), 30.0) for node in picture.nodes}
     pairs = [(edge.source, edge.target) for edge in picture.edges]
     layout = layered(sizes, pairs, ["event:order.placed"])
-    assert layout.backward == {("handler:shipping.ship_again", "event:shipment.delayed")}
+    assert layout.backward == {AGAIN}
     for one, other in combinations(sizes, 2):
         (x, y), (x2, y2) = layout.places[one], layout.places[other]
         apart_x = abs(x - x2) >= (sizes[one][0] + sizes[other][0]) / 2
         assert apart_x or abs(y - y2) >= (sizes[one][1] + sizes[other][1]) / 2, (one, other)
+    there, back = (layout.routes[pair] for pair in (AGAIN[::-1], AGAIN))
+    assert [y for _, y in there] != [y for _, y in back]  # side by side, not one on the other
     for pair in pairs:
         places = [x for x, _ in layout.routes[pair]]
         assert places == sorted(places), pair
