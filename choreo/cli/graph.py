@@ -17,7 +17,7 @@ from choreo.flow.consistency import shape
 from choreo.flow.findings import Finding
 from choreo.flow.markdown import markdown
 from choreo.flow.mermaid import mermaid
-from choreo.flow.model import Capability
+from choreo.flow.model import Capability, to_json
 from choreo.flow.observed_page import observed_page
 from choreo.flow.picture import declared_picture
 
@@ -109,8 +109,7 @@ def drawn(capability: Capability, format_: Format, findings: list[Finding], titl
         case Format.MARKDOWN:
             return markdown(capability, title)
         case Format.JSON:
-            found = {**capability.model_dump(mode="json"), "findings": [each.as_dict() for each in findings]}
-            return _json(found)
+            return to_json(capability, [each.as_dict() for each in findings])
         case Format.ASYNCAPI:
             names = [each.name for each in capability.services]
             if len(names) != 1:

@@ -4,9 +4,10 @@ A capability is written when a service is built and read where the service's cod
 apps, brokers or drawings; `choreo.flow.declared` makes a capability out of declarations.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from choreo.errors import ConfigurationError
@@ -148,9 +149,16 @@ def merge(capabilities: Mapping[str, Capability]) -> Capability:
     )
 
 
-def to_json(capability: Capability) -> str:
-    """The capability file: JSON, indented, the same text for the same declarations."""
-    return capability.model_dump_json(indent=2) + "\n"
+def to_json(capability: Capability, findings: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The capability file: JSON, indented, the same text for the same declarations.
+
+    Args:
+        findings: What was found in it, for programs; not read back, since it follows from the rest.
+    """
+    document = capability.model_dump(mode="json")
+    if findings:
+        document["findings"] = list(findings)
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
 
 
 def from_json(text: str | bytes, origin: str) -> Capability:

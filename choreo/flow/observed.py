@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, NamedTuple
 
-from choreo.flow.picture import Edge, Node, Picture, duration_text
+from choreo.flow.picture import Edge, Node, Picture, duration_text, rate_text
 
 PATIENCE = 10
 """An event that led to nothing yet counts as under way for so many times the usual wait (p95) of its like."""
@@ -131,7 +131,7 @@ class ObservedFlow:
     def _edge_label(self, edge: ObservedEdge) -> str:
         p50, p95 = edge.wait_ms(0.5), edge.wait_ms(0.95)
         waits = "" if p50 is None or p95 is None else f", {duration_text(p50)} / {duration_text(p95)}"
-        return f"{edge.count}{waits}"
+        return f"{edge.count}, {rate_text(self._rate(edge.count))}{waits}"
 
 
 def observed(sightings: Iterable[Sighting], intakes: Iterable[Intake], *, window_s: float) -> ObservedFlow:

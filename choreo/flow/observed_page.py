@@ -5,7 +5,7 @@ from html import escape
 
 from choreo.flow.html import framed, table
 from choreo.flow.observed import ObservedFlow
-from choreo.flow.picture import duration_text
+from choreo.flow.picture import duration_text, rate_text
 from choreo.flow.svg import svg
 
 
@@ -30,7 +30,7 @@ def observed_page(flow: ObservedFlow, title: str, notes: Sequence[str]) -> str:
             f"<code>{escape(labels[each.source])}</code>",
             f"<code>{escape(labels[each.target])}</code>",
             f"{each.count}{' (guessed)' if each.guessed else ''}",
-            f"{each.count / flow.window_s * 60:.2f}" if flow.window_s else "",
+            rate_text(each.count / flow.window_s) if flow.window_s else "",
             *("" if wait is None else duration_text(wait) for wait in (each.wait_ms(0.5), each.wait_ms(0.95))),
         )
         for each in flow.edges
@@ -40,12 +40,12 @@ def observed_page(flow: ObservedFlow, title: str, notes: Sequence[str]) -> str:
         [
             *(f"<p>{escape(note)}</p>" for note in notes),
             f"<figure>{svg(picture)}</figure>",
-            "<p>On an arrow: how many, and the wait in the middle (p50) / of the slowest twentieth (p95). Dashed: "
-            "the cause is guessed from the order in time.</p>",
+            "<p>On an arrow: how many, how often, and the wait in the middle (p50) / of the slowest twentieth (p95). "
+            "Dashed: the cause is guessed from the order in time.</p>",
             "<h2>Events</h2>",
             table(("event", "seen", "began a flow", "led to another", "stopped"), events),
             "<h2>Arrows</h2>",
-            table(("from", "to", "count", "a minute", "p50", "p95"), edges),
+            table(("from", "to", "count", "rate", "p50", "p95"), edges),
         ],
     )
 

@@ -73,6 +73,14 @@ def _count(least: int, most: int | None) -> str:
     return f"{least}..{'*' if most is None else most}" if most != least else str(least)
 
 
+def rate_text(per_s: float) -> str:
+    """`12/s`, `4.8/min`, `0.5/h`: in the unit that leaves a number one can read."""
+    for unit, seconds in (("s", 1), ("min", 60), ("h", 3_600)):
+        if per_s * seconds >= 1 or unit == "h":
+            break
+    return f"{per_s * seconds:.3g}/{unit}"
+
+
 def duration_text(milliseconds: float) -> str:
     """`340 ms`, `2.1 s`, `4.0 h`."""
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)):

@@ -279,4 +279,4 @@ def test_numbers_of_an_edge_are_told() -> None:
     flow = chains([])
     edge = next(each for each in flow.as_dict()["edges"] if each["target"] == "event:answered")
     assert (edge["count"], edge["rate_per_s"], edge["p50_ms"], edge["p95_ms"]) == (10, 0.1, 100.0, 100.0)
-    assert "10, 100 ms / 100 ms" in {each.label for each in flow.picture("t").edges}
+    assert "10, 6/min, 100 ms / 100 ms" in {each.label for each in flow.picture("t").edges}
