@@ -104,23 +104,17 @@ def _no_flow(topology: Topology) -> Iterator[Finding]:
 
 
 def _versions(topology: Topology) -> Iterator[Finding]:
-    """A version that a reader of the type does not know goes to its dead letters."""
+    """A version a handler of the type does not take goes to dead letters, also where another handler takes it."""
     for type_, places in topology.readers.items():
         sent = {emit.version for _, emit in topology.emitters.get(type_, ())}
-        for service in dict.fromkeys(place[0].name for place in places):
-            read = {
-                ref.version
-                for each, handler in places
-                if each.name == service
-                for ref in handler.consumes
-                if ref.type == type_
-            }
+        for place in places:
+            read = place[0].reads_versions(place[1], type_)
             if unknown := sorted(sent - read):
                 message = (
-                    f"{service} reads {_versions_text(sorted(read))} of {type_}, and {_versions_text(unknown)} is "
-                    "emitted: it would be dead-lettered as unknown_version; deploy a handler of it first"
+                    f"{label(place)} reads {_versions_text(sorted(read))} of {type_}, and {_versions_text(unknown)} "
+                    "is emitted: it would be dead-lettered as unknown_version; let it take that version too, first"
                 )
-                yield Finding("version_mismatch", f"{service}.{type_}", message)
+                yield Finding("version_mismatch", label(place), message)
 
 
 def _versions_text(versions: list[int]) -> str:
@@ -132,7 +126,7 @@ def _topics(topology: Topology) -> Iterator[Finding]:
         sent = {emit.topic for _, emit in topology.emitters.get(type_, ())}
         for place in places:
             read = {ref.topic for ref in place[1].consumes if ref.type == type_}
-            if sent and not read & sent:
+            if sent and not place[0].reads_topics & sent:
                 message = (
                     f"{label(place)} reads {type_} from {', '.join(sorted(read))}, and it is emitted to "
                     f"{', '.join(sorted(sent))}; map the topics alike with App(topics=...)"

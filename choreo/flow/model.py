@@ -63,6 +63,7 @@ class DeclaredEvent(EventRef):
         key: Field whose value is the record key, None for no key.
         json_schema: JSON Schema of the data, complete in itself (`$defs` inside). For "send" it is what is written,
             for "receive" what is accepted.
+        upcasts_from: Older versions that are read as this one.
     """
 
     direction: Direction
@@ -71,6 +72,7 @@ class DeclaredEvent(EventRef):
     kind: Literal["event", "command"]
     doc: str
     json_schema: dict[str, Any]
+    upcasts_from: tuple[int, ...] = ()
 
 
 class DeclaredService(_Part):
@@ -82,6 +84,17 @@ class DeclaredService(_Part):
     dead_letter_topic: str
     handlers: tuple[DeclaredHandler, ...]
     events: tuple[DeclaredEvent, ...]
+
+    @property
+    def reads_topics(self) -> set[str]:
+        """What it subscribes to. A type is taken from any of them: handlers are found by type alone."""
+        return {ref.topic for handler in self.handlers for ref in handler.consumes}
+
+    def reads_versions(self, handler: DeclaredHandler, type_: str) -> set[int]:
+        """Versions of a type that one of its handlers takes, upcast ones among them; any other is dead-lettered."""
+        found = {ref.version for ref in handler.consumes if ref.type == type_}
+        received = (each for each in self.events if each.direction == "receive" and each.type == type_)
+        return found.union(*(each.upcasts_from for each in received if each.version in found))
 
 
 class DeclaredFlow(_Part):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from choreo.flow.findings import Finding, ordered
-from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, Direction, EventRef
+from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, Direction
 
 
 def against(now: Capability, released: Capability) -> list[Finding]:
@@ -47,12 +47,22 @@ def _handlers(before: DeclaredService, after: DeclaredService) -> Iterator[Findi
         there = handlers.get(handler.name)
         if there is None:
             yield Finding("vanished_handler", where, _vanished(handler, new))
-        elif handler.idempotency_key != there.idempotency_key:
+            continue
+        if handler.idempotency_key != there.idempotency_key:
             was, is_ = (
-                each or "the event's source and id" for each in (handler.idempotency_key, there.idempotency_key)
+                key or "the event's source and id" for key in (handler.idempotency_key, there.idempotency_key)
             )
             message = f"its idempotency key was {was} and is {is_}: what was handled before is not known as handled"
             yield Finding("changed_idempotency_key", where, message)
+        for type_ in sorted({ref.type for ref in there.consumes}):
+            gone = before.reads_versions(handler, type_) - after.reads_versions(there, type_)
+            if gone:
+                said = ", ".join(f"v{version}" for version in sorted(gone))
+                message = (
+                    f"{where} no longer reads {said} of {type_}: what is on the log of it would be dead-lettered as "
+                    "unknown_version; upcast it, or keep reading it until retention has taken it"
+                )
+                yield Finding("dropped_version", where, message)
 
 
 def _vanished(handler: DeclaredHandler, new: list[DeclaredHandler]) -> str:
@@ -68,26 +78,15 @@ def _vanished(handler: DeclaredHandler, new: list[DeclaredHandler]) -> str:
 
 def _events(before: DeclaredService, after: DeclaredService) -> Iterator[Finding]:
     for type_ in sorted({event.type for event in before.events}):
-        for direction in ("receive", "send"):
-            was, is_ = _refs(before, type_, direction), _refs(after, type_, direction)
-            if not was or not is_:
-                continue  # dropped altogether, which is looked at over all services
-            verb = "reads" if direction == "receive" else "sends"
-            where = f"{before.name}.{type_}"
-            if gone := sorted({ref.topic for ref in was} - {ref.topic for ref in is_}):
-                left = (
-                    "what is left there stays unread" if direction == "receive" else "who reads there waits for ever"
-                )
-                message = f"{before.name} no longer {verb} {type_} {_at(direction)} {', '.join(gone)}: {left}"
-                yield Finding("changed_topic", where, message)
-            versions = sorted({ref.version for ref in was} - {ref.version for ref in is_})
-            if direction == "receive" and versions:
-                said = ", ".join(f"v{each}" for each in versions)
-                message = (
-                    f"{before.name} no longer reads {said} of {type_}: what is on the log of it would be "
-                    "dead-lettered as unknown_version; keep reading it until retention has taken it"
-                )
-                yield Finding("dropped_version", where, message)
+        where = f"{before.name}.{type_}"
+        was, is_ = _topics(before, type_, "receive"), _topics(after, type_, "receive")
+        if is_ and (left := sorted(was - after.reads_topics)):
+            message = f"{before.name} no longer reads {type_} from {', '.join(left)}: what is left there stays unread"
+            yield Finding("changed_topic", where, message)
+        was, is_ = _topics(before, type_, "send"), _topics(after, type_, "send")
+        if is_ and (left := sorted(was - is_)):
+            message = f"{before.name} no longer sends {type_} to {', '.join(left)}: who reads there waits for ever"
+            yield Finding("changed_topic", where, message)
         keys = [
             {event.key for event in service.events if event.type == type_ and event.direction == "send"}
             for service in (before, after)
@@ -98,19 +97,11 @@ def _events(before: DeclaredService, after: DeclaredService) -> Iterator[Finding
                 f"the record key of {type_} was {was_key} and is {is_key}: events of one key before and after the "
                 "deploy lie in different partitions, and in no order"
             )
-            yield Finding("changed_key", f"{before.name}.{type_}", message)
+            yield Finding("changed_key", where, message)
 
 
-def _at(direction: Direction) -> str:
-    return "from" if direction == "receive" else "to"
-
-
-def _refs(service: DeclaredService, type_: str, direction: Direction) -> set[EventRef]:
-    return {
-        EventRef(type=event.type, version=event.version, topic=event.topic)
-        for event in service.events
-        if event.type == type_ and event.direction == direction
-    }
+def _topics(service: DeclaredService, type_: str, direction: Direction) -> set[str]:
+    return {event.topic for event in service.events if event.type == type_ and event.direction == direction}
 
 
 def _types(now: Capability, released: Capability) -> Iterator[Finding]:

@@ -60,7 +60,8 @@ def test_shipped_flow_has_no_violation_and_no_advice() -> None:
         (["a.x: p -> p"], "p", "p", ("endless_cycle", "p")),
         (["a.x: p -> q? z?", "b.y: q -> p"], "p", "z", ("cycle", "p")),
         (["a.x: p -> q"], "", "", ("no_flow", "flows")),
-        (["a.x: p -> z@2 z", "b.y: z"], "p", "z", ("version_mismatch", "b.z")),
+        (["a.x: p -> z@2 z", "b.y: z"], "p", "z", ("version_mismatch", "b.y")),
+        (["a.x: p -> z@2", "b.y: z", "b.w: z@2"], "p", "z", ("version_mismatch", "b.y")),
         (["a.x: p -> q! z", "b.y: q!", "c.w: q!"], "p", "z", ("command_for_several", "q")),
     ],
 )
@@ -95,10 +96,18 @@ def test_reader_of_a_version_nobody_emits_is_no_finding() -> None:
 
 def test_topics_that_do_not_meet_are_found() -> None:
     """Emitted to one, read from another."""
-    service = GOOD.services[1]
-    moved = tuple(ref.model_copy(update={"topic": "elsewhere"}) for ref in service.handlers[0].consumes)
-    handlers = (service.handlers[0].model_copy(update={"consumes": moved}),)
-    assert found(consistency(changed(GOOD, 1, handlers=handlers))) == {("topic_mismatch", "b.second")}
+    apart = elsewhere(GOOD)
+    assert found(consistency(apart)) == {("topic_mismatch", "b.second")}
+    also = declared("b.also: placed").services[0].handlers
+    both = changed(apart, 1, handlers=(*apart.services[1].handlers, *also))
+    assert found(consistency(both)) == set()  # types are found in whatever topic the service reads
+
+
+def elsewhere(capability: Capability) -> Capability:
+    """With the second service reading from another topic."""
+    handler = capability.services[1].handlers[0]
+    moved = tuple(ref.model_copy(update={"topic": "elsewhere"}) for ref in handler.consumes)
+    return changed(capability, 1, handlers=(handler.model_copy(update={"consumes": moved}),))
 
 
 @pytest.mark.parametrize(("key", "expected"), [("who", {("key_mismatch", "held")}), (None, set())])
@@ -120,14 +129,25 @@ def test_two_services_in_one_group_are_found() -> None:
         (changed(GOOD, 0, group="new"), {("changed_group", "a")}),
         (changed(GOOD, 0, source="/new"), {("changed_source", "a")}),
         (with_events(GOOD, 0, key="who"), {("changed_key", "a.held"), ("changed_key", "a.refused")}),
-        (with_events(GOOD, 1, topic="new"), {("changed_topic", "b.held"), ("changed_topic", "b.paid")}),
-        (with_events(GOOD, 1, version=2), {("dropped_version", "b.held")}),
+        (elsewhere(with_events(GOOD, 1, topic="new")), {("changed_topic", "b.held"), ("changed_topic", "b.paid")}),
+        (declared("a.first: placed -> held? refused?", "b.second: held@2"), {("dropped_version", "b.second")}),
         (declared("a.first: placed -> held?", "b.second: held -> paid"), {("dropped_emission", "refused")}),
     ],
 )
 def test_what_a_deploy_would_break_is_found(now: Capability, expected: set[tuple[str, str]]) -> None:
     """Against the release, by id and place."""
     assert expected <= found(against(now, GOOD))
+
+
+def test_version_that_is_upcast_is_still_read() -> None:
+    """Neither what is emitted of it nor what is on the log goes to dead letters."""
+    newer = declared(
+        "a.first: placed -> held? refused?", "b.second: held@2 -> paid", starts="placed", ends="paid refused"
+    )
+    assert found(consistency(newer)) == {("version_mismatch", "b.second")}
+    assert found(against(newer, GOOD)) == {("dropped_version", "b.second")}
+    upcast = with_events(newer, 1, upcasts_from=(1,))
+    assert consistency(upcast) == against(upcast, GOOD) == []
 
 
 def test_changed_idempotency_key_is_found() -> None:

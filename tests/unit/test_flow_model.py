@@ -120,6 +120,20 @@ def test_schema_is_the_one_of_its_direction() -> None:
     assert sent.json_schema["properties"]["price"]["type"] == "string"
 
 
+def test_versions_that_are_upcast_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the handlers of that class, and by nobody who only sends it."""
+    monkeypatch.setattr(Asked, "event_upcasters", {1: dict}, raising=False)
+    service = Service("echo")
+
+    @service.handler(Asked)
+    def again(asked: Asked) -> Asked:
+        return asked
+
+    (echo,) = App(service).capability().services
+    assert [each.upcasts_from for each in echo.events] == [(1,), ()]
+    assert echo.reads_versions(echo.handlers[0], "t.asked") == {1, 2}
+
+
 def test_prefix_of_an_environment_is_not_in_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is built in one environment is true in all."""
     plain = to_json(tea().capability())
