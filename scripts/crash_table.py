@@ -141,9 +141,8 @@ def page(results: Sequence[Tried], options: str) -> str:
 
 
 def _chosen(two: Crashes) -> str:
-    drawn = two.points - two.undrawn
-    how = "all were run" if drawn == two.runs else f"{two.runs:,} were run, evenly chosen"
-    return f"{two.points:,} there are, {two.undrawn:,} of them this seed cannot draw; of the other {drawn:,} {how}."
+    how = "all were run" if two.points == two.runs else f"{two.runs:,} were run, evenly chosen"
+    return f"{two.points:,} there are; {how}."
 
 
 def _by_call(result: Tried) -> list[str]:
@@ -152,7 +151,8 @@ def _by_call(result: Tried) -> list[str]:
     again: Counter[str] = Counter()
     for trial in result.one.trials:
         kind, _, visit = trial.schedule[0].partition("@")
-        call = visit.partition("/")[2].rpartition("#")[0]
+        whose, _, place = visit.rpartition("#")[0].partition("/")
+        call = place.partition("/")[0] if whose == "handler" else place  # one handler, whatever the key
         name = f"{'after' if kind == 'crash_after' else 'before'} {call}"
         points[name] += 1
         copies[name] += trial.copies
@@ -199,7 +199,7 @@ started 0.5 to 8 s later. Everything else goes well.
 - **points**: of one crash, all there are in a run without any, one before each call and one after it is done but not
   answered. A call that only reads has no point after it: nothing is there then that was not before. Of two crashes:
   each of these, with a second one at the next visit of every place that comes later (a place is one call of one
-  process, of the crashed one's successor or of another).
+  process, of the crashed one's successor or of another, or of a handler for one key).
 - **runs**: those that were run, each in a world of its own. In each the crashes happened where they were asked for.
 - **lost**: events a handler neither handled nor made a dead letter of.
 - **duplicated on the log**: emits beyond the first with their id, as a reader under `read_committed` sees them.
@@ -239,8 +239,6 @@ a part of this in every build, and takes protections out to see that it is notic
   other faults and other days are drawn by `choreo simulate`.
 - The second crash comes at the first later visit of a place, not at every one, and there is no third. All that a
   store writes is one place, so that few second crashes hit the commit of a restarted process.
-- A seed draws about three of four pairs of crashes: of one before a call and one after another it draws one order
-  or the other. Another seed draws others.
 - A transaction of a database is one step, as it is from outside. No server loses what it acknowledged. No handler
   writes rows here; rows exactly once are in docs/guarantees.md and in the order flow's own simulation.
 - Calls are crashed in the first 30 virtual seconds, so that the world can come to rest.

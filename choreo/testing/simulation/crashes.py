@@ -7,11 +7,9 @@ each line of it can be run again by `try_one`, and nothing depends on a draw bei
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from choreo.errors import ChoreoError
-from choreo.testing.simulation.faults import Dice, Faults
 from choreo.testing.simulation.nemesis import KINDS as AT_ANY_TIME
 
 if TYPE_CHECKING:
@@ -53,13 +51,11 @@ class Crashes:
 
     Attributes:
         points: Schedules there are.
-        undrawn: Those of them that the dice of this seed cannot draw, see `double`.
         trials: Those that were run.
         own: Names of the simulation's own checkers.
     """
 
     points: int
-    undrawn: int
     trials: tuple[Trial, ...]
     own: frozenset[str]
 
@@ -133,7 +129,7 @@ def single(
     """Run with each crash alone; with at most `runs_max` of them, evenly chosen, if it is given."""
     points = [(id_,) for id_ in crash_points(simulation, seed, reads=reads)]
     trials = _try_all(simulation, seed, evenly(points, runs_max), progress)
-    return Crashes(len(points), 0, trials, _own(simulation))
+    return Crashes(len(points), trials, _own(simulation))
 
 
 def double(
@@ -147,9 +143,6 @@ def double(
 ) -> Crashes:
     """Run with pairs of crashes: after each first one a second at the next visits of every place that comes later.
 
-    Before a call and after it are two kinds with a chance each, and the dice decide by visit: of a pair of the two
-    kinds a seed draws one order or the other. Those it does not draw are counted, and are others with another seed.
-
     Args:
         firsts: What `single` returned for this seed, if it was run.
         visits_max: How many visits of a place; >= 1. The number of pairs grows with it.
@@ -158,9 +151,8 @@ def double(
     if firsts is None:
         firsts = single(simulation, seed)
     pairs = [(*trial.schedule, second) for trial in firsts.trials for second in _next(trial, visits_max)]
-    drawn = [pair for pair in pairs if _drawing(seed, pair) is not None]
-    trials = _try_all(simulation, seed, evenly(drawn, runs_max), progress)
-    return Crashes(len(pairs), len(pairs) - len(drawn), trials, _own(simulation))
+    trials = _try_all(simulation, seed, evenly(pairs, runs_max), progress)
+    return Crashes(len(pairs), trials, _own(simulation))
 
 
 def try_one(simulation: "Simulation", seed: int, schedule: Schedule) -> Trial:
@@ -183,10 +175,7 @@ def try_one(simulation: "Simulation", seed: int, schedule: Schedule) -> Trial:
         calls = Counter((each.handler, each.digest) for each in world.invocations)
         found.append(Trial(schedule, (), emits.total() - len(emits), calls.total() - len(calls), tuple(later)))
 
-    faults = _drawing(seed, schedule)
-    if faults is None:
-        raise ChoreoError(f"seed {seed} does not draw {', '.join(schedule)}")
-    looking = replace(simulation, faults=faults, checkers=(*simulation.checkers, look))
+    looking = replace(simulation, checkers=(*simulation.checkers, look))
     outcome = looking.run(seed, allowed=schedule)
     if outcome.faults != schedule:
         raise ChoreoError(f"seed {seed}: asked for {schedule}, and there was {outcome.faults}")
@@ -222,28 +211,8 @@ def _next(trial: Trial, visits_max: int) -> Iterable[str]:
             yield from (f"{kind}@{visit}" for kind in kinds)
 
 
-def _drawing(seed: int, schedule: Schedule) -> Faults | None:
-    """Chances by which the dice draw each of these kinds at its visit; None if there are none.
-
-    They draw `crash` below its chance and `crash_after` above, so there has to be a chance in between.
-    """
-    kinds = {each.partition("@")[0] for each in schedule}
-    if len(kinds) < 2:
-        return Faults.only(*kinds, chance=1.0)
-    highest = max(_number(seed, _visit(each)) for each in schedule if each.startswith(f"{BEFORE}@"))
-    lowest = min(_number(seed, _visit(each)) for each in schedule if each.startswith(f"{AFTER}@"))
-    return replace(Faults.only(AFTER, chance=1.0), crash=lowest) if highest < lowest else None
-
-
 def _visit(id_: str) -> str:
     return id_.partition("@")[2]
-
-
-@lru_cache(maxsize=100_000)
-def _number(seed: int, visit: str) -> float:
-    """What the dice throw at a visit."""
-    dice, (place, _, number) = Dice(seed, Faults.none()), visit.rpartition("#")
-    return [dice.number(place) for _ in range(int(number))][-1]
 
 
 def _own(simulation: "Simulation") -> frozenset[str]:

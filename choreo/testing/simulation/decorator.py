@@ -57,6 +57,7 @@ def simulate(
     partitions: int = 2,
     checkers: Sequence[Checker] = (),
     upgrade: App | None = None,
+    metadata: Any = None,
 ) -> Callable[[Test], SimulatedTest]:
     """Make a test of a function that takes a `world` and asserts what must hold in it, after every seed.
 
@@ -74,13 +75,15 @@ def simulate(
         partitions: Of each topic.
         checkers: What must hold beside choreo's own promises and the test.
         upgrade: The app of the next version, for `deploy`; by default the same again.
+        metadata: SQLAlchemy's; its tables are in the database of every service.
 
     Raises:
         DeclarationError: The function takes no `world`, or is a coroutine function, which nobody would await.
     """
     if seeds < 1:
         raise DeclarationError(f"simulate(seeds={seeds}) would pass without a run; take at least one")
-    simulation = Simulation(app, publish, resources, pair, members, partitions, faults or Faults(), checkers, upgrade)
+    faults = faults or Faults()
+    simulation = Simulation(app, publish, resources, pair, members, partitions, faults, checkers, upgrade, metadata)
 
     def decorate(test: Test) -> SimulatedTest:
         signature = _signature(test)

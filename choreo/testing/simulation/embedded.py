@@ -69,9 +69,9 @@ class OneFile(SimulatedDatabase):
 
         def write() -> _Result:
             result = self._shared.write_inline(change)
-            copied = self._process.world.log
+            copied = self.process.world.log
             assert isinstance(copied, CopiedLog)
-            copied.catch_up(self._process)
+            copied.catch_up(self.process)
             return result
 
-        return await self._process.call("write", write, to="store", writes=True)
+        return await self.process.call("write", write, to="store", writes=True)

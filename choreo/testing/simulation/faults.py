@@ -87,7 +87,8 @@ class Dice:
     """Decides by seed and place, not by turn: to leave one fault out does not change where the others fall.
 
     Args:
-        allowed: The only faults that may happen, by id; all if None. This is how a schedule is replayed and shrunk.
+        allowed: A schedule: these faults, by id, and no others happen, whatever their chances. This is how one is
+            replayed and shrunk. None: the dice decide.
 
     Attributes:
         visits: Every visit at which a fault could have happened, `place#number`, with the kinds, in order.
@@ -101,6 +102,7 @@ class Dice:
         self._seed = seed.to_bytes(8, "big", signed=True)
         self._faults = faults
         self._allowed = allowed
+        self._scheduled = {visit for _, _, visit in (each.partition("@") for each in allowed or ())}
         self._asked: Counter[str] = Counter()
         self._chances: dict[tuple[str, ...], list[tuple[str, float]]] = {}
 
@@ -120,17 +122,24 @@ class Dice:
             return None
         visit = f"{place}#{self._asked[place]}"
         self.visits.append((visit, kinds))
+        kind = self._drawn(visit, kinds) if self._allowed is None else self._planned(visit, kinds, self._allowed)
+        if kind is not None:
+            self.fired.append(f"{kind}@{visit}")
+            self.counts[kind] += 1
+        return kind
+
+    def _drawn(self, visit: str, kinds: Sequence[str]) -> str | None:
         left = self._hashed(visit)
         for kind, chance in self._of(tuple(kinds)):
             if left < chance:
-                id_ = f"{kind}@{visit}"
-                if self._allowed is not None and id_ not in self._allowed:
-                    return None
-                self.fired.append(id_)
-                self.counts[kind] += 1
                 return kind
             left -= chance
         return None
+
+    def _planned(self, visit: str, kinds: Sequence[str], allowed: frozenset[str]) -> str | None:
+        if visit not in self._scheduled:
+            return None
+        return next((kind for kind in kinds if f"{kind}@{visit}" in allowed), None)
 
     def _of(self, kinds: tuple[str, ...]) -> list[tuple[str, float]]:
         found = self._chances.get(kinds)

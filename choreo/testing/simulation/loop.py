@@ -7,9 +7,11 @@ those of one that stands still wait for it, which is what SIGKILL and SIGSTOP do
 
 import asyncio
 import contextvars
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import suppress
+from heapq import heappop
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from choreo.testing.simulation.errors import Stalled, Unsimulated
@@ -26,7 +28,7 @@ class Life:
     def __init__(self) -> None:
         self.dead = self.stopped = False
         self.tasks: set[asyncio.Task[Any]] = set()
-        self._held: list[_Handle] = []
+        self._held: list[asyncio.Handle] = []
 
     def stop(self) -> None:
         """Let nothing of it run until `go_on`."""
@@ -43,66 +45,13 @@ class Life:
         self.dead = True
         self._held.clear()
 
-    def hold(self, handle: "_Handle") -> None:
+    def hold(self, handle: asyncio.Handle) -> None:
         """Keep it for `go_on`."""
         self._held.append(handle)
 
 
-class _Handle(asyncio.Handle):
-    """A callback that knows whose it is."""
-
-    __slots__ = ("life",)
-    _context: contextvars.Context
-
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: Any,
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context | None,
-    ) -> None:
-        super().__init__(callback, args, loop, context)
-        self.life: Life | None = self._context.get(PROCESS)
-
-    def _run(self) -> None:
-        life = self.life
-        if life is not None:
-            if life.dead:
-                return
-            if life.stopped:
-                life.hold(self)
-                return
-        super()._run()
-
-
-class _Timer(asyncio.TimerHandle):
-    """The same, due later."""
-
-    __slots__ = ()
-    _context: contextvars.Context
-
-    def _run(self) -> None:
-        life: Life | None = self._context.get(PROCESS)
-        if life is not None and (life.dead or life.stopped):
-            if not life.dead:
-                life.hold(self)  # type: ignore[arg-type]
-            return
-        super()._run()
-
-
-class _NoSelector:
-    """Stands where a loop asks the system for what is ready: nothing ever is, and waiting moves time."""
-
-    def __init__(self, loop: "SimulationLoop") -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        """No descriptors; `timeout` passes at once."""
-        if timeout is None:
-            raise Stalled("nothing is left that could happen, and the simulation has not ended: a deadlock")
-        if timeout > 0:
-            self._loop.now_s += timeout
-        return []
+RESOLUTION_S = 1e-6
+"""Timers closer than that are due at once."""
 
 
 class SimulationLoop(asyncio.BaseEventLoop):
@@ -111,8 +60,6 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def __init__(self, start_s: float) -> None:
         super().__init__()
         self.now_s = start_s
-        self._selector = _NoSelector(self)
-        self._clock_resolution = 1e-6
         self.set_task_factory(_task)  # type: ignore[arg-type]
 
     def time(self) -> float:
@@ -123,20 +70,30 @@ class SimulationLoop(asyncio.BaseEventLoop):
         """Run these next."""
         self._ready.extend(handles)  # type: ignore[attr-defined]
 
-    def _call_soon(
-        self, callback: Callable[..., Any], args: Any, context: contextvars.Context | None
-    ) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, context)
-        self._ready.append(handle)  # type: ignore[attr-defined]
-        return handle
-
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
-        """As asyncio's."""
-        timer = super().call_at(when, callback, *args, context=context)
-        timer.__class__ = _Timer
-        return timer
+    def _run_once(self) -> None:
+        """What asyncio's does, without what only a real one needs, and with an eye on whose each callback is."""
+        ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
+        timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        while timers and timers[0].cancelled():
+            heappop(timers)._scheduled = False  # type: ignore[attr-defined]
+        if not (ready or self._stopping):  # type: ignore[attr-defined]
+            if not timers:
+                raise Stalled("nothing is left that could happen, and the simulation has not ended: a deadlock")
+            self.now_s = max(self.now_s, timers[0].when())
+        due_s = self.now_s + RESOLUTION_S
+        while timers and timers[0].when() < due_s:
+            timer = heappop(timers)
+            timer._scheduled = False  # type: ignore[attr-defined]
+            ready.append(timer)
+        for _ in range(len(ready)):
+            handle: Any = ready.popleft()
+            if handle._cancelled:
+                continue
+            life: Life | None = handle._context.get(PROCESS)
+            if life is None or not (life.dead or life.stopped):
+                handle._run()
+            elif not life.dead:
+                life.hold(handle)
 
     def _process_events(self, event_list: Any) -> None:
         """There are none."""

@@ -1,6 +1,7 @@
 """One member of a service in the simulated world: started, killed, started again, replaced by the next version."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from choreo.app import App
 from choreo.core.messages import Limits
 from choreo.core.units import Unit
 from choreo.errors import ChoreoError, ConfigurationError
+from choreo.event import Event
 from choreo.ports import Instrument
 from choreo.running import check_pair
 from choreo.runtime.emitting import Emitter
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 RESTART_S = 0.5, 8.0
 LEASE_S, DRAIN_S = 30.0, 20.0
 SLOW_S = 0.5, 12.0
+KEY_CHARS_MAX = 40
 
 
 class HandlerFault(Exception):
@@ -41,11 +44,11 @@ class SimulatedInvoker(Invoker):
 
     async def _call(self, bound: Any, event: Any, arguments: Mapping[str, Any]) -> Any:
         world, process = self._world, self._process
-        kinds = ("crash", "crash_after", "handler_fails", "handler_slow")
-        fault = world.dice.fault(f"{process.name}/{bound.handler.label}", kinds)
+        place = _place(bound.handler.label, event)
+        fault = world.dice.fault(place, ("crash", "crash_after", "handler_fails", "handler_slow"))
         if fault is None:
             return await super()._call(bound, event, arguments)
-        place = f"{process.name}/{bound.handler.label}!"
+        place += "!"
         after = fault == "crash_after" or (fault == "handler_fails" and world.dice.number(place) < 0.5)
         world.note(process, fault, f"{bound.handler.label}{', after its work' if after else ''}")
         if fault == "handler_slow":
@@ -85,14 +88,21 @@ class SimulatedInvoker(Invoker):
 
     def _inside(self, unit: Unit, context: Any, transaction: Any) -> Any:
         world, process, label = self._world, self._process, unit.work.bound.handler.label
-        fault = world.dice.fault(f"{process.name}/{label}", ("handler_fails",))
+        place = _place(label, unit.work.event)
+        fault = world.dice.fault(place, ("handler_fails",))
         if fault is None:
             return super().call_inside(unit, context, transaction)
-        after = world.dice.number(f"{process.name}/{label}!") < 0.5
+        after = world.dice.number(f"{place}!") < 0.5
         world.note(process, fault, f"{label}{', after its work' if after else ''}")
         if after:
             super().call_inside(unit, context, transaction)
         raise HandlerFault(label)
+
+
+def _place(label: str, event: Event) -> str:
+    """Of a call of a handler: by its event's key, so that it is met again whichever process comes to handle it."""
+    key = (event.record_key() or b"").decode()
+    return f"handler/{label}/{re.sub(r'[^A-Za-z0-9.-]', '_', key)[:KEY_CHARS_MAX]}"
 
 
 class Member:
@@ -141,8 +151,8 @@ class Member:
             check_pair(plan, store)
         except ConfigurationError as error:
             raise Unsimulated(
-                f"{error}. PostgreSQL is not simulated: on the pairs outbox and embedded handlers have rows by "
-                "sqlite3.Connection, on the others none"
+                f"{error}. PostgreSQL is not simulated: on the pair outbox handlers have rows by sqlite3.Connection "
+                "or SQLAlchemy's Session and AsyncSession, on embedded by sqlite3.Connection, on the others none"
             ) from None
         instrument: Instrument = NoInstrument()
         limits = Limits()

@@ -10,7 +10,7 @@ from choreo.sqlite.database import Database
 from choreo.stores.changelog import ChangelogStore, changelog_specs, changelog_topic
 from choreo.stores.changelog.packing import DIGEST_BYTES, unpack
 from choreo.stores.sqlite import SqliteStore
-from choreo.testing.simulation.database import SimulatedDatabase
+from choreo.testing.simulation.database import SharedDatabase, SimulatedDatabase
 from choreo.testing.simulation.embedded import CopiedLog, OneFile
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.transport import SimulatedTransport
@@ -45,12 +45,17 @@ async def embedded(world: "World") -> Pair:
 async def outbox(world: "World") -> Pair:
     """Kafka, and a database a service that keeps keys, an outbox and the handlers' rows: PostgreSQL, or SQLite.
 
-    The rows' transactions are SQLite's, in memory.
+    The rows' transactions are SQLite's, in memory; a handler may have them through SQLAlchemy.
     """
     await _databases(world)
+    wants = {bound.transaction for service in world.app.services for bound in world.app.bound(service)}
 
     def pair(process: Process, service: str) -> tuple[Transport, IdempotencyStore]:
         database = SimulatedDatabase(process, world.databases[service])
+        if any(each.startswith("sqlalchemy.") for each in wants):
+            from choreo.testing.simulation.sessions import SessionStore
+
+            return SimulatedTransport(process), SessionStore(database, world.clock)
         return SimulatedTransport(process), SqliteStore(database, world.clock, with_log=False)
 
     world.keys = lambda service: _Rows(world.databases[service])
@@ -88,7 +93,7 @@ async def changelog(world: "World") -> Pair:
 
 async def _databases(world: "World") -> None:
     for service in world.app.services:
-        world.databases[service] = Database(":memory:")
+        world.databases[service] = SharedDatabase()
         await world.databases[service].open("")
 
 

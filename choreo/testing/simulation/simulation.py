@@ -71,6 +71,7 @@ class Simulation:
         partitions: Of each topic.
         checkers: What must hold at the end beside choreo's own promises; each returns what is wrong.
         upgrade: The app of the next version, for `deploy`; by default the same again.
+        metadata: SQLAlchemy's; its tables are in the database of every service.
     """
 
     app: App
@@ -82,6 +83,7 @@ class Simulation:
     faults: Faults = field(default_factory=Faults)
     checkers: Sequence[Checker] = ()
     upgrade: App | None = None
+    metadata: Any = None
 
     def run(self, seed: int, *, allowed: Iterable[str] | None = None) -> Outcome:
         """Run one seed; with `allowed` only these faults of it.
@@ -120,6 +122,11 @@ class Simulation:
         world.context = contextvars.copy_context()
         world.create_topics()
         pair = await PAIRS[self.pair](world)
+        if self.metadata is not None:
+            from choreo.testing.simulation.sessions import create_tables
+
+            for database in world.databases.values():
+                create_tables(self.metadata, database)
         world.check_offset = OffsetCheck(world)
         for service in self.app.services:
             for number in range(1, self.members + 1):

@@ -136,7 +136,14 @@ def position_is_read_before_the_fence(patch: pytest.MonkeyPatch) -> None:
 PROTECTIONS = (
     Mutant("keys forgotten", "a key that is done is found done", "orders", "outbox", keys_are_forgotten),
     Mutant("leases do not fence", "a commit checks epoch and claim", "parcels", "embedded", leases_do_not_fence),
-    Mutant("refusals ignored", "refused results are dropped", "parcels", "outbox", refusals_are_ignored),
+    Mutant(
+        "refusals ignored",
+        "refused results are dropped",
+        "parcels",
+        "outbox",
+        refusals_are_ignored,
+        faults={"pause": 0.05, "store_down": 0.05, "cut": 0.03},
+    ),
     Mutant(
         "watermark too high",
         "offsets stop at what is unfinished",
