@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from choreo.envelope import rfc3339
 from choreo.errors import TransportError
 from choreo.flow import jaeger
+from choreo.flow.jaeger import read_v1, read_v3
 
 TRACES_MAX = 1000
 """A service, since Jaeger answers them all in one body."""
@@ -55,7 +56,7 @@ def _read(base: str, service: str, now_s: float, since_s: float) -> list[Any]:
     """By v1 where it is, since it tells the kind of a span; versions of Jaeger after 2.20 have v3 only."""
     window = {"start": int((now_s - since_s) * 1e6), "end": int(now_s * 1e6), "limit": TRACES_MAX}
     body = jaeger._get(f"{base}/api/traces?" + urllib.parse.urlencode({"service": service, **window}))
-    if body is not None and (found := jaeger.read_v1(body)):
+    if body is not None and (found := read_v1(body)):
         return list(found)
     query = {
         name: value
@@ -68,4 +69,4 @@ def _read(base: str, service: str, now_s: float, since_s: float) -> list[Any]:
         for name in names
     }
     body = jaeger._get(f"{base}/api/v3/traces?" + urllib.parse.urlencode(query))
-    return [] if body is None else list(jaeger.read_v3(body))
+    return [] if body is None else list(read_v3(body))
