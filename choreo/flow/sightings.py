@@ -206,5 +206,6 @@ def _place(record: Record) -> str:
 
 
 def _trace_of(record: Record) -> str:
+    """The trace id; "" where there is none, or the one of zeros that W3C calls invalid."""
     parts = (last_headers(record.headers).get("traceparent") or b"").split(b"-")
-    return parts[1].decode("ascii", "replace") if len(parts) == 4 else ""
+    return parts[1].decode("ascii", "replace") if len(parts) == 4 and parts[1].strip(b"0") else ""

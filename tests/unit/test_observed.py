@@ -219,6 +219,12 @@ def test_causation_ids_are_a_flow() -> None:
     assert not any(each.guessed for each in flow.edges)
 
 
+def test_trace_of_zeros_joins_nothing() -> None:
+    """W3C calls it invalid, and some clients send it where they have none."""
+    records = [record("orders", 0, trace="0"), record("stock", 40, trace="0")]
+    assert observed(from_records(records), (), window_s=10.0).edges == []
+
+
 def test_dead_letter_is_what_became_of_its_event() -> None:
     """A copy in another topic, under its own event's id."""
     first = record("orders", 0, event("1", "order.placed", "/shop"))
