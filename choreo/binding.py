@@ -131,6 +131,8 @@ def bind(handler: Handler) -> BoundHandler:
             resources[parameter.name] = wanted
     kind = _kind(handler.function)
     _check_transactions(handler, kind, set(transactions.values()))
+    for event in handler.events:
+        event.check_upcasters()
     classes = {(event.event_type, event.event_version): event for event in handler.events}
     emits = handler.emits if handler.emits is not None else _declared_emits(handler, hints)
     transaction = next(iter(transactions.values()), "")
