@@ -7,6 +7,7 @@ from choreo.cli.dev import dev as run_dev
 from choreo.cli.explain import explain as run_explain
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.run import run as run_services
+from choreo.cli.schemas import schemas as schema_commands
 from choreo.cli.simulate import simulate as run_simulation
 from choreo.cli.store import store as store_commands
 from choreo.cli.topics import topics as topic_commands
@@ -24,3 +25,4 @@ for _command in (run_demo, run_dev, run_services, run_publish, run_trace, run_ex
     main.command()(_command)
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
+main.add_typer(schema_commands, name="schemas")

@@ -8,11 +8,13 @@ from typing import Any
 from choreo.schemas.shapes import canonical
 
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+_UPPER_OF_DECIMALS = ("x-digits-max", "x-decimal-places-max")
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _FORMATS_OF_ANY_TEXT = ("password", "path", "binary")
 JUDGED = frozenset(
     (
         *_UPPER,
+        *_UPPER_OF_DECIMALS,
         *_LOWER,
         *"type enum pattern format multipleOf not uniqueItems items prefixItems".split(),
         *"properties required additionalProperties patternProperties propertyNames".split(),
@@ -56,7 +58,7 @@ def value_differences(
 
 def bound_differences(sent: Mapping[str, Any], expected: Mapping[str, Any], path: str) -> Iterator[Difference]:
     """How large, how long, how many."""
-    for names, sign in ((_UPPER, 1), (_LOWER, -1)):
+    for names, sign in (((*_UPPER, *_UPPER_OF_DECIMALS), 1), (_LOWER, -1)):
         for name in names:
             wanted, had = expected.get(name), sent.get(name)
             if wanted is not None and (had is None or sign * had > sign * wanted):
