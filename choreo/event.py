@@ -199,7 +199,10 @@ class Event(BaseModel):
                 "upcast_failed",
                 f"what was upcast from version {version} of {cls.event_type} is no JSON: {type(error).__name__}",
             ) from None
-        return cls.from_payload(upcast)
+        try:
+            return cls.from_payload(upcast)
+        except DecodeError as error:
+            raise DecodeError(error.reason, f"{error.detail}, upcast from version {version}") from None
 
 
 class Command(Event):

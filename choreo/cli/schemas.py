@@ -35,7 +35,7 @@ def export(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a JSON Schema for every event version handled or emitted, as TYPE/VERSION.json; delete what is left over."""
+    """Write a JSON Schema for every event version handled or emitted, as TYPE/VERSION.json; delete what is stale."""
     declared = _declared(targets)[0]
     if out_folder.exists() and not out_folder.is_dir():
         raise ConfigurationError(f"{out_folder} is no folder; name another with --out")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from choreo.binding import BoundHandler
 from choreo.errors import ConfigurationError
-from choreo.schemas.comparing import differences
+from choreo.schemas.comparing import CLOSED, differences
 from choreo.schemas.exporting import Contract, Version, needs
 from choreo.schemas.keywords import Difference
 
@@ -66,7 +66,7 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], policy: Policy) -> d
     if policy != "forward":
         found["backward"] = differences(old, new, lenient=lenient)
     if policy != "backward":
-        found["forward"] = differences(new, old, lenient=lenient)
+        found["forward"] = _mentioned(new, old) if lenient else differences(new, old, lenient=False)
     return found
 
 
@@ -147,6 +147,11 @@ def _broken(contract: Contract, old: Mapping[str, Any], direction: Direction) ->
     )
 
 
+def _mentioned(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> list[Difference]:
+    """Of a producer whose classes are known: it sends the fields they have, so a closed reader of these is well."""
+    return [each for each in differences(writer, reader, lenient=True) if each.rule != CLOSED]
+
+
 def _newly(sent: Mapping[str, Any], well: Mapping[str, Any], reader: Mapping[str, Any]) -> list[Difference]:
     before = differences(well, reader, lenient=True)
     return [each for each in differences(sent, reader, lenient=True) if each not in before]
@@ -172,10 +177,9 @@ def _today(contract: Contract, handlers: Iterable[BoundHandler]) -> list[Finding
     findings = []
     for label, event in contract.consumers.items():
         if event not in contract.classes:
-            for each in differences(contract.document, needs(event), lenient=True):
-                if each.rule != "closed":  # the producer is known, and sends what its classes have
-                    said = f"{event.__name__}, the class {label} has of it, cannot read what is sent"
-                    findings.append(_finding(contract, each, "now", said, (label,)))
+            for each in _mentioned(contract.document, needs(event)):
+                said = f"{event.__name__}, the class {label} has of it, cannot read what is sent"
+                findings.append(_finding(contract, each, "now", said, (label,)))
     unread = _cannot_read(contract.version, handlers)
     if unread:
         message = "is emitted here, and dead-lettered by handlers of other versions; let them handle it too"

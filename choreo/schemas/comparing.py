@@ -14,11 +14,14 @@ Source: Confluent Schema Registry, "JSON Schema compatibility rules", and the ch
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from choreo.schemas.keywords import JUDGED, Difference, bound_differences, value_differences
 from choreo.schemas.shapes import Schema, Shape, canonical, resolved, shape
 
+CLOSED = "closed"
+"""Rule: the reader forbids unknown fields, and the writer does not say whether it sends any."""
 _STRING = {"type": "string"}
 
 
@@ -39,12 +42,13 @@ class _Comparison:
 
     def compare(self, writer: Schema, reader: Schema, path: str) -> list[Difference]:
         """Parts of the two documents. A pair met inside itself (recursive models) is taken to be well."""
-        pair = canonical(writer), canonical(reader)
+        sent, expected = shape(writer, self._roots[0]), shape(reader, self._roots[1])
+        pair = canonical(asdict(sent)), canonical(asdict(expected))
         if pair in self._under_way:
             return []
         self._under_way.add(pair)
         try:
-            return self._shapes(shape(writer, self._roots[0]), shape(reader, self._roots[1]), path)
+            return self._shapes(sent, expected, path)
         finally:
             self._under_way.remove(pair)
 
@@ -62,8 +66,6 @@ class _Comparison:
         if reader.kind == "all":
             return self._to_all(writer, reader, path)
         if writer.kind == "all":
-            if not self._lenient:
-                return [Difference(path, "type_changed", "was an allOf and is none")]
             return self._one_fits(writer.branches, _whole(reader), path)
         return list(self._plain(writer, reader, path))
 
@@ -179,8 +181,11 @@ class _Comparison:
     ) -> Iterator[Difference]:
         had = sent.get("additionalProperties", True)
         for each in self.compare(had, expected.get("additionalProperties", True), f"{path}{{}}"):
-            closed = each.rule == "not_allowed"
-            yield Difference(path, "closed", "ignored unknown fields and now forbids them") if closed else each
+            if each.rule == "not_allowed":
+                told = "additionalProperties" in sent
+                message = f"forbids unknown fields (additionalProperties), which {'are' if told else 'may be'} sent"
+                each = Difference(path, "forbidden" if told else CLOSED, message)
+            yield each
         for pattern, reader in expected.get("patternProperties", {}).items():
             writer = sent.get("patternProperties", {}).get(pattern, had)
             yield from self.compare(writer, reader, f"{path}{{{pattern}}}")
