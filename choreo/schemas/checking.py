@@ -105,24 +105,16 @@ def _in_place(contract: Contract, old: Mapping[str, Any], policy: Policy) -> lis
     """Findings about one version whose schema may have changed since it was released."""
     try:
         found = changed(old, contract.document, policy)
-        own = _own(contract, old) if policy == "lenient" else {}
         broken = {direction: _broken(contract, old, direction) for direction in found}
     except ValueError as error:
         type_, version = contract.version
         raise ConfigurationError(f"the schema of {type_} v{version} cannot be understood: {error}") from None
     if policy == "lenient" and not contract.emitted:
         found.pop("forward")  # nobody here sends it, and a consumer that takes more harms no one
-    findings = [
+    return [
         _finding(contract, each, direction, _SENTENCES[direction], broken[direction])
         for direction, all_ in found.items()
         for each in all_
-    ]
-    known = {each.path for each in found.get("backward", ())}
-    return findings + [
-        _finding(contract, each, "backward", f"{label} cannot read what was sent as released", (label,))
-        for label, all_ in own.items()
-        for each in all_
-        if each.path not in known
     ]
 
 
@@ -130,11 +122,6 @@ _SENTENCES: Mapping[Direction, str] = {
     "backward": "what was sent as released cannot be read as declared",
     "forward": "what is sent as declared cannot be read as released",
 }
-
-
-def _own(contract: Contract, old: Mapping[str, Any]) -> dict[str, list[Difference]]:
-    """What of the released data a handler's own class cannot read, though it could read today's."""
-    return {label: _newly(old, contract.document, needs(event)) for label, event in contract.consumers.items()}
 
 
 def _broken(contract: Contract, old: Mapping[str, Any], direction: Direction) -> tuple[str, ...]:

@@ -53,19 +53,19 @@ def contracts(handlers: Iterable[BoundHandler], starts: Iterable[type[Event]] = 
     Raises:
         DeclarationError: A field has a type that no JSON Schema can be given for.
     """
-    sent: dict[Version, list[type[Event]]] = {}
+    sent: dict[Version, set[type[Event]]] = {}
     read: dict[Version, dict[str, type[Event]]] = {}
     for bound in handlers:
         for event in bound.emits:
-            _add(sent.setdefault(_version(event), []), event)
+            sent.setdefault(_version(event), set()).add(event)
         for event in bound.handler.events:
             read.setdefault(_version(event), {})[bound.handler.label] = event
     for event in starts:
-        _add(sent.setdefault(_version(event), []), event)
+        sent.setdefault(_version(event), set()).add(event)
     found = {}
     for version in sorted({*sent, *read}):
         emitted = version in sent
-        classes = tuple(sent[version] if emitted else dict.fromkeys(read[version].values()))
+        classes = tuple(sorted({*(sent[version] if emitted else read[version].values())}, key=_full_name))
         document = _document(version, classes, emitted)
         found[version] = Contract(version, classes, emitted, document, read.get(version, {}))
     return found
@@ -105,9 +105,8 @@ def _version(event: type[Event]) -> Version:
     return event.event_type, event.event_version
 
 
-def _add(classes: list[type[Event]], event: type[Event]) -> None:
-    if event not in classes:
-        classes.append(event)
+def _full_name(event: type[Event]) -> str:
+    return f"{event.__qualname__} {event.__module__}"
 
 
 def _document(version: Version, classes: tuple[type[Event], ...], emitted: bool) -> dict[str, Any]:
