@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -335,3 +336,12 @@ def test_a_payload_that_cannot_be_read_is_a_decode_error() -> None:
     """Outside of a router too."""
     with pytest.raises(DecodeError, match="not_json"):
         Anything2.from_old_payload(b"{", 1)
+
+
+def test_the_example_of_the_page_runs() -> None:
+    """docs/schemas.md: a chain of two."""
+    page = (Path(__file__).parents[2] / "docs/schemas.md").read_text()
+    scope: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], scope)
+    placed = scope["OrderPlaced"].from_old_payload(b'{"id":"A-1","amount":"2500.10"}', 1)
+    assert placed.model_dump() == {"order_id": "A-1", "cents": 250010, "currency": "EUR"}

@@ -1,7 +1,7 @@
 """Records as they stood on the log, read by today's code.
 
-`records/` holds one of each event version of handlers/, taken from a log; none is ever changed or deleted. `shop/` has
-one event in the versions a shop gave it over the years, of which today's service knows the newest class only.
+`records/` holds one of each event version of handlers/, taken from a log; none is ever changed or deleted. `shop/`
+has one event in the versions a shop gave it over the years, of which today's service has the newest class only.
 """
 
 import json
