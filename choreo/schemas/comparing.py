@@ -76,10 +76,8 @@ class _Comparison:
             return [Difference(path, "union_narrowed", f"was a union and is only {_said(reader)}")]
         if reader.exclusive and not writer.exclusive:
             return [Difference(path, "union_changed", "was an anyOf and is a oneOf")]
-        if len(reader.branches) < len(writer.branches):
-            return [Difference(path, "union_narrowed", "has fewer alternatives")]
         if self._matched(writer.branches, reader.branches, path) < len(writer.branches):
-            return [Difference(path, "union_changed", "has an alternative that fits none of the reader's")]
+            return [Difference(path, "union_changed", "has an alternative for which the reader has none left")]
         return []
 
     def _branch(self, branch: Schema, reader: Shape, path: str) -> list[Difference]:

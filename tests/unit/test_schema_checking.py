@@ -1,10 +1,11 @@
 """What was released against what is declared: which change breaks which handler."""
 
 from collections.abc import Iterable
-from typing import Any
+from decimal import Decimal
+from typing import Annotated, Any
 
 import pytest
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from choreo.binding import BoundHandler
 from choreo.errors import ConfigurationError, DeclarationError
@@ -226,6 +227,18 @@ def test_several_classes_of_a_version_make_one_document() -> None:
     turned = contracts([consuming(Optional, service="other"), consuming(Old)])["order.placed", 1]
     assert rendered(turned.document) == rendered(needed.document)
     assert not found(released(emitting(Old), emitting(Optional, service="other")), emitting(Old))
+
+
+def test_what_is_sent_and_what_is_taken_may_differ() -> None:
+    """A decimal number is sent as text and taken as a number too; its limits are in both."""
+
+    class Priced(Event, **ORDERS):
+        price: Annotated[Decimal, Field(ge=1, decimal_places=2)]
+
+    text = {"type": "string", "format": "decimal", "minimum": 1, "x-decimal-places-max": 2}
+    number = {"type": "number", "minimum": 1, "x-decimal-places-max": 2}
+    for handler, wanted in ((emitting(Priced), text), (consuming(Priced), {"anyOf": [number, text]})):
+        assert contracts([handler])["order.placed", 1].document["properties"] == {"price": wanted}
 
 
 @pytest.mark.parametrize("version", [("order.placed", 1), ("a/b", 12), ("x-1/y.z_2", 999)])

@@ -96,6 +96,7 @@ CHANGES = [
     Change("object to array", {"type": "object"}, LIST, NO, NO, NO),
     Change("to anything", STRING, {}, NO, YES, NO),
     Change("format added", STRING, given(STRING, format="uuid"), NO, YES, YES),
+    Change("format that takes any text added", STRING, given(STRING, format="password"), YES, YES, YES),
     Change("format changed", given(STRING, format="date"), given(STRING, format="uuid"), NO, YES, YES),
     Change("property's type changed, deep", of(of(STRING)), of(of(NUMBER)), NO, NO, NO),
     # ---- unions
@@ -106,11 +107,18 @@ CHANGES = [
     Change("alternative removed", {"oneOf": [STRING, NULL, NUMBER]}, {"oneOf": [STRING, NULL]}, NO, NO, YES),
     Change("alternative changed", {"oneOf": [STRING, NULL]}, {"oneOf": [NUMBER, NULL]}, NO, NO, NO),
     Change("alternatives reordered", {"anyOf": [STRING, NULL]}, {"anyOf": [NULL, STRING]}, YES, YES, YES),
+    Change("overlapping ones reordered", {"anyOf": [INTEGER, NUMBER]}, {"anyOf": [NUMBER, INTEGER]}, YES, YES, YES),
     Change("oneOf to anyOf", {"oneOf": [STRING, NULL]}, {"anyOf": [STRING, NULL]}, YES, YES, NO),
     Change("two alternatives that one takes", {"anyOf": [INTEGER, NUMBER]}, {"anyOf": [NUMBER, NULL]}, NO, NO, NO),
     Change("union of one", STRING, {"oneOf": [STRING]}, YES, YES, YES),
     Change("allOf extended", {"allOf": [STRING]}, {"allOf": [STRING, {"enum": ["a", "b"]}]}, NO, NO, YES),
+    Change("to an allOf that says less", given(STRING, maxLength=5), {"allOf": [STRING, given(STRING, maxLength=8)]},
+           NO, NO, NO),
     Change("not narrowed", {"not": NUMBER}, {"not": INTEGER}, NO, YES, NO),
+    Change("not narrowed, by reference", {"not": {"$ref": "#/$defs/A"}, "$defs": {"A": NUMBER}}, {"not": INTEGER},
+           NO, YES, NO),
+    Change("keyword beside a union", {"anyOf": [STRING, NULL], "maxLength": 5},
+           {"anyOf": [STRING, NULL], "maxLength": 3}, NO, NO, YES),
     # ---- values
     Change("enum extended", given(STRING, enum=["a"]), given(STRING, enum=["a", "b"]), NO, YES, NO),
     Change("enum narrowed", given(STRING, enum=["a", "b"]), given(STRING, enum=["a"]), NO, NO, YES),
@@ -124,6 +132,7 @@ CHANGES = [
     Change("maximum lowered", given(NUMBER, maximum=11), given(NUMBER, maximum=10), NO, NO, YES),
     Change("minimum lowered", given(NUMBER, minimum=11), given(NUMBER, minimum=10), NO, YES, NO),
     Change("exclusiveMinimum added", NUMBER, given(NUMBER, exclusiveMinimum=0), NO, NO, YES),
+    Change("multipleOf added", INTEGER, given(INTEGER, multipleOf=2), NO, NO, YES),
     Change("multipleOf reduced", given(NUMBER, multipleOf=10), given(NUMBER, multipleOf=2), NO, YES, NO),
     Change("multipleOf changed", given(NUMBER, multipleOf=10), given(NUMBER, multipleOf=11), NO, NO, NO),
     # ---- arrays and the rest of objects
@@ -138,8 +147,10 @@ CHANGES = [
     Change("maxProperties raised", {"maxProperties": 1}, {"maxProperties": 2}, NO, YES, NO),
     Change("minProperties raised", {"minProperties": 1}, {"minProperties": 2}, NO, NO, YES),
     Change("dependency removed", of(STRING, dependentRequired={"foo": ["bar"]}), of(STRING), NO, YES, NO),
+    Change("dependent schema changed", {"dependentSchemas": {"a": STRING}}, {"dependentSchemas": {"a": NUMBER}},
+           NO, NO, NO),
     # ---- references
-    Change("moved to a reference", STRING, {"$ref": "#/$defs/A", "$defs": {"A": STRING}}, YES, YES, YES),
+    Change("moved to a reference", STRING, {"$ref": "#/$defs/a~1b~0", "$defs": {"a/b~": STRING}}, YES, YES, YES),
     Change("what is referred to changed", {"$ref": "#/$defs/A", "$defs": {"A": STRING}},
            {"$ref": "#/$defs/A", "$defs": {"A": NUMBER}}, NO, NO, NO),
 ]  # fmt: skip
@@ -185,6 +196,28 @@ def test_a_difference_says_where_and_what() -> None:
     assert found.message == "is integer, and string is expected"
 
 
+def test_a_difference_inside_of_a_union_is_that_of_the_nearest_alternative() -> None:
+    """Who narrows an optional enum is not told that null is no string."""
+    old = {"anyOf": [given(STRING, enum=["a", "b"]), NULL]}
+    (found,) = changed(old, {"anyOf": [NULL, given(STRING, enum=["a"])]}, "lenient")["backward"]
+    assert (found.rule, found.message) == ("enum_narrowed", 'may be "b", which is not expected')
+    (found,) = changed(old, {"anyOf": [NULL, NUMBER]}, "lenient")["backward"]
+    assert found.rule == "type_changed"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"patternProperties": {"^a": INTEGER}}, {"patternProperties": {"^a": STRING}}),
+        ({"propertyNames": {"maxLength": 5}}, {"propertyNames": {"maxLength": 3}}),
+        ({}, {"propertyNames": {"maxLength": 3}}),
+    ],
+)
+def test_keywords_that_confluent_does_not_compare_are_compared(old: Any, new: Any) -> None:
+    """Pydantic writes them for mappings, and data that breaks them is not read."""
+    assert changed({"type": "object", **old}, {"type": "object", **new}, "lenient")["backward"]
+
+
 def test_a_keyword_without_a_rule_has_to_stay() -> None:
     """Rather a false alarm than a silent break."""
     found = changed({"contains": STRING}, {"contains": NUMBER}, "backward")["backward"]
@@ -199,3 +232,11 @@ def test_a_const_is_an_enum_of_one() -> None:
         "backward": False,
         "forward": True,
     }
+
+
+def test_a_default_beside_a_reference_counts() -> None:
+    """So pydantic writes a field whose default is a model."""
+    part: dict[str, Any] = {"$defs": {"Part": {"type": "object"}}}
+    field = {"$ref": "#/$defs/Part", "default": {}}
+    assert not any(changed(without(), of(field, "bar", **part), "lenient").values())
+    assert changed(without(), of({"$ref": "#/$defs/Part"}, "bar", **part), "lenient")["backward"]
