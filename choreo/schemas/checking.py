@@ -7,7 +7,7 @@ from typing import Any, Literal
 from choreo.binding import BoundHandler
 from choreo.errors import ConfigurationError
 from choreo.schemas.comparing import CLOSED, differences
-from choreo.schemas.exporting import Contract, Version, needs
+from choreo.schemas.exporting import Contract, Version, accepted, needs
 from choreo.schemas.keywords import Difference
 
 Policy = Literal["lenient", "backward", "forward", "full"]
@@ -55,8 +55,14 @@ def policy_of(mode: str) -> tuple[Policy, bool]:
     raise ConfigurationError(f"there is no mode {mode!r}; take one of {', '.join(MODES)}")
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any], policy: Policy) -> dict[Direction, list[Difference]]:
+def changed(
+    old: Mapping[str, Any], new: Mapping[str, Any], policy: Policy, *, taken: Mapping[str, Any] | None = None
+) -> dict[Direction, list[Difference]]:
     """Differences of one version's schema changed in place, by direction; `full` and `lenient` look in both.
+
+    Args:
+        taken: Lenient only: what the classes of `new` take, where that is not just what they send. A decimal
+            number is sent as text and taken as a number too.
 
     Raises:
         ValueError: A `$ref` cannot be followed.
@@ -64,7 +70,10 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], policy: Policy) -> d
     lenient = policy == "lenient"
     found: dict[Direction, list[Difference]] = {}
     if policy != "forward":
-        found["backward"] = differences(old, new, lenient=lenient)
+        if lenient and taken is not None:
+            found["backward"] = _newly(old, new, taken)
+        else:
+            found["backward"] = differences(old, new, lenient=lenient)
     if policy != "backward":
         found["forward"] = _mentioned(new, old) if lenient else differences(new, old, lenient=False)
     return found
@@ -104,7 +113,7 @@ def check(
 def _in_place(contract: Contract, old: Mapping[str, Any], policy: Policy) -> list[Finding]:
     """Findings about one version whose schema may have changed since it was released."""
     try:
-        found = changed(old, contract.document, policy)
+        found = changed(old, contract.document, policy, taken=accepted(contract))
         broken = {direction: _broken(contract, old, direction) for direction in found}
     except ValueError as error:
         type_, version = contract.version

@@ -66,9 +66,18 @@ def contracts(handlers: Iterable[BoundHandler], starts: Iterable[type[Event]] = 
     for version in sorted({*sent, *read}):
         emitted = version in sent
         classes = tuple(sorted({*(sent[version] if emitted else read[version].values())}, key=_full_name))
-        document = _document(version, classes, emitted)
+        document = _document(version, classes, emitted, "serialization" if emitted else "validation")
         found[version] = Contract(version, classes, emitted, document, read.get(version, {}))
     return found
+
+
+def accepted(contract: Contract) -> Mapping[str, Any]:
+    """What the classes of a contract take, put together as its document is.
+
+    Raises:
+        DeclarationError: A field has a type that no JSON Schema can be given for.
+    """
+    return _document(contract.version, contract.classes, contract.emitted, "validation")
 
 
 def needs(event: type[Event]) -> Mapping[str, Any]:
@@ -109,8 +118,8 @@ def _full_name(event: type[Event]) -> str:
     return f"{event.__qualname__} {event.__module__}"
 
 
-def _document(version: Version, classes: tuple[type[Event], ...], emitted: bool) -> dict[str, Any]:
-    schemas, definitions = _schemas(classes, "serialization" if emitted else "validation")
+def _document(version: Version, classes: tuple[type[Event], ...], emitted: bool, mode: Mode) -> dict[str, Any]:
+    schemas, definitions = _schemas(classes, mode)
     body = schemas[0] if len(schemas) == 1 else {"anyOf" if emitted else "allOf": schemas}
     document = {"$schema": DIALECT, "$id": f"{SCHEMA_PREFIX}{version[0]}:{version[1]}", **body}
     return {**document, "$defs": definitions} if definitions else document

@@ -125,9 +125,10 @@ def _commit(ref: str) -> str:
         raise ConfigurationError(f"{ref!r} is no folder and no commit")
     try:
         _git("rev-parse", "--is-inside-work-tree")
-    except _GitFailed:
+    except _GitFailed as error:
         raise ConfigurationError(
-            f"{ref} is no folder, and {os.getcwd()} is in no git repository; run it inside of one, or name a folder"
+            f"{ref} is no folder, and {os.getcwd()} is in no git repository; run it inside of one, or name a folder "
+            f"({error})"
         ) from None
     try:
         return _git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").decode().strip()

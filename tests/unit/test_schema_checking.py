@@ -241,6 +241,16 @@ def test_what_is_sent_and_what_is_taken_may_differ() -> None:
         assert contracts([handler])["order.placed", 1].document["properties"] == {"price": wanted}
 
 
+def test_to_emit_what_was_only_consumed_is_no_change() -> None:
+    """Nor to consume what was emitted: what is sent is less than what is taken."""
+
+    class Priced(Event, **ORDERS):
+        price: Decimal
+
+    assert not found(released(consuming(Priced)), emitting(Priced), consuming(Priced))
+    assert not found(released(emitting(Priced)), consuming(Priced))
+
+
 @pytest.mark.parametrize("version", [("order.placed", 1), ("a/b", 12), ("x-1/y.z_2", 999)])
 def test_a_file_name_is_read_back(version: Version) -> None:
     """Types may hold slashes; a type is one folder."""

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo import App, Context, Service
+from choreo.cli.explain import explained
 from choreo.core.emission import fingerprint
 from choreo.envelope import Envelope, write
 from choreo.errors import DeclarationError, DecodeError
@@ -330,6 +331,14 @@ def test_a_way_through_an_upcaster_changes_nothing(amount: Decimal, count: int, 
     for value in (written, bare):
         through, direct = Anything2.from_old_payload(value, 1), Anything1.from_payload(value)
         assert through.model_dump() == direct.model_dump()
+
+
+def test_explain_says_that_a_record_is_upcast() -> None:
+    """And nothing more of one that is not."""
+    for value, version, ends in ((b'{"order":"o","cents":1}', 1, "v3), upcast from v1"), (b"{}", 9, "")):
+        (row,) = explained(app(Paid3, seen=[]), record(value, version))
+        assert row["does"] == ("handle" if ends else "dead_letter")
+        assert row["why"].endswith(ends)
 
 
 def test_a_payload_that_cannot_be_read_is_a_decode_error() -> None:
