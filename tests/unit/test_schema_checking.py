@@ -1,18 +1,68 @@
 """What was released against what is declared: which change breaks which handler."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import pytest
-from pydantic import ConfigDict, Field
+from pydantic import AnyUrl, BaseModel, ConfigDict, Field, SecretStr, computed_field, field_serializer
 
 from choreo.binding import BoundHandler
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
-from choreo.schemas.checking import Finding, Policy, check, policy_of
+from choreo.schemas.checking import POLICIES, Finding, Policy, check, policy_of
 from choreo.schemas.exporting import Contract, Version, contracts, file_name, rendered, version_of
 from tests.unit.schema_handlers import Ticked, consuming, emitting
+
+
+class Tree(BaseModel):
+    """A model that holds itself."""
+
+    name: str
+    parts: list["Tree"] = []
+
+
+class Cat(BaseModel):
+    """One kind of pet."""
+
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    """Another one."""
+
+    kind: Literal["dog"]
+    tricks: int = 0
+
+
+def one_of_everything() -> type[Event]:
+    """A class whose fields look one way when they are sent and another way when they are read."""
+
+    class Everything(Event, type="everything", version=1, topic="things"):
+        tree: Tree
+        pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+        renamed: int = Field(alias="theName")
+        lasts: timedelta
+        raw: bytes
+        price: Decimal = Decimal("1.5")
+        labels: frozenset[str]
+        pair: tuple[int, str]
+        row: tuple[int, ...]
+        prices: dict[UUID, Decimal]
+        at: AnyUrl
+        secret: SecretStr
+        rest: Any
+        parent: Tree | None = None
+
+        @computed_field  # type: ignore[prop-decorator]
+        @property
+        def twice(self) -> int:
+            return 2
+
+    return Everything
+
 
 ORDERS: dict[str, Any] = {"type": "order.placed", "topic": "orders"}
 
@@ -76,8 +126,28 @@ def told(findings: list[Finding]) -> list[tuple[str, str, str, tuple[str, ...]]]
 def test_nothing_changed_is_nothing_to_say() -> None:
     """In any mode."""
     before = released(emitting(Old), consuming(Old))
-    for policy in ("lenient", "backward", "forward", "full"):
+    for policy in POLICIES:
         assert not found(before, emitting(Old), consuming(Old), policy=policy)
+
+
+def test_what_was_not_changed_is_no_change_whatever_the_fields() -> None:
+    """For the class itself, and for another one that is the same."""
+    handlers = [emitting(one_of_everything()), consuming(one_of_everything())]
+    for policy in POLICIES:
+        assert not found(released(*handlers), *handlers, policy=policy)
+
+
+def test_what_a_serializer_hides_is_no_change() -> None:
+    """The schema cannot say that what this one sends is short enough for what it takes; it was so before."""
+
+    class Hidden(Event, **ORDERS):
+        order: Annotated[str, Field(max_length=3)]
+
+        @field_serializer("order")
+        def plain(self, order: str) -> str:
+            return order
+
+    assert not found(released(emitting(Hidden)), emitting(Hidden), consuming(Hidden))
 
 
 def test_a_field_that_became_required_breaks_its_consumers_backward() -> None:
@@ -158,7 +228,7 @@ def test_a_closed_consumer_of_known_fields_is_well_until_a_field_is_added() -> N
 def test_a_new_version_beside_the_old_one_is_fine() -> None:
     """In any mode; a handler that is sent what it cannot read is told of, and fails nothing."""
     before = released(emitting(Old), consuming(Old))
-    for policy in ("lenient", "backward", "forward", "full"):
+    for policy in POLICIES:
         assert not found(before, emitting(Old, Second), consuming(Old, Second), policy=policy)
     (each,) = found(before, emitting(Old, Second), consuming(Old))
     assert (each.id, each.level, each.version, each.handlers) == (
