@@ -1,5 +1,6 @@
 """What was released against what is declared: which changes break whom. Pure."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,9 +116,12 @@ def _in_place(contract: Contract, old: Mapping[str, Any], policy: Policy) -> lis
     try:
         found = changed(old, contract.document, policy, taken=accepted(contract))
         broken = {direction: _broken(contract, old, direction) for direction in found}
-    except ValueError as error:
+    except _NO_SCHEMA as error:
         type_, version = contract.version
-        raise ConfigurationError(f"the schema of {type_} v{version} cannot be understood: {error}") from None
+        raise ConfigurationError(
+            f"the released schema of {type_} v{version} cannot be understood ({error}); compare with what "
+            "`choreo schemas export` wrote"
+        ) from None
     if policy == "lenient" and not contract.emitted:
         found.pop("forward")  # nobody here sends it, and a consumer that takes more harms no one
     return [
@@ -127,6 +131,8 @@ def _in_place(contract: Contract, old: Mapping[str, Any], policy: Policy) -> lis
     ]
 
 
+_NO_SCHEMA = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, re.error)
+"""What JSON that is no JSON Schema leads to: a list for an object, a text for a number, a broken pattern."""
 _SENTENCES: Mapping[Direction, str] = {
     "backward": "what was sent as released cannot be read as declared",
     "forward": "what is sent as declared cannot be read as released",

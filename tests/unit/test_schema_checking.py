@@ -282,10 +282,23 @@ def test_an_unknown_mode_is_refused(mode: str) -> None:
         policy_of(mode)
 
 
-def test_a_released_schema_that_leads_nowhere_is_said_so() -> None:
-    """Whoever edited it by hand learns which one it is."""
-    with pytest.raises(ConfigurationError, match=r"the schema of order\.placed v1 cannot be understood"):
-        found({("order.placed", 1): {"$ref": "#/$defs/Gone"}}, emitting(Old))
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"$ref": "#/$defs/Gone"},
+        {"properties": 5},
+        {"type": "object", "properties": {"order": {"type": "string", "maxLength": "x"}}},
+        {"type": "object", "patternProperties": {"(": {}}, "additionalProperties": False},
+    ],
+)
+def test_a_released_schema_that_is_none_is_named(document: dict[str, Any]) -> None:
+    """Whoever edited it by hand learns which one it is, and not by a traceback."""
+
+    class Short(Event, **ORDERS):
+        order: Annotated[str, Field(max_length=3)]
+
+    with pytest.raises(ConfigurationError, match=r"the released schema of order\.placed v1 cannot be understood"):
+        found({("order.placed", 1): document}, emitting(Short), policy="full")
 
 
 def test_several_classes_of_a_version_make_one_document() -> None:
