@@ -148,7 +148,7 @@ def found(old: type[Event], new: type[Event]) -> dict[Direction, list[Difference
     return changed(before.document, after.document, "lenient", taken=accepted(after))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(changes(), st.data())
 def test_what_the_lenient_rule_lets_through_is_read(pair: tuple[Made, Made], data: st.DataObject) -> None:
     """The new class's data by the old one if `forward` has nothing to say, the old one's by the new if `backward`."""
