@@ -7,13 +7,17 @@ TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench bench-stores guarantees flows simulate mutants crash-table chaos clean
+# Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
+APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
+
+.PHONY: help demo test test-fast check schemas flows bench bench-stores guarantees simulate mutants crash-table chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
 	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
+	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
 	@echo "make simulate   10,000 bad days of the order flow, each from its seed (SIMULATE_ARGS)"
@@ -37,6 +41,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+schemas: $(STAMP)
+	$(BIN)/choreo schemas export $(APPS) --out schemas
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_core.py

@@ -136,6 +136,8 @@ def bind(handler: Handler) -> BoundHandler:
             resources[parameter.name] = wanted
     kind = _kind(handler.function)
     _check_transactions(handler, kind, set(transactions.values()))
+    for event in handler.events:
+        event.check_upcasters()
     classes = {(event.event_type, event.event_version): event for event in handler.events}
     counts = _declared_emits(handler, hints) if handler.emits is None else dict.fromkeys(handler.emits, ANY)
     transaction = next(iter(transactions.values()), "")

@@ -9,6 +9,7 @@ from choreo.cli.explain import explain as run_explain
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.run import run as run_services
+from choreo.cli.schemas import schemas as schema_commands
 from choreo.cli.simulate import simulate as run_simulation
 from choreo.cli.store import store as store_commands
 from choreo.cli.topics import topics as topic_commands
@@ -36,3 +37,4 @@ for _command in (
     main.command()(_command)
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
+main.add_typer(schema_commands, name="schemas")

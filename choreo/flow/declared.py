@@ -70,7 +70,7 @@ def _event(event: type[Event], direction: Direction, topic: Topic) -> DeclaredEv
         key=event.event_key,
         kind="command" if issubclass(event, Command) else "event",
         doc=inspect.cleandoc(event.__doc__ or ""),
-        upcasts_from=tuple(sorted(getattr(event, "event_upcasters", ()))) if direction == "receive" else (),
+        upcasts_from=tuple(sorted(event.event_upcasters)) if direction == "receive" else (),
         json_schema=event.model_json_schema(by_alias=True, mode=mode),  # type: ignore[arg-type]
     )
 
