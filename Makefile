@@ -7,14 +7,19 @@ TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check bench bench-stores guarantees simulate mutants crash-table chaos clean
+# Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
+APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
+
+.PHONY: help demo test test-fast check schemas flows bench bench-stores guarantees simulate mutants crash-table chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
 	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
+	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
+	@echo "make flows      draw the flows of handlers/ into docs/flows/"
 	@echo "make simulate   10,000 bad days of the order flow, each from its seed (SIMULATE_ARGS)"
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
@@ -37,6 +42,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+schemas: $(STAMP)
+	$(BIN)/choreo schemas export $(APPS) --out schemas
+
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_core.py
 
@@ -45,6 +53,11 @@ bench-stores: $(STAMP)
 
 guarantees: $(STAMP)
 	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)
+
+flows: $(STAMP)
+	@mkdir -p docs/flows
+	$(foreach app,$(wildcard handlers/*/app.py),$(BIN)/choreo graph $(subst /,.,$(app:.py=)):app --format markdown \
+	    -o docs/flows/$(notdir $(patsubst %/app.py,%,$(app))).md &&) true
 
 simulate: $(STAMP)
 	$(BIN)/choreo simulate handlers.order_fulfilment.simulation:simulation --seeds 10000 --minutes 30 $(SIMULATE_ARGS)

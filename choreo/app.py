@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from choreo.binding import Around, BoundHandler, bind
 from choreo.errors import DeclarationError
@@ -12,6 +12,9 @@ from choreo.ports import TopicSpec
 from choreo.running import Plan, Resources, Running, Settings
 from choreo.runtime.routing import Router
 from choreo.service import Flow, Service
+
+if TYPE_CHECKING:
+    from choreo.flow.model import Capability
 
 Resource = Any
 """An instance, or an async generator function that yields one and is closed after the drain."""
@@ -103,6 +106,13 @@ class App:
             config = (("max.message.bytes", DLQ_BYTES_MAX),)
             specs.append(TopicSpec(self.topic(service.dlq_topic), partitions, replication, config))
         return specs
+
+    def capability(self) -> "Capability":
+        """What the services declare, as data: the model that is drawn, exported and compared."""
+        from choreo.flow.declared import declared  # not needed, and not imported, to run services
+
+        pairs = [(service, self._bound[name]) for name, service in self.services.items()]
+        return declared(pairs, self.flows, lambda logical: self._topics.get(logical, logical))
 
     @asynccontextmanager
     async def running(

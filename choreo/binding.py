@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,6 +16,9 @@ from choreo.service import Handler
 
 Around = typing.Callable[[Context], AbstractAsyncContextManager[Any]]
 Kind = Literal["coroutine", "function", "async_generator", "generator"]
+Count = tuple[int, int | None]
+"""How many events of one class a handler may return for one event: at least, at most; None is no bound."""
+ANY: Count = (0, None)
 
 TRANSACTIONS: Mapping[str, tuple[Kind, ...]] = {
     "sqlite3.Connection": ("function", "generator"),
@@ -39,6 +42,7 @@ class BoundHandler:
         transaction: Qualified name of the transaction's type, empty if it asks for none.
         resources: Parameter name -> the annotated type, given by the App's resources.
         emits: What it may emit.
+        counts: How many of each it emits for one event, as far as the return annotation says.
     """
 
     handler: Handler
@@ -49,6 +53,7 @@ class BoundHandler:
     transaction: str
     resources: Mapping[str, Any]
     emits: tuple[type[Event], ...]
+    counts: Mapping[type[Event], Count]
 
     @property
     def transacts(self) -> bool:
@@ -133,10 +138,14 @@ def bind(handler: Handler) -> BoundHandler:
             resources[parameter.name] = wanted
     kind = _kind(handler.function)
     _check_transactions(handler, kind, set(transactions.values()))
+    for event in handler.events:
+        event.check_upcasters()
     classes = {(event.event_type, event.event_version): event for event in handler.events}
-    emits = handler.emits if handler.emits is not None else declared_emits(handler.label, hints)
+    counts = declared_emits(handler.label, hints) if handler.emits is None else dict.fromkeys(handler.emits, ANY)
     transaction = next(iter(transactions.values()), "")
-    return BoundHandler(handler, kind, classes, tuple(contexts), tuple(transactions), transaction, resources, emits)
+    return BoundHandler(
+        handler, kind, classes, tuple(contexts), tuple(transactions), transaction, resources, tuple(counts), counts
+    )
 
 
 def transaction_type(wanted: Any) -> str | None:
@@ -196,8 +205,8 @@ def _check_event_parameter(handler: Handler, name: str, hints: Mapping[str, Any]
         )
 
 
-def declared_emits(label: str, hints: Mapping[str, Any]) -> tuple[type[Event], ...]:
-    """Event classes that a return annotation names.
+def declared_emits(label: str, hints: Mapping[str, Any]) -> dict[type[Event], Count]:
+    """Event classes that a return annotation names, and how many of each.
 
     Raises:
         DeclarationError: There is none, or it names something else.
@@ -207,36 +216,45 @@ def declared_emits(label: str, hints: Mapping[str, Any]) -> tuple[type[Event], .
             f"{label} has no return annotation, which declares what it may emit; write `-> None`, "
             "`-> StockReserved`, `-> A | B | None`, `-> list[A | B]`, or give emits= to the decorator"
         )
-    found: list[type[Event]] = []
-    for each in _leaves(hints["return"]):
-        if each in (None, type(None)):
-            continue
+    found = _counts(hints["return"])
+    for each in found:
         if not (isinstance(each, type) and issubclass(each, Event) and each.event_type):
             raise DeclarationError(
                 f"{label}: its return annotation names {each!r}, which is no Event class with a type; "
                 "a handler returns events, lists of events or None"
             )
-        if each not in found:
-            found.append(each)
-    return tuple(found)
+    return found
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _leaves(hint: Any) -> Iterator[Any]:
-    """The types at the ends of unions and collections: `list[A | B] | None` -> A, B, None."""
-    for each in _alternatives(hint):
-        origin = get_origin(each)
-        if origin is None:
-            yield each
-        elif origin is typing.Annotated:
-            yield from _leaves(get_args(each)[0])
-        else:
-            arguments = get_args(each)
-            if "Generator" in getattr(origin, "__name__", ""):
-                arguments = arguments[:1]  # what is sent in or returned at the end is no emit
-            for argument in arguments:
-                if argument is not Ellipsis:
-                    yield from _leaves(argument)
+def _counts(hint: Any) -> dict[Any, Count]:
+    """The types at the ends of unions and collections, and how many: `list[A] | B | None` -> A 0..*, B 0..1."""
+    if hint in (None, type(None)):
+        return {}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is None:
+        return {hint: (1, 1)}
+    if origin is typing.Annotated:
+        return _counts(arguments[0])
+    if origin in (Union, types.UnionType):
+        ways = [_counts(each) for each in arguments]
+        return {leaf: _of_any([way.get(leaf, (0, 0)) for way in ways]) for way in ways for leaf in way}
+    if origin is tuple and Ellipsis not in arguments:
+        places = [_counts(each) for each in arguments]
+        return {leaf: _of_all([place.get(leaf, (0, 0)) for place in places]) for place in places for leaf in place}
+    if "Generator" in getattr(origin, "__name__", ""):
+        arguments = arguments[:1]  # what is sent in or returned at the end is no emit
+    return {leaf: ANY for each in arguments if each is not Ellipsis for leaf in _counts(each)}
+
+
+def _of_any(counts: list[Count]) -> Count:
+    highest = [most for _, most in counts]
+    return min(least for least, _ in counts), None if None in highest else max(filter(None, highest))
+
+
+def _of_all(counts: list[Count]) -> Count:
+    highest = [most for _, most in counts]
+    return sum(least for least, _ in counts), None if None in highest else sum(filter(None, highest))

@@ -4,8 +4,13 @@ This module knows nothing of brokers or envelopes. There is no registry: two ser
 one type and version, each with the fields it needs.
 """
 
+import inspect
+import json
 import re
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +20,11 @@ from choreo.errors import DeclarationError, DecodeError
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*\Z")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")  # Kafka's own rule for a topic's name
 _NOT_FINITE = (b"NaN", b"Infinity")
+_INT_DIGITS_MAX = 18  # what surely fits 64 bits, which is all that orjson writes
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+"""From the data of one version to the data of the next."""
+_Upcaster = TypeVar("_Upcaster", bound=Upcaster)
 
 
 class Event(BaseModel):
@@ -49,6 +59,7 @@ class Event(BaseModel):
     event_version: ClassVar[int] = 0
     event_topic: ClassVar[str] = ""
     event_key: ClassVar[str | None] = None
+    event_upcasters: ClassVar[Mapping[int, Upcaster]] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take choreo's class arguments; pydantic gets the rest (`frozen=`, `title=`, ...)."""
@@ -74,6 +85,66 @@ class Event(BaseModel):
         assert type is not None
         assert topic is not None
         cls.event_type, cls.event_version, cls.event_topic, cls.event_key = type, version, topic, key
+        cls.event_upcasters = MappingProxyType({})  # a parent's lead to the parent's version
+
+    @classmethod
+    def upcast(cls, *, from_version: int) -> Callable[[_Upcaster], _Upcaster]:
+        """Keep records of an old version readable by handlers of this class alone.
+
+            @OrderPlaced.upcast(from_version=1)
+            def _(data: dict[str, Any]) -> dict[str, Any]: ...
+
+        The function takes the data of `from_version` and returns that of `from_version + 1`; several make a chain
+        up to this class's version. It is called whenever an old record is read, a redelivery too: same data in,
+        same data out. Numbers with a fraction come as Decimal, exactly as they were written.
+
+        Raises:
+            DeclarationError: `from_version` is none below the class's own, or has an upcaster already.
+        """
+        name = cls.__name__
+        if not cls.event_type:
+            raise DeclarationError(f"@{name}.upcast: {name} has no type, so there is no old version of it")
+        if isinstance(from_version, bool) or not isinstance(from_version, int) or from_version < 1:
+            raise DeclarationError(f"@{name}.upcast: from_version={from_version!r} must be a whole number from 1 up")
+        if from_version >= cls.event_version:
+            raise DeclarationError(
+                f"@{name}.upcast: from_version={from_version} is not below {name}'s own version "
+                f"{cls.event_version}; an upcaster belongs to the newer class"
+            )
+
+        def register(function: _Upcaster) -> _Upcaster:
+            if not callable(function) or inspect.iscoroutinefunction(function):
+                raise DeclarationError(f"@{name}.upcast decorates a plain function of the old data, not {function!r}")
+            known = cls.event_upcasters.get(from_version)
+            if known is not None:
+                raise DeclarationError(
+                    f"@{name}.upcast: {_named(known)} upcasts from version {from_version} already; keep one of them"
+                )
+            cls.event_upcasters = MappingProxyType({**cls.event_upcasters, from_version: function})
+            return function
+
+        return register
+
+    @classmethod
+    def check_upcasters(cls) -> None:
+        """Called when the App is built, since upcasters are declared one by one.
+
+        Raises:
+            DeclarationError: A chain breaks off before it reaches the class's version.
+        """
+        oldest = min(cls.event_upcasters, default=cls.event_version)
+        for step in range(oldest, cls.event_version):
+            if step not in cls.event_upcasters:
+                raise DeclarationError(
+                    f"{cls.__name__}: version {oldest} of {cls.event_type} is upcast, and nothing leads from "
+                    f"version {step} to {step + 1}; add @{cls.__name__}.upcast(from_version={step})"
+                )
+
+    @classmethod
+    def upcasts_from(cls, version: int) -> bool:
+        """Whether data of an older version can be brought to this class's."""
+        steps = range(version, cls.event_version)
+        return version in cls.event_upcasters and all(step in cls.event_upcasters for step in steps)
 
     def record_key(self) -> bytes | None:
         """The record key as UTF-8 bytes: the text of the key field, or None."""
@@ -104,6 +175,35 @@ class Event(BaseModel):
         except ValidationError as error:
             raise _decode_error(cls, error) from None
 
+    @classmethod
+    def from_old_payload(cls, value: bytes, version: int) -> Self:
+        """Upcast one JSON object of an older version, `upcasts_from(version)` being true, and validate it.
+
+        Raises:
+            DecodeError: `not_json`; `upcast_failed`, naming the upcaster and never what it said; `invalid_data`.
+        """
+        data = _loads_exactly(value)
+        for step in range(version, cls.event_version):
+            upcaster = cls.event_upcasters[step]
+            what = f"the upcaster {_named(upcaster)} of {cls.event_type} from version {step}"
+            try:
+                data = upcaster(data)
+            except Exception as error:
+                raise DecodeError("upcast_failed", f"{what} raised {type(error).__name__}") from None
+            if not isinstance(data, dict):
+                raise DecodeError("upcast_failed", f"{what} returned a {type(data).__name__} and no dict")
+        try:
+            upcast = orjson.dumps(data, default=_exact_number)
+        except (TypeError, ValueError) as error:
+            raise DecodeError(
+                "upcast_failed",
+                f"what was upcast from version {version} of {cls.event_type} is no JSON: {type(error).__name__}",
+            ) from None
+        try:
+            return cls.from_payload(upcast)
+        except DecodeError as error:
+            raise DecodeError(error.reason, f"{error.detail}, upcast from version {version}") from None
+
 
 class Command(Event):
     """An instruction to one service, named in the imperative: `ReserveStock`. Declared like an `Event`."""
@@ -129,6 +229,32 @@ def _check(cls: type[Event], type_: object, version: object, topic: object, key:
     if key is not None and key not in cls.model_fields:
         fields = ", ".join(cls.model_fields) or "none"
         raise DeclarationError(f"{name}: key={key!r} names no field of the event; its fields are: {fields}")
+
+
+def _named(function: Upcaster) -> str:
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _loads_exactly(value: bytes) -> dict[str, Any]:
+    """A JSON object whose numbers keep every digit when `_exact_number` writes them again."""
+    try:
+        orjson.loads(value)  # stricter: no lone surrogates, no NaN, a bound on depth
+        data = json.loads(
+            value,
+            parse_float=Decimal,
+            parse_int=lambda text: int(text) if len(text) <= _INT_DIGITS_MAX else Decimal(text),
+        )
+    except (ValueError, RecursionError):
+        raise DecodeError("not_json", "the value cannot be read as JSON") from None
+    if not isinstance(data, dict):
+        raise DecodeError("invalid_data", "the value is no JSON object")
+    return data
+
+
+def _exact_number(value: object) -> orjson.Fragment:
+    if isinstance(value, Decimal) and value.is_finite():
+        return orjson.Fragment(str(value).encode())
+    raise TypeError
 
 
 def _decode_error(cls: type[Event], error: ValidationError) -> DecodeError:

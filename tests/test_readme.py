@@ -106,6 +106,15 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(seen) == ["order.placed", "payment.declined", "stock.released", "stock.reserved"]
 
 
+def test_flow_is_drawn_and_checked() -> None:
+    """Every `choreo graph` and `choreo check` of the README's own app, as it stands there, in its order."""
+    lines = re.findall(r"^choreo ((?:graph|check) orders:app [^#\n]*)", README, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        choreo(*line.split())
+    assert "payments.charge" in Path("flow.html").read_text()
+
+
 def test_explained_record_is_what_the_page_says() -> None:
     """docs/bad-input.md shows the real answer of `choreo explain`."""
     page = (ROOT / "docs" / "bad-input.md").read_text()

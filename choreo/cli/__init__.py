@@ -2,11 +2,14 @@
 
 import typer
 
+from choreo.cli.check import check as run_check
 from choreo.cli.demo import demo as run_demo
 from choreo.cli.dev import dev as run_dev
 from choreo.cli.explain import explain as run_explain
+from choreo.cli.graph import graph as run_graph
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.run import run as run_services
+from choreo.cli.schemas import schemas as schema_commands
 from choreo.cli.simulate import simulate as run_simulation
 from choreo.cli.store import store as store_commands
 from choreo.cli.topics import topics as topic_commands
@@ -20,7 +23,18 @@ main = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _command in (run_demo, run_dev, run_services, run_publish, run_trace, run_explain, run_simulation):
+for _command in (
+    run_demo,
+    run_dev,
+    run_services,
+    run_publish,
+    run_trace,
+    run_graph,
+    run_check,
+    run_explain,
+    run_simulation,
+):
     main.command()(_command)
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
+main.add_typer(schema_commands, name="schemas")

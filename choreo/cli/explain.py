@@ -67,6 +67,9 @@ def _of_work(app: App, service: str, work: Work, key: str) -> dict[str, Any]:
     event = work.event
     assert event is not None
     why = f"as {type(event).__name__} ({event.event_type} v{event.event_version})"
+    version = work.envelope.version if work.envelope else None
+    if version not in (None, event.event_version):
+        why += f", upcast from v{version}"
     return _row(service, "handle", why, handler=handler, key=key)
 
 

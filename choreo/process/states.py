@@ -205,4 +205,4 @@ def action(where: str, function: Callable[..., Any], *first: str, emits: bool = 
             raise DeclarationError(
                 f"{label} cannot be given {parameter.name!r}: it takes {', '.join(first)} and a Context"
             )
-    return Action(name, function, tuple(wants), declared_emits(label, hints) if emits else ())
+    return Action(name, function, tuple(wants), tuple(declared_emits(label, hints)) if emits else ())

@@ -110,11 +110,7 @@ class Router:
         for bound in self._by_type[envelope.type]:
             class_ = _class_for(bound.classes, envelope)
             if class_ is None:
-                error = DecodeError(
-                    "unknown_version",
-                    f"{bound.handler.label} handles no version {envelope.version} of {envelope.type}",
-                )
-                work.append(Work(record, envelope, None, bound, error))
+                work.append(_old(record, envelope, data, bound))
                 continue
             if class_ not in events:
                 events[class_] = _validated(class_, data)
@@ -148,10 +144,33 @@ def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelop
     return None if newest is None else classes[envelope.type, newest]
 
 
-def _validated(class_: type[Event], data: bytes) -> Event:
+def _old(record: Record, envelope: Envelope, data: bytes, bound: BoundHandler) -> Work:
+    """One handler's work on a version it has no class for: upcast to the newest class that can, or an error.
+
+    The error is this handler's alone: another handler of the service may read the record well.
+    """
+    version = envelope.version
+    assert version is not None
+    able = [
+        class_
+        for (type_, _), class_ in bound.classes.items()
+        if type_ == envelope.type and class_.upcasts_from(version)
+    ]
+    try:
+        if not able:
+            raise DecodeError(
+                "unknown_version", f"{bound.handler.label} handles no version {version} of {envelope.type}"
+            )
+        class_ = max(able, key=lambda each: each.event_version)
+        return Work(record, envelope, _validated(class_, data, version), bound)
+    except DecodeError as error:
+        return Work(record, envelope, None, bound, error)
+
+
+def _validated(class_: type[Event], data: bytes, old_version: int | None = None) -> Event:
     """The event; of what a validator of the class's author lets out only the type is told, never the message."""
     try:
-        return class_.from_payload(data)
+        return class_.from_payload(data) if old_version is None else class_.from_old_payload(data, old_version)
     except DecodeError:
         raise
     except Exception as error:
