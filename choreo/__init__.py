@@ -5,6 +5,7 @@ from choreo.context import Context
 from choreo.core.retry import RetryPolicy
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, Reject, RetryLater
 from choreo.event import Command, Event
+from choreo.process import ProcessManager, Saga, Step
 from choreo.publisher import Publisher, Reference
 from choreo.service import Flow, Service
 
@@ -17,10 +18,13 @@ __all__ = [
     "DeclarationError",
     "Event",
     "Flow",
+    "ProcessManager",
     "Publisher",
     "Reference",
     "Reject",
     "RetryLater",
     "RetryPolicy",
+    "Saga",
     "Service",
+    "Step",
 ]

@@ -9,6 +9,8 @@ from choreo.binding import Around, BoundHandler, bind
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.ports import TopicSpec
+from choreo.process import ProcessManager, Saga
+from choreo.process.interpreting import Process
 from choreo.running import Plan, Resources, Running, Settings
 from choreo.runtime.routing import Router
 from choreo.service import Flow, Service
@@ -27,7 +29,7 @@ class App:
     """Services and flows that belong together. Building it checks all of it.
 
     Args:
-        services: At least one; names differ.
+        services: Services, process managers and sagas, at least one; names differ.
         flows: What the business calls a process.
         resources: What handlers ask for by type: instances, or a mapping of type to instance or async generator
             function.
@@ -42,7 +44,7 @@ class App:
 
     def __init__(
         self,
-        *services: Service,
+        *services: Service | type[ProcessManager] | Saga,
         flows: Sequence[Flow] = (),
         resources: Sequence[Resource] | Mapping[Any, Resource] = (),
         around: Sequence[Around] = (),
@@ -54,7 +56,9 @@ class App:
             raise DeclarationError("App(): give it at least one Service")
         self.name = name
         self.services: dict[str, Service] = {}
-        for service in services:
+        self.processes: dict[str, Process] = {}
+        for given in services:
+            service = self._service(given)
             if service.name in self.services:
                 raise DeclarationError(
                     f"App: two services are named {service.name!r}, and a name is part of their keys"
@@ -67,10 +71,18 @@ class App:
         self.around = tuple(around)
         self._topics = dict(topics or {})
         self._prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
-        self._bound = {each.name: [bind(handler) for handler in each.handlers.values()] for each in services}
+        self._bound = {
+            each.name: [bind(handler) for handler in each.handlers.values()] for each in self.services.values()
+        }
         self.resources = Resources(resources)
         self._check_resources()
         self._check_flows()
+
+    def _service(self, given: Service | type[ProcessManager] | Saga) -> Service:
+        if isinstance(given, Service):
+            return given
+        process = Process(given.manager if isinstance(given, Saga) else given)
+        return self.processes.setdefault(process.name, process).service
 
     def topic(self, logical: str) -> str:
         """The actual name of a logical topic."""
@@ -159,6 +171,7 @@ class App:
                 self.around,
                 self.propagate,
                 self._outputs(name),
+                self.processes.get(name),
             )
             for name in names
         ]

@@ -14,6 +14,7 @@ from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
 from choreo.opening import STORES, open_store, open_transport
 from choreo.ports import Clock, IdempotencyStore, Instrument, TopicSpec, Transport
+from choreo.process.interpreting import Process
 from choreo.publisher import Publisher, Reference
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import Emitter
@@ -29,7 +30,8 @@ from choreo.transports.embedded import EmbeddedTransport
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One service to run: its handlers, the topics it reads (`inputs`) and writes (`outputs`)."""
+    """One service to run: its handlers, the topics it reads (`inputs`) and writes (`outputs`), and if it is one the
+    process it runs."""
 
     service: Service
     handlers: Sequence[BoundHandler]
@@ -37,6 +39,7 @@ class Plan:
     around: Sequence[Around]
     propagate: Sequence[str]
     outputs: Sequence[str]
+    process: Process | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Process managers: persistent state machines over the events of the mesh, one a domain process."""
 
 from choreo.process.declaring import ProcessManager
-from choreo.process.states import Declared
+from choreo.process.saga import Saga, Step
 
-__all__ = ["Declared", "ProcessManager"]
+__all__ = ["ProcessManager", "Saga", "Step"]
