@@ -1,8 +1,10 @@
 """One definition, two interpreters that share no code: the same histories lead to the same states."""
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -91,10 +93,10 @@ def test_both_interpreters_come_to_the_same_state(name: str, steps: list[int | f
     assert called == other.log
 
 
-def _noting(called: list[str], name: str, function: object) -> object:
-    def noted(*given: object) -> object:
+def _noting(called: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*given: Any) -> Any:
         called.append(name)
-        return function(*given)  # type: ignore[operator]
+        return function(*given)
 
     return noted
 
