@@ -44,7 +44,7 @@ async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
         span.finish("handled", attempts=1)
         assert trace.get_current_span() is ambient
         published, end = instrument.publish("orders", replace(event("o-2", "order.placed"), traceparent=SAMPLED))
-        end("TimeoutError")
+        end(TimeoutError("card 4111"))
         end(None)
     instrument.close()
     parents = {made.name: made.parent.span_id if made.parent else None for made in exporter.get_finished_spans()}

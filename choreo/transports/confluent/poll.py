@@ -97,6 +97,7 @@ class PollThread:
         self._versions: dict[TopicPartition, int] = {}  # of partitions that were sought
         self._held: set[TopicPartition] = set()
         self._all_held = False
+        self.joined = False
         self._thread = threading.Thread(target=self._run, name=f"choreo-kafka-{name}", daemon=True)
 
     def start(self) -> None:
@@ -269,6 +270,7 @@ class PollThread:
         self._listener.arrived(batches, errors)
 
     def _on_assign(self, consumer: Consumer, places: list[Place]) -> None:
+        self.joined = True
         if not places:
             return
         partitions = [partition_of(each) for each in places]
