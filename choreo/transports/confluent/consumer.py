@@ -101,7 +101,7 @@ class ConfluentConsumer:
 
     @property
     def joined(self) -> bool:
-        """As the port says: librdkafka has told of an assignment, be it empty."""
+        """As the port says, as far as the thread that polls knows by now."""
         return self._thread.joined
 
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:

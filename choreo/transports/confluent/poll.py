@@ -17,6 +17,7 @@ from choreo.transports.confluent.client import (
     Message,
     Place,
     error_of,
+    membership,
     partition_of,
     place,
     record_of,
@@ -174,6 +175,8 @@ class PollThread:
                 self._obey()
                 self._make_room()
                 first = self._consumer.poll(POLL_S)
+                if not self.joined:  # asked for: KIP-848 tells of no assignment that is empty
+                    self.joined = membership(self._consumer.consumer_group_metadata()).joined
                 if first is not None:
                     self._hand_over([first, *self._consumer.consume(BATCH_RECORDS_MAX - 1, timeout=0)])
         except BaseException as error:
@@ -270,7 +273,6 @@ class PollThread:
         self._listener.arrived(batches, errors)
 
     def _on_assign(self, consumer: Consumer, places: list[Place]) -> None:
-        self.joined = True
         if not places:
             return
         partitions = [partition_of(each) for each in places]
