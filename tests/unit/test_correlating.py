@@ -190,6 +190,31 @@ async def test_without_a_tracer_the_trace_id_is_the_events(
     assert line["correlation_id"] == "1"
 
 
+async def test_what_a_handler_sets_off_is_not_about_it(
+    monkeypatch: pytest.MonkeyPatch, lines: io.StringIO, own: InMemorySpanExporter
+) -> None:
+    """A commit that begins where a handler ended holds other units too: its log records name none, and no span."""
+    bar = Service("bar")
+
+    @bar.handler(Asked)
+    async def pour(asked: Asked) -> None:
+        log.info("poured")
+
+    async with TestApp(App(bar)) as t:
+        store = t.running.stores["bar"]
+        commit = store.commit
+
+        async def logged(request: Any) -> Any:
+            log.info("committed" if request.finished else "moved on")
+            return await commit(request)
+
+        monkeypatch.setattr(store, "commit", logged)
+        await t.publish(Asked(who="Ann"))
+        await t.settle()
+    assert set(said(lines, "poured")) >= {"trace_id", "handler"}
+    assert not set(said(lines, "committed")) & set(FIELDS)
+
+
 async def test_failures_are_logged_with_their_flow(lines: io.StringIO) -> None:
     """What choreo itself says of an attempt and a dead letter can be found by the correlation id."""
     bar = Service("bar")

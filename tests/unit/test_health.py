@@ -193,7 +193,7 @@ async def test_those_who_say_nothing_do_not_keep_others_out(monkeypatch: pytest.
         await asyncio.sleep(0.05)
         assert (await ask(port, "/livez"))[0] == 0
         for reader, writer in silent:
-            assert await reader.read() == b""
+            assert await asyncio.wait_for(reader.read(), 10.0) == b""
             writer.close()
         assert (await ask(port, "/livez"))[0] == 200
 
