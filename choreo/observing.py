@@ -21,6 +21,7 @@ class Observing:
         transport: Open.
         trace_mode: How `process` spans hang on the `send` spans that caused them.
         split_after_s: Age of a record beyond which its unit begins a trace of its own.
+        share_tracer: Spans of handlers' own go with those of their service, by OpenTelemetry's global provider.
         health_host: Where to listen.
         health_port: Where to serve `/livez`, `/readyz` and `/metrics`; None: nowhere; 0: where the system chooses.
     """
@@ -32,6 +33,7 @@ class Observing:
         *,
         trace_mode: TraceMode,
         split_after_s: float,
+        share_tracer: bool,
         health_host: str,
         health_port: int | None,
     ) -> None:
@@ -41,6 +43,7 @@ class Observing:
             instrument_from_environment,
             system=transport.system,
             peer=transport.peer,
+            shared=share_tracer,
             mode=trace_mode,
             split_after_s=split_after_s,
             meters=self._meters,

@@ -57,6 +57,7 @@ class Settings:
     partitions: int = 4
     trace_mode: TraceMode = "parent"
     trace_split_after_s: float = SPLIT_AFTER_S
+    share_tracer: bool = False
     health_host: str = "127.0.0.1"
     health_port: int | None = None
 
@@ -254,6 +255,7 @@ class Running:
             self.transport,
             trace_mode=settings.trace_mode,
             split_after_s=settings.trace_split_after_s,
+            share_tracer=settings.share_tracer,
             health_host=settings.health_host,
             health_port=settings.health_port,
         )

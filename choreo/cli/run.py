@@ -94,7 +94,7 @@ async def serve(
     **settings: Any,
 ) -> None:
     """Run until `stop`, or until a worker died, whose error is raised after the others have drained."""
-    async with app.running(services, **settings) as running:
+    async with app.running(services, share_tracer=True, **settings) as running:
         ready()
         tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.failed())]
         try:

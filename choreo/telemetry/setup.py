@@ -34,6 +34,7 @@ def instrument_from_environment(
     system: str,
     peer: Peer | None = None,
     alone: bool = False,
+    shared: bool = False,
     mode: TraceMode = "parent",
     split_after_s: float = SPLIT_AFTER_S,
     meters: "Meters | None" = None,
@@ -50,6 +51,7 @@ def instrument_from_environment(
         system: `messaging.system`, the transport's.
         peer: The transport's.
         alone: The process runs this service only, so OTEL_SERVICE_NAME may rename it.
+        shared: Spans of handlers' own go there too, by OpenTelemetry's global provider: for who owns the process.
         mode: How `process` spans hang on what caused them.
         split_after_s: Age of a record beyond which its unit begins a trace of its own.
         meters: What counts; from `meters_from_environment`.
@@ -58,13 +60,12 @@ def instrument_from_environment(
         An instrument to be closed; the last one of a process to be closed flushes, in 2.5 s at most. That blocks:
         close it from a thread where a loop has other work to do.
     """
-    instrument = _tracing(
-        service, alone, {"system": system, "peer": peer, "mode": mode, "split_after_s": split_after_s}
-    )
+    settings = {"system": system, "peer": peer, "mode": mode, "split_after_s": split_after_s}
+    instrument = _tracing(service, settings, alone=alone, shared=shared)
     return instrument if meters is None else meters.instrument(service, instrument)
 
 
-def _tracing(service: str, alone: bool, settings: Mapping[str, Any]) -> Instrument:
+def _tracing(service: str, settings: Mapping[str, Any], *, alone: bool, shared: bool) -> Instrument:
     provider, names = configured("traces"), exporters_wanted(environ)
     if provider is None and not names:
         return NoInstrument()
@@ -75,9 +76,13 @@ def _tracing(service: str, alone: bool, settings: Mapping[str, Any]) -> Instrume
             return OtelInstrument(service, tracer_provider=provider, **settings)
         from choreo.telemetry import pipeline
 
-        shared = pipeline.acquire(lambda: _exporters(names))
+        acquired = pipeline.acquire(lambda: _exporters(names))
         try:
-            provider = pipeline.provider(service, shared, alone=alone)
+            provider = pipeline.provider(service, acquired, alone=alone)
+            if shared:
+                from choreo.telemetry.sharing import share
+
+                share(service, provider)
             return OtelInstrument(service, tracer_provider=provider, on_close=pipeline.release, **settings)
         except Exception:
             pipeline.release()
@@ -121,10 +126,9 @@ def configured(signal: Signal) -> Any:
     if module is None:
         return None
     provider = module.get_tracer_provider() if signal == "traces" else module.get_meter_provider()
-    # The API's own do nothing: they stand in for one that was not set.
-    return (
-        None if type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics")) else provider
-    )
+    # The API's own do nothing: they stand in for one that was not set. `choreo.telemetry.sharing` leads back to us.
+    stand_ins = ("opentelemetry.trace", "opentelemetry.metrics", "choreo.telemetry.")
+    return None if type(provider).__module__.startswith(stand_ins) else provider
 
 
 def exporters_wanted(variables: Mapping[str, str], signal: Signal = "traces") -> tuple[str, ...]:

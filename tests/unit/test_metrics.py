@@ -292,7 +292,8 @@ def test_metrics_that_are_off_put_nothing_in_between(monkeypatch: pytest.MonkeyP
     """Store and transport are the very same objects, and the instrument is the one that traces, or nothing."""
     unset_otel(monkeypatch)
     transport = EmbeddedTransport.__new__(EmbeddedTransport)
-    settings: dict[str, Any] = {"trace_mode": "parent", "split_after_s": 60.0, "health_host": "", "health_port": None}
+    settings: dict[str, Any] = {"trace_mode": "parent", "split_after_s": 60.0, "share_tracer": True}
+    settings |= {"health_host": "", "health_port": None}
     observing = Observing("kitchen", transport, **settings)
     store: Any = object()
     assert observing.transport("kitchen") is transport
