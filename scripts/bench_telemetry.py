@@ -1,10 +1,10 @@
 """What telemetry costs a unit: one event handled, one emitted; thread CPU time, the best of several rounds.
 
-    off         no instrument that records: header read and forwarded
-    unsampled   tracing on, the event's header says no
-    metrics     counted and timed, not traced
-    traced      a `process` and a `send` span into a processor that drops them
-    both        traced, counted and timed
+off         no instrument that records: header read and forwarded
+unsampled   tracing on, the event's header says no
+metrics     counted and timed, not traced
+traced      a `process` and a `send` span into a processor that drops them
+both        traced, counted and timed
 """
 
 import time
