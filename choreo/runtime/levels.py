@@ -13,6 +13,8 @@ from choreo.runtime.worker import Worker
 log = logging.getLogger("choreo.worker")
 
 LOOK_S = 5.0
+ENDS_S_MAX = 2.0
+"""How long the broker has to say where its logs end: the rest of what there is to see is not to wait for it."""
 
 
 class Gauge:
@@ -22,10 +24,14 @@ class Gauge:
         self._worker = worker
         self._unread_s: dict[TopicPartition, float] = {}  # since when records were seen that nobody has fetched
 
-    async def loop(self, tell: Callable[[Levels], None]) -> None:
-        """Look every `LOOK_S` seconds, until cancelled."""
+    async def loop(self, tell: Callable[[Levels | None], None]) -> None:
+        """Look every `LOOK_S` seconds, until cancelled; what cannot be seen is not told as it was before."""
         while True:
-            tell(await self.look())
+            try:
+                tell(await self.look())
+            except Exception as error:
+                log.warning("%s: how things stand cannot be told", self._worker.service.name, exc_info=error)
+                tell(None)
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> Levels:
@@ -47,9 +53,10 @@ class Gauge:
     async def _ends(self) -> Mapping[TopicPartition, int]:
         worker = self._worker
         try:
-            return await worker.consumer.ends(tuple(worker.engine.partitions))
-        except ChoreoError as error:
-            log.info("%s: how far behind it is cannot be told: %s", worker.service.name, error)
+            async with asyncio.timeout(ENDS_S_MAX):
+                return await worker.consumer.ends(tuple(worker.engine.partitions))
+        except (ChoreoError, TimeoutError) as error:
+            log.info("%s: how far behind it is cannot be told: %s", worker.service.name, error or "no answer")
             return {}
 
     def _level(self, partition: Partition, end: int | None, now_s: float) -> Level:

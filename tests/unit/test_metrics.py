@@ -15,6 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from choreo import App, Event, Reject, RetryPolicy, Service
+from choreo.errors import TransportError
 from choreo.observing import Observing
 from choreo.ports import Level, Levels, Peer
 from choreo.record import TopicPartition
@@ -327,3 +328,49 @@ async def test_gauges_stop_with_the_run(own: InMemoryMetricReader) -> None:
             await asyncio.sleep(0.01)
         assert values(own, "choreo.handlers.limit", "choreo.service") == {("kitchen",): 64}
     assert "choreo.handlers.limit" not in all_points(own)
+
+
+@pytest.mark.parametrize("how", ["silent", "refuses"])
+async def test_levels_are_told_without_a_broker(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Where nobody says where the log ends, lags in records are unknown, and all else is told in time."""
+    monkeypatch.setattr("choreo.runtime.levels.ENDS_S_MAX", 0.05)
+    async with TestApp(app) as t:
+        await t.settle()
+        worker = t.running.workers["kitchen"]
+
+        async def ends(partitions: object) -> Mapping[TopicPartition, int]:
+            if how == "silent":
+                await asyncio.Event().wait()
+            raise TransportError("the broker is away")
+
+        monkeypatch.setattr(worker.consumer, "ends", ends)
+        monkeypatch.setattr(worker.consumer, "drained", lambda partition: False)
+        found = await Gauge(worker).look()
+    assert {tuple(level) for level in found.partitions.values()} == {(None, 0.0)}
+    assert found.running_max == 64
+
+
+async def test_a_look_that_fails_leaves_nothing_stale(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug there costs the levels and a warning, and the next look is tried."""
+    monkeypatch.setattr("choreo.runtime.levels.LOOK_S", 0.0)
+    told: list[Levels | None] = []
+    async with TestApp(app) as t:
+        gauge = Gauge(t.running.workers["kitchen"])
+        looks = iter([LookupError("a bug"), None])
+        look = gauge.look
+
+        async def fails_first() -> Levels:
+            if (error := next(looks, None)) is not None:
+                raise error
+            return await look()
+
+        monkeypatch.setattr(gauge, "look", fails_first)
+        task = asyncio.create_task(gauge.loop(told.append))
+        while len(told) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+    assert told[0] is None
+    assert told[1] is not None
+    assert warnings_of(caplog) == ["kitchen: how things stand cannot be told"]
