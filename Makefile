@@ -24,7 +24,7 @@ help:
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
-	@echo "make bench      cost of the engine's core, beside a bare loop in the same run"
+	@echo "make bench      cost of the engine's core, beside a bare loop in the same run, and of telemetry"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 
 demo: $(STAMP)
@@ -47,6 +47,7 @@ schemas: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_core.py
+	$(BIN)/python scripts/bench_telemetry.py
 
 bench-stores: $(STAMP)
 	$(BIN)/python scripts/bench_stores.py $(BENCH_STORES_ARGS)

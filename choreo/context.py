@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, MutableMapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,10 +20,11 @@ class Context:
         envelope: Id, source, correlation id and the rest of the event's attributes.
         attempt: 1 at the first invocation.
         transaction: The unit's transaction as the store's own driver has it, in a plain handler that asks for one.
-        log: A logger that adds service, handler, event id and correlation id to each record.
+        log: A logger that adds `about` to each record.
+        about: Service, handler, event id, type, correlation id and attempt: what log records say of the invocation.
     """
 
-    __slots__ = ("_now", "attempt", "envelope", "idempotency_key", "log", "transaction")
+    __slots__ = ("_now", "about", "attempt", "envelope", "idempotency_key", "log", "transaction")
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Context:
         envelope: Envelope,
         attempt: int,
         now: Callable[[], datetime],
+        service: str,
         handler: str,
         transaction: Any = None,
     ) -> None:
@@ -39,16 +42,15 @@ class Context:
         self.attempt = attempt
         self.transaction = transaction
         self._now = now
-        self.log = _EventLog(
-            _log,
-            {
-                "choreo_handler": handler,
-                "event_id": envelope.id,
-                "event_type": envelope.type,
-                "correlation_id": envelope.correlationid,
-                "attempt": attempt,
-            },
-        )
+        self.about = {
+            "service": service,
+            "handler": handler,
+            "event_id": envelope.id,
+            "event_type": envelope.type,
+            "correlation_id": envelope.correlationid,
+            "attempt": attempt,
+        }
+        self.log = _EventLog(_log, self.about)
 
     def now(self) -> datetime:
         """The time, in UTC, by the app's clock: virtual in `TestApp`. Use it instead of `datetime.now`."""
@@ -71,9 +73,14 @@ class Context:
             envelope=envelope or Envelope("fake-id", "/fake", "fake.event", correlationid="fake-id"),
             attempt=attempt,
             now=lambda: moment,
+            service="fake",
             handler="fake",
             transaction=transaction,
         )
+
+
+invocation: ContextVar[Context | None] = ContextVar("choreo_invocation", default=None)
+"""The invocation that is running here, on whatever thread: what a log record is about."""
 
 
 class _EventLog(logging.LoggerAdapter[logging.Logger]):

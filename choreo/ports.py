@@ -32,6 +32,15 @@ class Clock(Protocol):
         """Return `delay_s` seconds later."""
 
 
+class Peer(NamedTuple):
+    """Whom a transport's client talks to and as whom, for its spans; None where there is no one answer."""
+
+    client_id: str | None = None
+    address: str | None = None
+    port: int | None = None
+    cluster_id: str | None = None
+
+
 class TopicSpec(NamedTuple):
     """A topic as it should be; `partitions` >= 1, `config` in the broker's own words."""
 
@@ -57,6 +66,10 @@ class Consumer(Protocol):
     member: str
     """Unique to this member; the owner of the leases it takes."""
 
+    @property
+    def joined(self) -> bool:
+        """Whether the group has taken it in, with partitions or without."""
+
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """Up to `records_max` records of resumed partitions, ascending within each, after at most `wait_s`."""
 
@@ -72,6 +85,13 @@ class Consumer(Protocol):
 
     def drained(self, partition: TopicPartition) -> bool:
         """Whether, when last looked, the log of it held nothing that `fetch` has not returned; False if unknown."""
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The next offset to be written of each, as it is now: for measuring how far behind the group is.
+
+        Raises:
+            TransportError: They cannot be read.
+        """
 
     def pause(self, partition: TopicPartition) -> None:
         """Fetch nothing of it until `resume`."""
@@ -92,6 +112,8 @@ class Transport(Protocol):
     name: str
     system: str
     """`messaging.system` of its spans."""
+    peer: Peer
+    """Complete once it is open."""
 
     async def open(self) -> None:
         """Connect, or raise TransportError saying what to check."""
@@ -352,7 +374,10 @@ class Transactions(Protocol):
 
 @dataclass(slots=True)
 class UnitInfo:
-    """What an instrument is told of one (event, handler)."""
+    """What an instrument is told of one (event, handler).
+
+    `new_trace`: it begins a trace of its own, linked to what caused it, as timers and replays do.
+    """
 
     service: str
     group: str
@@ -360,6 +385,7 @@ class UnitInfo:
     record: Record
     envelope: Envelope | None
     attributes: dict[str, Any] = field(default_factory=dict)
+    new_trace: bool = False
 
 
 class Span(Protocol):
@@ -368,11 +394,14 @@ class Span(Protocol):
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
         """Attempt number `attempt` (from 1) failed and will be repeated."""
 
-    def sending(self, topic: str, envelope: Envelope) -> Envelope:
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         """Begin a `send` span below this one; returns the envelope with that span's context."""
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """Run a handler so that spans of its own nest below this one."""
+
+    def attach(self) -> None:
+        """The same for all that runs in the current context from here on, which is the handler's alone."""
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         """End it and the sends below it. `outcome`: handled, duplicate, dead_letter, dropped."""
@@ -384,8 +413,34 @@ class Instrument(Protocol):
     def process(self, unit: UnitInfo, *, now_s: float) -> Span:
         """A unit begins."""
 
-    def publish(self, topic: str, envelope: Envelope) -> tuple[Envelope, Callable[[str | None], None]]:
-        """An event is published from outside a handler: its envelope with a context, and how to end the span."""
+    def publish(
+        self, topic: str, envelope: Envelope, key: bytes | None = None, *, new_trace: bool = False
+    ) -> tuple[Envelope, Callable[[BaseException | None], None]]:
+        """An event is published from outside a handler: its envelope with a context, and how to end the span.
+
+        `new_trace`: it begins a trace of its own, linked to the context its envelope has, as a replay does.
+        """
 
     def close(self) -> None:
         """Flush what was recorded."""
+
+
+class Level(NamedTuple):
+    """How far behind one partition is: in records (None if unknown), and in seconds, both 0 when all is done."""
+
+    lag_records: int | None
+    lag_s: float
+
+
+class Levels(NamedTuple):
+    """How things stand with one service in one process.
+
+    `oldest_s`: age of the oldest event in hand; `running` handlers of at most `running_max`; `lanes` with work.
+    """
+
+    group: str
+    partitions: Mapping[TopicPartition, Level]
+    oldest_s: float
+    running: int
+    running_max: int
+    lanes: int

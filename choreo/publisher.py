@@ -74,15 +74,16 @@ class Publisher:
                 time=cloudevents.rfc3339(self._clock.now_s()),
                 correlationid=correlation_id or id_,
             )
-            envelope, end = self._instrument.publish(topic, envelope)
+            key = event.record_key()
+            envelope, end = self._instrument.publish(topic, envelope, key)
             ends.append(end)
-            records.append(ProducerRecord(topic, event.record_key(), event.payload(), cloudevents.write(envelope)))
+            records.append(ProducerRecord(topic, key, event.payload(), cloudevents.write(envelope)))
             references.append(Reference(id_, envelope.correlationid, topic))
         try:
             await self._transport.send(records)
         except BaseException as error:
             for end in ends:
-                end(type(error).__name__)
+                end(error)
             raise
         for end in ends:
             end(None)

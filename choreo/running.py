@@ -12,8 +12,9 @@ from choreo.binding import Around, BoundHandler
 from choreo.core.messages import Limits
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
+from choreo.observing import Observing
 from choreo.opening import STORES, open_store, open_transport
-from choreo.ports import Clock, IdempotencyStore, Instrument, TopicSpec, Transport
+from choreo.ports import Clock, IdempotencyStore, TopicSpec, Transport
 from choreo.process.interpreting import Process
 from choreo.publisher import Publisher, Reference
 from choreo.runtime.clock import SystemClock
@@ -24,7 +25,7 @@ from choreo.runtime.worker import Ports, Worker
 from choreo.service import Service
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-from choreo.telemetry.setup import instrument_from_environment
+from choreo.telemetry.setup import SPLIT_AFTER_S, TRACE_MODES, TraceMode
 from choreo.transports.embedded import EmbeddedTransport
 
 
@@ -57,6 +58,15 @@ class Settings:
     create_topics: bool = False
     create_schema: bool = False
     partitions: int = 4
+    trace_mode: TraceMode = "parent"
+    trace_split_after_s: float = SPLIT_AFTER_S
+    share_tracer: bool = False
+    health_host: str = "127.0.0.1"
+    health_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trace_mode not in TRACE_MODES:
+            raise ConfigurationError(f"the trace mode {self.trace_mode!r} is none of {', '.join(TRACE_MODES)}")
 
 
 class Resources:
@@ -121,6 +131,7 @@ class Running:
         self.database: Database | None = None
         self.transport = self._transport()
         self.publisher: Publisher
+        self.health_port: int | None = None
 
     def _transport(self) -> Transport:
         settings = self.settings
@@ -172,21 +183,29 @@ class Running:
             await self.transport.open()
             stack.push_async_callback(self.transport.close)
             await self._check_topics()
-            own = self._instrument(self._name, alone=False)
-            stack.push_async_callback(asyncio.to_thread, own.close)  # it may wait for a collector
+            observing = self._observing()
+            stack.push_async_callback(asyncio.to_thread, observing.close)  # it may wait for a collector
+            own = observing.instrument(self._name, alone=False)
+            stack.push_async_callback(asyncio.to_thread, own.close)
             self.publisher = Publisher(
-                self.transport, own, self.settings.clock, topic=self._topic, source=f"/{self._name}"
+                observing.transport(self._name),
+                own,
+                self.settings.clock,
+                topic=self._topic,
+                source=f"/{self._name}",
             )
             wanted = {type_ for plan in self._plans for bound in plan.handlers for type_ in bound.resources.values()}
             instances = await resources.open(overrides, wanted, stack)
             for plan in self._plans:
-                worker = await self._worker(plan, instances, stack)
+                worker = await self._worker(plan, instances, observing, stack)
                 self.workers[plan.service.name] = worker
+            self.health_port = await stack.enter_async_context(observing.serving(self.workers))
             async with AsyncExitStack() as draining:
                 for worker in self.workers.values():
                     draining.push_async_callback(worker.stop)
                     await worker.start()
-                yield self
+                async with observing.gauging(self.workers):
+                    yield self
                 stops = draining.pop_all()
                 stopped = asyncio.gather(*(worker.stop() for worker in self.workers.values()), return_exceptions=True)
                 stops.pop_all()
@@ -202,18 +221,20 @@ class Running:
         """Wait until a worker dies of a bug, and raise what it died of."""
         await asyncio.gather(*(worker.failed_for_good() for worker in self.workers.values()))
 
-    async def _worker(self, plan: Plan, instances: Mapping[Any, Any], stack: AsyncExitStack) -> Worker:
+    async def _worker(
+        self, plan: Plan, instances: Mapping[Any, Any], observing: Observing, stack: AsyncExitStack
+    ) -> Worker:
         settings, service = self.settings, plan.service
         if settings.store == "changelog":
             await self._check_changelog(plan)
         store = await self._store(plan, stack)
         self.stores[service.name] = store
         check_pair(plan, store)
-        instrument = self._instrument(service.name, alone=len(self._plans) == 1)
+        instrument = observing.instrument(service.name, alone=len(self._plans) == 1)
         stack.push_async_callback(asyncio.to_thread, instrument.close)
         ports = Ports(
-            self.transport,
-            store,
+            observing.transport(service.name),
+            observing.store(service.name, store),
             instrument,
             settings.clock,
             lease_s=settings.lease_s,
@@ -230,8 +251,17 @@ class Running:
             Invoker(instances, plan.around, settings.clock, inline=settings.inline),
         )
 
-    def _instrument(self, service: str, *, alone: bool) -> Instrument:
-        return instrument_from_environment(service, system=self.transport.system, alone=alone)
+    def _observing(self) -> Observing:
+        settings = self.settings
+        return Observing(
+            self._plans[0].service.name if len(self._plans) == 1 else self._name,
+            self.transport,
+            trace_mode=settings.trace_mode,
+            split_after_s=settings.trace_split_after_s,
+            share_tracer=settings.share_tracer,
+            health_host=settings.health_host,
+            health_port=settings.health_port,
+        )
 
     async def _check_changelog(self, plan: Plan) -> None:
         """Its topics as wide as their inputs, found out before anything is consumed."""

@@ -36,6 +36,25 @@ Store = Annotated[
         envvar="CHOREO_STORE", help=f"{STORES}; PATH may hold {{service}}. Not needed with an embedded broker."
     ),
 ]
+TraceMode = Annotated[
+    str,
+    typer.Option(envvar="CHOREO_TRACE_MODE", help="How a span hangs on what caused it: parent, link or both."),
+]
+SplitAfter = Annotated[
+    str,
+    typer.Option(
+        "--trace-split-after", envvar="CHOREO_TRACE_SPLIT_AFTER", help="An older event begins a trace of its own."
+    ),
+]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        envvar="CHOREO_HEALTH_PORT", min=0, max=65535, help="Serve /livez, /readyz and /metrics on this port."
+    ),
+]
+HealthHost = Annotated[
+    str, typer.Option(envvar="CHOREO_HEALTH_HOST", help="Where: 0.0.0.0 in a container, if others are to ask.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for programs.")]
 
 

@@ -7,13 +7,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from choreo.app import App
 from choreo.cli import logs
-from choreo.cli.console import Store, Target, embedded_path, err, load_app, reported
+from choreo.cli.console import (
+    HealthHost,
+    HealthPort,
+    SplitAfter,
+    Store,
+    Target,
+    TraceMode,
+    embedded_path,
+    err,
+    load_app,
+    reported,
+    seconds,
+)
 from choreo.cli.run import serve, stop_on_signals
 from choreo.errors import ConfigurationError
 
@@ -28,6 +40,10 @@ def dev(
     broker: Annotated[str, typer.Option(envvar="CHOREO_BROKER", help="embedded:PATH.")] = "embedded:.choreo/dev.db",
     store: Store = None,
     reload: Annotated[bool, typer.Option(help="Start again when a *.py below this folder changes.")] = True,
+    trace_mode: TraceMode = "parent",
+    trace_split_after: SplitAfter = "1h",
+    health_port: HealthPort = None,
+    health_host: HealthHost = "127.0.0.1",
 ) -> None:
     """Run every service of an app here, on a broker in a file; topics and the store's schema are created."""
     if not broker.startswith("embedded:"):
@@ -35,14 +51,28 @@ def dev(
     if reload and embedded_path(broker) is None:
         raise ConfigurationError("a broker in memory forgets everything at a reload; add --no-reload")
     if reload:
-        raise typer.Exit(
-            _supervise([sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"], store)
-        )
+        told = {
+            "CHOREO_STORE": store,
+            "CHOREO_TRACE_MODE": trace_mode,
+            "CHOREO_TRACE_SPLIT_AFTER": trace_split_after,
+            "CHOREO_HEALTH_PORT": None if health_port is None else str(health_port),
+            "CHOREO_HEALTH_HOST": health_host,
+        }
+        command = [sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"]
+        raise typer.Exit(_supervise(command, {name: text for name, text in told.items() if text}))
     logs.configure(as_json=False)
-    asyncio.run(_run(load_app(target), target, broker, store))
+    settings = {
+        "broker": broker,
+        "store": store,
+        "trace_mode": trace_mode,
+        "trace_split_after_s": seconds(trace_split_after),
+        "health_port": health_port,
+        "health_host": health_host,
+    }
+    asyncio.run(_run(load_app(target), target, settings))
 
 
-async def _run(app: App, target: str, broker: str, store: str | None) -> None:
+async def _run(app: App, target: str, settings: dict[str, Any]) -> None:
     stop = stop_on_signals()
 
     def ready() -> None:
@@ -53,17 +83,17 @@ async def _run(app: App, target: str, broker: str, store: str | None) -> None:
                 emits = ", ".join(sorted({event.event_type for event in bound.emits})) or "nothing"
                 console.print(f"[bold]{bound.handler.label}[/] handles {types}, emits {emits}", highlight=False)
         console.print(
-            f"publish with: choreo publish {target} TYPE FIELD=VALUE ... --broker {broker}", highlight=False
+            f"publish with: choreo publish {target} TYPE FIELD=VALUE ... --broker {settings['broker']}",
+            highlight=False,
         )
 
-    settings = {"broker": broker, "store": store, "create_topics": True, "create_schema": True}
-    await serve(app, None, stop, ready, drain_s=STOP_S / 2, **settings)
+    await serve(app, None, stop, ready, drain_s=STOP_S / 2, create_topics=True, create_schema=True, **settings)
 
 
-def _supervise(command: list[str], store: str | None) -> int:
+def _supervise(command: list[str], settings: dict[str, str]) -> int:
     """Run the child again after each change, until we are told to stop; returns its exit code."""
     told: list[int] = []
-    environment = {**os.environ, "PYTHONPATH": _path(), **({"CHOREO_STORE": store} if store else {})}
+    environment = {**os.environ, "PYTHONPATH": _path(), **settings}
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: told.append(got))
     seen = changed_files(Path.cwd())

@@ -6,11 +6,15 @@ from datetime import UTC, datetime
 
 import orjson
 
+from choreo.telemetry.correlating import FIELDS, CorrelationFilter
+
 
 def configure(*, as_json: bool, level: str = "INFO") -> None:
     """Send all logs of the process to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else PlainLines())
+    if as_json:
+        handler.addFilter(CorrelationFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
 
@@ -27,7 +31,7 @@ class PlainLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line; what a record is about (see CorrelationFilter) is in fields of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -37,9 +41,12 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage().encode("utf-8", "replace").decode(),
         }
+        for name in FIELDS:
+            if value := getattr(record, name, None):
+                found[name] = value
         if record.exc_info:
             found["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(found).decode()
+        return orjson.dumps(found, default=str).decode()
 
 
 def _time(record: logging.LogRecord) -> str:

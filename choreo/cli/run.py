@@ -11,7 +11,20 @@ import typer
 
 from choreo.app import App
 from choreo.cli import logs
-from choreo.cli.console import FAILED, Broker, Store, Target, exit_code, load_app, reported, seconds
+from choreo.cli.console import (
+    FAILED,
+    Broker,
+    HealthHost,
+    HealthPort,
+    SplitAfter,
+    Store,
+    Target,
+    TraceMode,
+    exit_code,
+    load_app,
+    reported,
+    seconds,
+)
 from choreo.errors import ChoreoError, ConfigurationError
 
 log = logging.getLogger("choreo.run")
@@ -29,6 +42,10 @@ def run(
     key_ttl: Annotated[str, typer.Option(help="How long, in log time, a duplicate may come after the first.")] = "7d",
     log_json: Annotated[bool, typer.Option(help="Logs as JSON lines.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    trace_mode: TraceMode = "parent",
+    trace_split_after: SplitAfter = "1h",
+    health_port: HealthPort = None,
+    health_host: HealthHost = "127.0.0.1",
 ) -> None:
     """Run services until SIGTERM or SIGINT, then drain: exit 0 drained, 1 failed. A second signal exits at once."""
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -38,8 +55,18 @@ def run(
     wanted = list(dict.fromkeys(service or app.services))
     if unknown := [name for name in wanted if name not in app.services]:
         raise ConfigurationError(f"{target} has no service {', '.join(unknown)}; it has {', '.join(app.services)}")
+    settings = {
+        "broker": broker,
+        "store": store,
+        "drain_s": drain_s,
+        "key_ttl_s": seconds(key_ttl),
+        "trace_mode": trace_mode,
+        "trace_split_after_s": seconds(trace_split_after),
+        "health_port": health_port,
+        "health_host": health_host,
+    }
     try:
-        asyncio.run(_run(app, wanted, broker=broker, store=store, drain_s=drain_s, key_ttl_s=seconds(key_ttl)))
+        asyncio.run(_run(app, wanted, **settings))
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
@@ -67,7 +94,7 @@ async def serve(
     **settings: Any,
 ) -> None:
     """Run until `stop`, or until a worker died, whose error is raised after the others have drained."""
-    async with app.running(services, **settings) as running:
+    async with app.running(services, share_tracer=True, **settings) as running:
         ready()
         tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.failed())]
         try:

@@ -113,6 +113,11 @@ class Partition:
                 return entries[0].timestamp_ms
         return drained_ms or self.log_ms or None
 
+    def oldest_ms(self) -> int | None:
+        """Log time of the lowest record with an unfinished handler; None if there is none."""
+        self.watermark()
+        return self._entries[0].timestamp_ms if self._entries else None
+
     def forget_finished(self) -> None:
         """Let go of the records below the committed watermark."""
         self.watermark()

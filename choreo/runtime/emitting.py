@@ -22,7 +22,7 @@ EMIT_BYTES_MAX = 900_000
 KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
-Sending = Callable[[str, Envelope], Envelope]
+Sending = Callable[[str, Envelope, bytes | None], Envelope]
 
 
 class Emitter:
@@ -66,8 +66,9 @@ class Emitter:
             if len(payload) > EMIT_BYTES_MAX:
                 # Found out only after its commit, a topic's refusal would stop the service for ever.
                 raise Reject(f"the {type_} it emits has {len(payload)} bytes, the limit is {EMIT_BYTES_MAX}")
-            headers = cloudevents.write(sending(topic, envelope))
-            records.append(ProducerRecord(topic, event.record_key(), payload, headers))
+            key = event.record_key()
+            headers = cloudevents.write(sending(topic, envelope, key))
+            records.append(ProducerRecord(topic, key, payload, headers))
         return tuple(records)
 
     def dead_letter(
@@ -75,7 +76,7 @@ class Emitter:
     ) -> ProducerRecord:
         """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
         record, topic = work.record, self._topic(self._service.dlq_topic)
-        traced = sending(topic, work.envelope or Envelope("", "", ""))
+        traced = sending(topic, work.envelope or Envelope("", "", ""), record.key)
         told = {
             "reason": reason,
             "detail": detail[:1000],

@@ -138,11 +138,15 @@ class Flusher:
             if unit.lane in lanes:
                 continue  # behind one that is not invoked
             try:
-                entered[unit] = None if unit.work.bound.is_async else await self._worker.invoker.inside(unit)
+                entered[unit] = None if unit.work.bound.is_async else await self._inside(unit)
             except Exception as error:
                 failed[unit] = error
                 lanes.add(unit.lane)
         return entered, failed
+
+    async def _inside(self, unit: Unit) -> Inside:
+        worker = self._worker
+        return await worker.invoker.inside(unit, lambda: worker.span(unit).attach())
 
     async def _leave(self, unit: Unit, inside: Inside) -> None:
         try:

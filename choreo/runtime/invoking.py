@@ -3,13 +3,13 @@
 import asyncio
 import contextvars
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 from choreo.binding import Around, BoundHandler
-from choreo.context import Context
+from choreo.context import Context, invocation
 from choreo.core.messages import Raised
 from choreo.core.units import Unit
 from choreo.errors import ChoreoError, Disposition, RetryLater
@@ -43,7 +43,8 @@ class Invoker:
             envelope=work.envelope,
             attempt=unit.attempts,
             now=lambda: datetime.fromtimestamp(self._clock.now_s(), UTC),
-            handler=work.bound.handler.label,
+            service=work.bound.handler.service,
+            handler=work.bound.handler.name,
             transaction=connection,
         )
 
@@ -51,12 +52,17 @@ class Invoker:
         """Call the handler and collect what it emits; inside a transaction if one is given, and on its connection."""
         bound: BoundHandler = unit.work.bound
         context = self.context(unit, connection)
-        async with AsyncExitStack() as stack:
-            for around in self._around:
-                await stack.enter_async_context(around(context))
-            arguments = bound.arguments(context, self._resources, transaction)
-            return bound.emitted(await self._call(bound, unit.work.event, arguments))
-        raise AssertionError("a hook in around= swallowed the handler's exception")
+        before = invocation.get()
+        invocation.set(context)
+        try:
+            async with AsyncExitStack() as stack:
+                for around in self._around:
+                    await stack.enter_async_context(around(context))
+                arguments = bound.arguments(context, self._resources, transaction)
+                return bound.emitted(await self._call(bound, unit.work.event, arguments))
+            raise AssertionError("a hook in around= swallowed the handler's exception")
+        finally:
+            invocation.set(before)  # not by token, which another context does not take, as where a loop dies
 
     async def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
         function = bound.handler.function
@@ -68,9 +74,12 @@ class Invoker:
             return _plain(bound, event, arguments)
         return await asyncio.to_thread(_plain, bound, event, arguments)
 
-    async def inside(self, unit: Unit) -> "Inside":
-        """Prepare a plain handler that will be called inside a transaction: hooks are entered here, on the loop."""
-        inside = Inside(self, unit)
+    async def inside(self, unit: Unit, attach: Callable[[], None]) -> "Inside":
+        """Prepare a plain handler that will be called inside a transaction: hooks are entered here, on the loop.
+
+        `attach` is called in the context the handler will see: what is traced there nests below the unit's span.
+        """
+        inside = Inside(self, unit, attach)
         if self._around:
             try:
                 await asyncio.get_running_loop().create_task(inside.enter(self._around), context=inside.variables)
@@ -88,16 +97,19 @@ class Invoker:
 class Inside:
     """One invocation of a plain handler inside a transaction. Hooks see the same context variables as the handler."""
 
-    def __init__(self, invoker: Invoker, unit: Unit) -> None:
+    def __init__(self, invoker: Invoker, unit: Unit, attach: Callable[[], None]) -> None:
         self.variables = contextvars.copy_context()
         self._invoker = invoker
         self._unit = unit
         self._context = invoker.context(unit)
+        self._attach: Callable[[], None] | None = attach
+        self.variables.run(invocation.set, self._context)
         self._stack = AsyncExitStack()
         self._error: Exception | None = None
 
     async def enter(self, around: Sequence[Around]) -> None:
         """Enter the hooks."""
+        self._begin()
         for each in around:
             await self._stack.enter_async_context(each(self._context))
 
@@ -106,10 +118,16 @@ class Inside:
         self._context.transaction = connection
         self._error = None  # it may be called again, if its transaction could not be committed
         try:
+            self.variables.run(self._begin)
             return self.variables.run(self._invoker.call_inside, self._unit, self._context, transaction)
         except Exception as error:
             self._error = error
             raise
+
+    def _begin(self) -> None:
+        attach, self._attach = self._attach, None
+        if attach is not None:
+            attach()
 
     async def leave(self, error: Exception | None = None) -> None:
         """Leave the hooks; they are told what the handler raised, or `error`."""

@@ -27,6 +27,7 @@ class Keeper:
         """Renew three times a lease, tell the broker what it missed, purge now and then, until cancelled."""
         ports, since_purge_s = self._worker.ports, 0.0
         while True:
+            self._worker.beats["keep"] = ports.clock.monotonic_s()
             await asyncio.sleep(ports.lease_s / 3)
             await self.renew()
             await self._worker.flusher.commit_offsets()

@@ -60,6 +60,8 @@ class Worker:
         self.engine = Engine(replace(ports.limits, transactions_max=ports.store.transactions_max))
         self.leases: dict[TopicPartition, Lease] = {}
         self.in_hand: set[TopicPartition] = set()  # fetched, and not told to the core yet
+        self.beats: dict[str, float] = {}  # when each loop began its last round, by `monotonic_s`
+        self.draining = False
         self.looked_s = 0.0  # when the last fetch that came back was begun: what `drained` is true of
         self.ports = ports
         self.emitter = emitter
@@ -91,6 +93,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Fetch no more, finish what is running within `drain_s`, commit it, leave the group."""
+        self.draining = True
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -174,6 +177,7 @@ class Worker:
 
     async def _fetch_loop(self) -> None:
         while True:
+            self.beats["fetch"] = self.ports.clock.monotonic_s()
             try:
                 asked_s = self.ports.clock.now_s()
                 records = await self.consumer.fetch(records_max=FETCH_RECORDS_MAX, wait_s=FETCH_WAIT_S)
@@ -348,7 +352,10 @@ class Worker:
         unit.result = error
         self.counts["failed_attempts"] += 1
         self.span(unit).attempt_failed(unit.attempts, error)
-        log.info("%s.%s failed, attempt %d: %s", self.service.name, unit.handler, unit.attempts, describe(error))
+        name, attempt = self.service.name, unit.attempts
+        log.info(
+            "%s.%s failed, attempt %d: %s", name, unit.handler, attempt, describe(error), extra=self._about(unit)
+        )
 
     async def _dead_letter(self, unit: Unit, reason: str) -> None:
         work: Work = unit.work
@@ -365,8 +372,18 @@ class Worker:
             unit.handler,
             detail,
             exc_info=bug,
+            extra=self._about(unit),
         )
         self.step(m.Returned(unit, self.flusher.finished(unit, (letter,), f"dead_letter:{reason}")))
+
+    def _about(self, unit: Unit) -> dict[str, str]:
+        """What the unit's log records say beside their message, as those of its handler do."""
+        return {"service": self.service.name, "handler": unit.handler, "correlation_id": unit.correlation_id}
+
+    @property
+    def joined(self) -> bool:
+        """Whether it is a member of its group."""
+        return self._consumer is not None and self._consumer.joined
 
     def span(self, unit: Unit) -> Any:
         """The unit's process span, begun when first asked for."""

@@ -6,10 +6,22 @@ The strings are copied: the conventions' own package keeps them under `_incubati
 from opentelemetry.util.types import AttributeValue
 
 from choreo.envelope import ID_BYTES_MAX, Envelope
-from choreo.ports import UnitInfo
+from choreo.ports import Peer, UnitInfo
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 Attributes = dict[str, AttributeValue]
+
+
+def of_client(system: str, peer: Peer) -> Attributes:
+    """What all spans of a client say: the system, and whom it talks to, as far as that is known."""
+    found: dict[str, AttributeValue | None] = {
+        "messaging.system": system,
+        "messaging.client.id": peer.client_id,
+        "messaging.kafka.cluster.id": peer.cluster_id,
+        "server.address": peer.address,
+        "server.port": peer.port,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def of_process(always: Attributes, unit: UnitInfo) -> Attributes:
@@ -27,12 +39,7 @@ def of_process(always: Attributes, unit: UnitInfo) -> Attributes:
     }
     if envelope is not None:
         _of_event(attributes, envelope)
-    key = record.key
-    if key is not None and len(key) <= ID_BYTES_MAX:
-        try:
-            attributes["messaging.kafka.message.key"] = key.decode()
-        except UnicodeDecodeError:
-            pass
+    _of_key(attributes, record.key)
     if record.value is None:
         attributes["messaging.kafka.message.tombstone"] = True
     if unit.attributes:
@@ -40,7 +47,7 @@ def of_process(always: Attributes, unit: UnitInfo) -> Attributes:
     return attributes
 
 
-def of_send(always: Attributes, topic: str, envelope: Envelope) -> Attributes:
+def of_send(always: Attributes, topic: str, envelope: Envelope, key: bytes | None) -> Attributes:
     """A `send` span's attributes; where in the topic the event ends up is not known yet."""
     attributes: Attributes = {
         **always,
@@ -49,6 +56,7 @@ def of_send(always: Attributes, topic: str, envelope: Envelope) -> Attributes:
         "messaging.destination.name": topic,
     }
     _of_event(attributes, envelope)
+    _of_key(attributes, key)
     return attributes
 
 
@@ -58,7 +66,17 @@ def type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+def _of_key(attributes: Attributes, key: bytes | None) -> None:
+    if key is not None and len(key) <= ID_BYTES_MAX:
+        try:
+            attributes["messaging.kafka.message.key"] = key.decode()
+        except UnicodeDecodeError:
+            pass
+
+
 def _of_event(attributes: Attributes, envelope: Envelope) -> None:
+    if not envelope.id:
+        return  # the dead letter of a record that is no event
     attributes["messaging.message.id"] = envelope.id
     attributes["cloudevents.event_type"] = envelope.type
     attributes["cloudevents.event_source"] = envelope.source

@@ -1,86 +1,50 @@
-"""One batch processor and exporter a process, shared by a provider for each service.
+"""One batch processor and exporter of spans a process, shared by a provider for each service.
 
 Spans of all services leave in the same requests and are told apart by their resource, which is how OTLP groups
-them. What the SDK says of a collector that is down, a line for every retry, becomes one warning and one line when
-it answers again. Closing is bounded, whatever the collector does.
+them.
 
 Imports the SDK: only `choreo.telemetry.setup` imports this, once tracing is on.
 """
 
-import logging
 import os
-import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, Sampler
 
-FLUSH_S_MAX = 2.0
-"""Closing waits so long for the queued spans to be taken."""
-ABORT_S_MAX = 0.5
-"""And so long again for an export that was told to give up; then its daemon thread is left behind."""
+from choreo.telemetry import watching
+from choreo.telemetry.sampling import FlowRatio
+from choreo.telemetry.setup import flow_ratio_wanted
+from choreo.telemetry.watching import Watch
+
 QUEUE_SPANS_MAX = 16384
 BATCH_SPANS_MAX = 2048
 BATCH_DELAY_MS = 1000
 """Where no OTEL_BSP_* is set. Export is serial: with a backend that takes 250 ms, the SDK's own 512 spans a batch
 lose half of 4000 spans/s, and these lose none."""
 
-_log = logging.getLogger("choreo.telemetry")
-_local = threading.local()
 _lock = threading.Lock()
 _shared: "Pipeline | None" = None
 
 
 class Watched(SpanExporter):
-    """An exporter that never raises, and says once that it fails and once that it works again.
+    """An exporter that never raises, and whose losses are said by its Watch."""
 
-    Args:
-        exporter: The SDK's.
-        where: What people call its other end; no secrets in it.
-    """
-
-    def __init__(self, exporter: SpanExporter, where: str) -> None:
+    def __init__(self, exporter: SpanExporter, watch: Watch) -> None:
         self._exporter = exporter
-        self._where = where
         self._closed = False
-        self._heard: list[str] = []
-        self.lost = 0
-        """Spans not taken since the exporter last worked; 0 while it works."""
-
-    @property
-    def troubled(self) -> bool:
-        """Whether spans are being lost, or the export that is going on had to be repeated."""
-        return bool(self.lost or self._heard)
+        self.watch = watch
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export, or count the spans as lost."""
-        result = SpanExportResult.FAILURE
-        heard = self._heard = []
-        if not self._closed:
-            _local.heard = heard
-            try:
-                result = self._exporter.export(spans)
-            except Exception as error:
-                heard.append(type(error).__qualname__)
-            finally:
-                _local.heard = None
-        if result is not SpanExportResult.SUCCESS:
-            self.note_lost(len(spans), heard[0] if heard else "choreo is closing")
-        elif self.lost:
-            _log.info("spans reach %s again; %d were lost", self._where, self.lost)
-            self.lost = 0
-        self._heard = []
-        return result
-
-    def note_lost(self, spans: int, reason: str) -> None:
-        """Count spans as lost, with one warning until the exporter works again."""
-        if not self.lost:
-            _log.warning("spans cannot be sent to %s and are lost until they can: %s", self._where, _short(reason))
-        self.lost += spans
+        export = None if self._closed else lambda: self._exporter.export(spans)
+        return self.watch.take(
+            export, success=SpanExportResult.SUCCESS, failure=SpanExportResult.FAILURE, count=len(spans)
+        )
 
     def shutdown(self) -> None:
         """Abort an export that is waiting to be repeated, and take no more."""
@@ -102,16 +66,9 @@ class Pipeline:
         self.users = 0
 
     def close(self) -> None:
-        """Flush and end, in at most FLUSH_S_MAX + ABORT_S_MAX."""
-        flushes = [_start(processor.shutdown) for processor in self.processors]
-        if _join(flushes, FLUSH_S_MAX):
-            return
-        # The SDK would wait 30 s here. Shut down, an exporter gives up between two attempts.
-        aborts = [_start(exporter.shutdown) for exporter in self.exporters]
-        if not _join(flushes + aborts, ABORT_S_MAX):
-            for exporter, flush in zip(self.exporters, flushes, strict=True):
-                if flush.is_alive():
-                    exporter.note_lost(1, "no answer in time while closing")
+        """Flush and end, in bounded time."""
+        pairs = zip(self.processors, self.exporters, strict=True)
+        watching.close([(processor.shutdown, exporter.shutdown, exporter.watch) for processor, exporter in pairs])
 
 
 def acquire(make_exporters: Callable[[], Sequence[Watched]]) -> Pipeline:
@@ -120,7 +77,7 @@ def acquire(make_exporters: Callable[[], Sequence[Watched]]) -> Pipeline:
     with _lock:
         if _shared is None:
             _shared = Pipeline(make_exporters())
-            _quieten()
+            watching.quieten()
         _shared.users += 1
         return _shared
 
@@ -143,7 +100,7 @@ def provider(service: str, pipeline: Pipeline, *, alone: bool) -> TracerProvider
     """A provider whose spans say they are `service`'s; `alone` lets OTEL_SERVICE_NAME say otherwise."""
     named = OTELResourceDetector().detect().attributes.get("service.name") if alone else None
     resource = Resource.create({"service.name": named or service})
-    made = TracerProvider(resource=_HashedOnce(resource), shutdown_on_exit=False)
+    made = TracerProvider(sampler=_sampler(), resource=_HashedOnce(resource), shutdown_on_exit=False)
     for processor in pipeline.processors:
         made.add_span_processor(processor)
     return made
@@ -152,7 +109,7 @@ def provider(service: str, pipeline: Pipeline, *, alone: bool) -> TracerProvider
 def exporter(name: str, protocol: str, where: str) -> Watched:
     """The exporter called `console` or `otlp`; the latter reads endpoint, headers and the rest from OTEL_*."""
     if name == "console":
-        return Watched(ConsoleSpanExporter(out=sys.stdout), "the console")
+        return Watched(ConsoleSpanExporter(out=sys.stdout), Watch("spans", "the console"))
     made: SpanExporter
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
@@ -162,7 +119,16 @@ def exporter(name: str, protocol: str, where: str) -> Watched:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
 
         made = Http()
-    return Watched(made, where)
+    return Watched(made, Watch("spans", where))
+
+
+def _sampler() -> Sampler | None:
+    """Where a ratio is asked for, one that agrees across a flow's traces; else the SDK's, by the same variables."""
+    wanted = flow_ratio_wanted(os.environ)
+    if wanted is None:
+        return None
+    ratio, follows_parents = wanted
+    return ParentBased(FlowRatio(ratio)) if follows_parents else FlowRatio(ratio)
 
 
 def _processor(exporter: Watched) -> BatchSpanProcessor:
@@ -188,57 +154,3 @@ class _HashedOnce(Resource):
 
     def __hash__(self) -> int:
         return self._hash
-
-
-class _Quiet(logging.Filter):
-    """Keeps what the SDK logs from inside one of our exports, and what follows from it, off the console.
-
-    An exporter of the application's own, for its metrics or logs, is on other threads and logs as ever.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        heard = getattr(_local, "heard", None)
-        if heard is not None:
-            if record.levelno >= logging.WARNING:
-                heard.append(record.getMessage())
-            return False
-        if record.args == ("Span",) and str(record.msg).startswith("Queue full"):
-            pipeline = _shared
-            return pipeline is None or not any(exporter.troubled for exporter in pipeline.exporters)
-        return True
-
-
-_quiet = _Quiet()
-
-
-def _quieten() -> None:
-    # A filter is asked for its own logger's records only, not for those of the loggers below it.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("opentelemetry.exporter.", "opentelemetry.sdk._shared_internal", "urllib3.")):
-            logging.getLogger(name).addFilter(_quiet)
-
-
-def _start(function: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=function, name="choreo-telemetry-close", daemon=True)
-    thread.start()
-    return thread
-
-
-def _join(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
-    """Whether all of them ended within `timeout_s` together."""
-    deadline_s = time.monotonic() + timeout_s
-    for thread in threads:
-        thread.join(max(0.0, deadline_s - time.monotonic()))
-    return not any(thread.is_alive() for thread in threads)
-
-
-def redacted(text: str) -> str:
-    """An endpoint, or a sentence with one, without the user, password or query it may hold."""
-    return re.sub(r"[^\s/]*@", "", re.sub(r"\?[^\s)'\"]*", "", text))
-
-
-def _short(reason: str) -> str:
-    errno = re.search(r"\[Errno -?\d+\] [^\"')]+", reason)
-    if errno is not None:
-        return errno[0]
-    return " ".join(redacted(reason.split(", retrying in")[0]).split())[:200]

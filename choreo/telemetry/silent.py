@@ -16,7 +16,9 @@ class NoInstrument:
         """A unit begins; nobody looks."""
         return Forward(*incoming(unit))
 
-    def publish(self, topic: str, envelope: Envelope) -> tuple[Envelope, Callable[[str | None], None]]:
+    def publish(
+        self, topic: str, envelope: Envelope, key: bytes | None = None, *, new_trace: bool = False
+    ) -> tuple[Envelope, Callable[[BaseException | None], None]]:
         """The envelope as it is."""
         return envelope, nothing
 
@@ -36,7 +38,7 @@ class Forward:
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
         """Nothing to note."""
 
-    def sending(self, topic: str, envelope: Envelope) -> Envelope:
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         """The envelope with the context the unit came with, or as it is where it came with none."""
         if self._traceparent is None or (
             envelope.traceparent == self._traceparent and envelope.tracestate == self._tracestate
@@ -47,6 +49,9 @@ class Forward:
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """Just call it."""
         return function()
+
+    def attach(self) -> None:
+        """Nothing to nest below."""
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         """Nothing to end."""
@@ -75,5 +80,5 @@ def _text(raw: bytes | None) -> str | None:
         return None
 
 
-def nothing(error_type: str | None) -> None:
+def nothing(error: BaseException | None) -> None:
     """End a span that was never begun."""

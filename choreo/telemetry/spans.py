@@ -1,14 +1,15 @@
 """`process` and `send` spans through OpenTelemetry's API, named by its messaging conventions 1.44.
 
-The true causal tree: a `process` span is the child of the `send` span of the event that caused it, whatever is
-running around it. Attributes go in one dict at creation, so that samplers see them; exceptions leave their type
-behind, never their message or stack, which hold secrets and cost twenty spans.
+The true causal tree: a `process` span is the child of the `send` span of the event that caused it (or linked to it,
+see `choreo.telemetry.causes`), whatever is running around it. A unit whose event was not sampled costs no span: its
+header is read by hand and forwarded. Attributes go in one dict at creation, so that samplers see them; exceptions
+leave their type behind, never their message or stack, which hold secrets and cost twenty spans.
 
 Nothing here knows exporters or the environment: see `choreo.telemetry.setup`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -17,15 +18,13 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from choreo import ports
 from choreo.envelope import Envelope
-from choreo.ports import UnitInfo
-from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_process, of_send, type_name
+from choreo.ports import Peer, UnitInfo
+from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
+from choreo.telemetry.causes import EMPTY, apart, below
+from choreo.telemetry.setup import SPLIT_AFTER_S, TraceMode
 from choreo.telemetry.silent import Forward, incoming, nothing
 from choreo.telemetry.traceparent import Parent, parse, parse_state, render
 
-SPLIT_AFTER_S = 3600.0
-"""A hop older than this begins a trace of its own with a link: a trace a day long is found by no search."""
-
-_EMPTY = otel_context.Context()
 _log = logging.getLogger("choreo.telemetry")
 _warned: set[str] = set()
 
@@ -37,7 +36,9 @@ class OtelInstrument:
         service: The service's name. Where the provider's resource has another, each span says it.
         tracer_provider: Where spans go: yours, or what `instrument_from_environment` made.
         system: `messaging.system`, such as `kafka`.
-        split_after_s: Age of a record beyond which its unit is linked to the sender, not its child.
+        peer: Whom the transport talks to.
+        mode: How a `process` span hangs on the `send` span that caused it.
+        split_after_s: Age of a record beyond which its unit begins a trace of its own, linked to the sender.
         on_close: Flushes; without it the provider's spans are left to its owner.
     """
 
@@ -47,13 +48,16 @@ class OtelInstrument:
         *,
         tracer_provider: trace.TracerProvider,
         system: str,
+        peer: Peer | None = None,
+        mode: TraceMode = "parent",
         split_after_s: float = SPLIT_AFTER_S,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self._tracer = tracer_provider.get_tracer("choreo", schema_url=SCHEMA_URL)
+        self._mode = mode
         self._split_after_s = split_after_s
         self._on_close = on_close
-        self._always: Attributes = {"messaging.system": system}
+        self._always: Attributes = of_client(system, peer or Peer())
         resource = getattr(tracer_provider, "resource", None)
         if resource is None or resource.attributes.get("service.name") != service:
             self._always["choreo.service"] = service
@@ -72,13 +76,11 @@ class OtelInstrument:
 
     def _begin(self, unit: UnitInfo, now_s: float, parent: Parent | None, tracestate: str | None) -> ports.Span:
         record = unit.record
-        context, links = _EMPTY, None
+        context, links = EMPTY, ()  # type: tuple[otel_context.Context, Sequence[Link]]
         if parent is not None:
-            remote = _remote(parent, tracestate)
-            if record.timestamp_ms > 0 and now_s - record.timestamp_ms / 1000 > self._split_after_s:
-                links = (Link(remote),)
-            else:
-                context = trace.set_span_in_context(NonRecordingSpan(remote), _EMPTY)
+            cause = _remote(parent, tracestate)
+            old = record.timestamp_ms > 0 and now_s - record.timestamp_ms / 1000 > self._split_after_s
+            context, links = apart(cause) if old or unit.new_trace else below(cause, self._mode)
         span = self._tracer.start_span(
             f"process {record.topic}", context, SpanKind.CONSUMER, of_process(self._always, unit), links
         )
@@ -90,33 +92,43 @@ class OtelInstrument:
             return _Unrecorded(*_headers(own), own_parent)
         return _Recorded(self, span)
 
-    def begin_send(self, topic: str, envelope: Envelope, context: otel_context.Context | None) -> trace.Span:
+    def begin_send(
+        self,
+        topic: str,
+        envelope: Envelope,
+        key: bytes | None,
+        context: otel_context.Context | None,
+        links: Sequence[Link] = (),
+    ) -> trace.Span:
         """A `send` span below what `context` holds, or below what is running where it is None."""
-        attributes = of_send(self._always, topic, envelope)
-        return self._tracer.start_span(f"send {topic}", context, SpanKind.PRODUCER, attributes)
+        attributes = of_send(self._always, topic, envelope, key)
+        return self._tracer.start_span(f"send {topic}", context, SpanKind.PRODUCER, attributes, links)
 
-    def publish(self, topic: str, envelope: Envelope) -> tuple[Envelope, Callable[[str | None], None]]:
+    def publish(
+        self, topic: str, envelope: Envelope, key: bytes | None = None, *, new_trace: bool = False
+    ) -> tuple[Envelope, Callable[[BaseException | None], None]]:
         """A `send` span below what is running, else below the context the envelope has, else a new root."""
         try:
-            context = None
-            if not trace.get_current_span().get_span_context().is_valid:
+            context, links = None, ()  # type: tuple[otel_context.Context | None, Sequence[Link]]
+            if new_trace or not trace.get_current_span().get_span_context().is_valid:
                 parent = parse(envelope.traceparent)
                 if parent is not None and not parent.sampled:
                     return envelope, nothing
+                context = EMPTY
                 if parent is not None:
-                    remote = _remote(parent, envelope.tracestate)
-                    context = trace.set_span_in_context(NonRecordingSpan(remote), _EMPTY)
-            span = self.begin_send(topic, envelope, context)
+                    cause = _remote(parent, envelope.tracestate)
+                    context, links = apart(cause) if new_trace else below(cause, "parent")
+            span = self.begin_send(topic, envelope, key, context, links)
             own = span.get_span_context()
             if not own.is_valid:
                 return envelope, nothing
             ended = False
 
-            def end(error_type: str | None) -> None:
+            def end(error: BaseException | None) -> None:
                 nonlocal ended
                 if not ended:
                     ended = True
-                    _end(span, None, error_type)
+                    _end(span, None, None if error is None else type_name(error))
 
             return envelope.traced(*_headers(own)), end
         except Exception as error:
@@ -157,13 +169,13 @@ class _Recorded:
         except Exception as failure:
             _contain("attempt_failed", failure)
 
-    def sending(self, topic: str, envelope: Envelope) -> Envelope:
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         try:
             if self._finished:
                 return envelope.traced(*_headers(self._span.get_span_context()))
             if self._context is None:
-                self._context = trace.set_span_in_context(self._span, _EMPTY)
-            send = self._instrument.begin_send(topic, envelope, self._context)
+                self._context = trace.set_span_in_context(self._span, EMPTY)
+            send = self._instrument.begin_send(topic, envelope, key, self._context)
             self._sends[topic, envelope.id] = send
             return envelope.traced(*_headers(send.get_span_context()))
         except Exception as error:
@@ -173,6 +185,10 @@ class _Recorded:
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         self._sends.clear()
         return _within(self._span, function)
+
+    def attach(self) -> None:
+        self._sends.clear()
+        _attach(self._span)
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         if self._finished:
@@ -196,6 +212,16 @@ class _Unrecorded(Forward):
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         return _within(NonRecordingSpan(_remote(self._parent, self._tracestate)), function)
+
+    def attach(self) -> None:
+        _attach(NonRecordingSpan(_remote(self._parent, self._tracestate)))
+
+
+def _attach(span: trace.Span) -> None:
+    try:
+        otel_context.attach(trace.set_span_in_context(span))
+    except Exception as error:
+        _contain("attach", error)
 
 
 async def _within(span: trace.Span, function: Callable[[], Awaitable[Any]]) -> Any:

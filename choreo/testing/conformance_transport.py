@@ -116,6 +116,27 @@ class TransportConformance(Conformance):
             await stage.send(topic, [99])
             await stage.until(lambda: 99 in _numbers(two.found), "a record sent afterwards")
 
+    @needs("groups_share")
+    async def test_a_member_without_partitions_has_joined_too(self) -> None:
+        """Before its first fetch it need not have; a spare one is as ready as the one that has them all."""
+        async with self.stage() as stage:
+            topic = await stage.topic()
+            members = [await stage.join(topic) for _ in range(2)]
+            await stage.until(lambda: all(member.consumer.joined for member in members), "both have joined")
+            await stage.until(lambda: sum(len(member.owned) for member in members) == 1, "one partition for two")
+
+    async def test_ends_are_where_the_next_records_go(self) -> None:
+        """Of every partition asked for, empty ones too, whether its records were fetched or not."""
+        async with self.stage() as stage:
+            topic = await stage.topic(2)
+            zero, one = (TopicPartition(topic, number) for number in range(2))
+            member = await stage.join(topic, None)
+            await stage.until(lambda: len(member.owned) == 2, "an assignment")
+            assert await member.consumer.ends([]) == {}
+            assert await member.consumer.ends([zero, one]) == {zero: 0, one: 0}
+            await stage.transport.send([ProducerRecord(topic, None, b"%d" % n, (), 1) for n in range(3)])
+            assert await member.consumer.ends([zero, one]) == {zero: 0, one: 3}
+
     async def test_nothing_is_delivered_before_seek(self) -> None:
         """An assigned partition is paused and has no position; `resume` alone does not give it one."""
         async with self.stage() as stage:

@@ -1,4 +1,4 @@
-"""An OTLP receiver within the test's own process: real spans over real HTTP, and no collector.
+"""An OTLP receiver within the test's own process: real spans and metrics over real HTTP, and no collector.
 
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
@@ -20,14 +20,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
+TRACES, METRICS = "/v1/traces", "/v1/metrics"
+ANSWERS = {
+    TRACES: ExportTraceServiceResponse().SerializeToString(),
+    METRICS: ExportMetricsServiceResponse().SerializeToString(),
+}
 _POLL_S = 0.01
 
 
@@ -71,6 +81,30 @@ class ReceivedSpan:
     schema_url: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReceivedPoint:
+    """One data point of a metric as it came over the wire.
+
+    Attributes:
+        service: `service.name` of its resource.
+        kind: `sum`, `gauge` or `histogram`.
+        value: Of a histogram, how many were recorded.
+        total: Of a histogram, the sum of what was recorded.
+        bounds: Of a histogram, where its buckets end.
+        schema_url: Of its instrumentation scope.
+    """
+
+    service: str
+    name: str
+    unit: str
+    kind: str
+    attributes: Mapping[str, Any]
+    value: float
+    total: float
+    bounds: tuple[float, ...]
+    schema_url: str
+
+
 class Branch(NamedTuple):
     """A span and what is below it; equal to a plain tuple of the same, so that a test can write it down."""
 
@@ -85,7 +119,7 @@ MISSING = "(missing)"
 
 
 class OtlpReceiver:
-    """Accepts `POST /v1/traces` in protobuf, plain, gzip or deflate, on a port of its own on 127.0.0.1.
+    """Accepts `POST /v1/traces` and `/v1/metrics` in protobuf, plain, gzip or deflate, on a port of 127.0.0.1.
 
     A context manager, usable in plain and in asynchronous tests alike; requests are served from threads.
 
@@ -98,6 +132,7 @@ class OtlpReceiver:
         self.status = 200
         self.requests: list[int] = []
         self._spans: list[ReceivedSpan] = []
+        self._points: list[ReceivedPoint] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": _POLL_S}, name="otlp-receiver", daemon=True
@@ -111,6 +146,10 @@ class OtlpReceiver:
     def spans(self) -> list[ReceivedSpan]:
         """What has arrived so far, in order of arrival."""
         return list(self._spans)
+
+    def points(self, name: str) -> list[ReceivedPoint]:
+        """The data points of one metric, in order of arrival: of each of its series the last one is how it stands."""
+        return [point for point in self._points if point.name == name]
 
     async def wait_for(
         self, wanted: int | Callable[[Sequence[ReceivedSpan]], bool], timeout_s: float = 10.0
@@ -141,17 +180,19 @@ class OtlpReceiver:
         self._server.server_close()
         self._thread.join()
 
-    def _take(self, body: bytes, encoding: str) -> int:
+    def _take(self, path: str, body: bytes, encoding: str) -> int:
         try:
             if encoding == "gzip":
                 body = gzip.decompress(body)
             elif encoding == "deflate":
                 body = zlib.decompress(body)
-            received = list(parse(body))
+            spans = list(parse(body)) if path == TRACES else []
+            points = list(parse_metrics(body)) if path == METRICS else []
         except Exception:  # whatever is wrong with it, it is no request
             return 400
         if self.status == 200:
-            self._spans += received
+            self._spans += spans
+            self._points += points
         return self.status
 
 
@@ -186,6 +227,31 @@ def parse(body: bytes) -> Iterable[ReceivedSpan]:
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 yield _received(span, resource, scope_spans.schema_url)
+
+
+def parse_metrics(body: bytes) -> Iterable[ReceivedPoint]:
+    """The data points of one OTLP request in protobuf.
+
+    Raises:
+        google.protobuf.message.DecodeError: It is none.
+    """
+    for resource_metrics in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+        service = str(_attributes(resource_metrics.resource.attributes).get("service.name", ""))
+        for scope_metrics in resource_metrics.scope_metrics:
+            for metric in scope_metrics.metrics:
+                yield from _points(metric, service, scope_metrics.schema_url)
+
+
+def _points(metric: metrics_pb2.Metric, service: str, schema_url: str) -> Iterable[ReceivedPoint]:
+    kind = str(metric.WhichOneof("data"))
+    for point in getattr(metric, kind).data_points:
+        value, total, bounds = 0.0, 0.0, ()  # type: float, float, tuple[float, ...]
+        if kind == "histogram":
+            value, total, bounds = point.count, point.sum, tuple(point.explicit_bounds)
+        else:
+            value = getattr(point, point.WhichOneof("value"))
+        found = _attributes(point.attributes)
+        yield ReceivedPoint(service, metric.name, metric.unit, kind, found, value, total, bounds, schema_url)
 
 
 def _received(span: trace_pb2.Span, resource: Mapping[str, Any], schema_url: str) -> ReceivedSpan:
@@ -226,16 +292,17 @@ def _handler(receiver: OtlpReceiver) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             length = int(self.headers.get("content-length") or 0)
-            if self.path != "/v1/traces":
+            if self.path not in ANSWERS:
                 status = 404
             elif self.headers.get("content-type", "").split(";")[0].strip() != "application/x-protobuf":
                 status = 415
             elif length > BODY_BYTES_MAX:
                 status = 413
             else:
-                status = receiver._take(self.rfile.read(length), self.headers.get("content-encoding", ""))
+                encoding = self.headers.get("content-encoding", "")
+                status = receiver._take(self.path, self.rfile.read(length), encoding)
             receiver.requests.append(status)
-            answer = ExportTraceServiceResponse().SerializeToString() if status == 200 else b""
+            answer = ANSWERS[self.path] if status == 200 else b""
             self.send_response(status)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", str(len(answer)))

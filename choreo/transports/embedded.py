@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 
 from choreo.errors import TransportError
-from choreo.ports import Assignment, Clock, Consumer, Start, TopicSpec
+from choreo.ports import Assignment, Clock, Consumer, Peer, Start, TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.sqlite import log
 from choreo.sqlite.database import Database
@@ -35,6 +35,7 @@ class EmbeddedTransport:
 
     name = "embedded"
     system = "choreo"
+    peer = Peer()
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._db = database
@@ -105,6 +106,7 @@ class EmbeddedConsumer:
         self._position: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
         self._drained: set[TopicPartition] = set()
+        self.joined = False
         self._changed = asyncio.Event()
         self._next_heartbeat_s = 0.0
         self._poll_s = POLL_S
@@ -200,6 +202,11 @@ class EmbeddedConsumer:
         """Whether the last fetch came to the end of it."""
         return partition in self._drained and partition in self._position
 
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The next offset to be written of each."""
+        found = await self._db.read(log.ends)
+        return {id_: found.get(id_, 0) for id_ in partitions}
+
     def pause(self, partition: TopicPartition) -> None:
         """Fetch nothing of it."""
         self._paused.add(partition)
@@ -246,6 +253,7 @@ class EmbeddedConsumer:
         now_ms = int(self._clock.now_s() * 1000)
         held = tuple(self._owned)
         owners, taken, share = await self._db.write(lambda db: self._heartbeat(db, held, now_ms))
+        self.joined = True
         lost = [id_ for id_ in held if owners.get(id_) != self.member]
         if lost:
             self._forget(lost)

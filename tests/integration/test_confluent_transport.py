@@ -12,15 +12,37 @@ from uuid import uuid4
 import pytest
 
 from choreo.errors import ConfigurationError, RecordTooLarge, TransportError
-from choreo.ports import TopicSpec
+from choreo.ports import Peer, TopicSpec
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.transports.confluent import ConfluentTransport
 from choreo.transports.confluent.client import AdminClient
 from choreo.transports.confluent.settings import ConfluentMembership, security_arguments, security_from_environment
 from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka.producer import partition_of
-from choreo.transports.kafka.settings import KafkaSecurity
+from choreo.transports.kafka.settings import KafkaSecurity, peer_of
 from tests.integration.confluent_stage import owners, topic_of, until, values
+
+
+async def test_both_clients_say_whom_they_talk_to(kafka: str) -> None:
+    """The address where one is given, and after `open` the cluster's id: the same by either library."""
+    peers = []
+    for transport in (ConfluentTransport(kafka, client_id="shop"), KafkaTransport(kafka, client_id="shop")):
+        await transport.open()
+        peers.append(transport.peer)
+        await transport.close()
+    host, _, port = kafka.split(",")[0].rpartition(":")
+    assert peers[0] == peers[1]
+    assert peers[0][:3] == ("shop", host, int(port))
+    assert len(peers[0].cluster_id or "") == 22, "a UUID in base64"
+
+
+@pytest.mark.parametrize(
+    ("servers", "address", "port"),
+    [("[::1]:9092", "::1", 9092), ("a:9092,b:9092", None, None), ("localhost", None, None)],
+)
+def test_an_address_is_said_only_where_there_is_one(servers: str, address: str | None, port: int | None) -> None:
+    """Of several brokers nobody knows which one answers."""
+    assert peer_of(servers, "choreo") == Peer("choreo", address, port)
 
 
 async def test_keys_choose_the_partition_that_aiokafka_chooses(kafka: str) -> None:

@@ -15,7 +15,7 @@ from choreo import App, Event, Service
 from choreo.core.partition import Partition
 from choreo.envelope import Envelope, read, write
 from choreo.errors import TransportError
-from choreo.ports import Assignment, Consumer, Start, TopicSpec
+from choreo.ports import Assignment, Consumer, Peer, Start, TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.runtime import emitting
 from choreo.runtime.clock import SystemClock
@@ -77,7 +77,7 @@ app = App(kitchen, bell, resources={World: World})
 class Log:
     """A transport in memory: topics of one partition; every member gets all of it, as after a split brain."""
 
-    name, system = "memory", "memory"
+    name, system, peer = "memory", "memory", Peer()
 
     def __init__(self) -> None:
         self.records: dict[str, list[Record]] = defaultdict(list)
@@ -137,6 +137,11 @@ class Member:
         self._positions: dict[TopicPartition, int] = {}
         self._told = False
 
+    @property
+    def joined(self) -> bool:
+        """Once it was told of its partitions."""
+        return self._told
+
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """What is new."""
         if not self._told:
@@ -156,6 +161,10 @@ class Member:
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Fetch from there."""
         self._positions[partition] = offset
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The length of each."""
+        return {partition: len(self._log.records[partition.topic]) for partition in partitions}
 
     def drained(self, partition: TopicPartition) -> bool:
         """Whether all of it was fetched."""

@@ -6,11 +6,16 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from choreo import App, Event, Reject, RetryPolicy, Service
 from choreo.testing import TestApp
+from tests.integration.tracing import unset_otel
 
 
 class Deposited(Event, type="deposit.made", version=1, topic="deposits", key="account"):
@@ -72,3 +77,43 @@ async def test_rows_and_emits_go_together_in_a_test_of_a_flow(postgres: str, sch
     with psycopg.connect(postgres) as connection:
         assert connection.execute(f"SELECT * FROM {schema}.entry").fetchall() == [("a", 5)]
         assert connection.execute(f"SELECT * FROM {schema}.heard").fetchall() == [("a",)]
+
+
+async def test_spans_of_handlers_nest_inside_their_transactions(
+    postgres: str, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the loop and on a thread, by driver and by session; and each below its own unit's span."""
+    unset_otel(monkeypatch)
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    tracer, ledger = provider.get_tracer("application"), Service("ledger")
+
+    @ledger.handler(Deposited)
+    async def driver(deposited: Deposited, connection: psycopg.AsyncConnection[Any]) -> None:
+        tracer.start_span("driver").end()
+
+    @ledger.handler(Deposited)
+    def plain_driver(deposited: Deposited, connection: psycopg.Connection[Any]) -> None:
+        tracer.start_span("plain_driver").end()
+
+    @ledger.handler(Deposited)
+    async def session(deposited: Deposited, session: AsyncSession) -> None:
+        tracer.start_span("session").end()
+
+    parts = "&" if "?" in postgres else "?"
+    async with TestApp(App(ledger), store=f"{postgres}{parts}choreo_schema={schema}") as t:
+        for account in "ab":
+            await t.publish(Deposited(account=account, cents=5))
+        await t.settle()
+    spans = exporter.get_finished_spans()
+    handler_of = {
+        span.context.span_id: span.attributes["choreo.handler"]
+        for span in spans
+        if span.name == "process deposits" and span.context and span.attributes
+    }
+    own = [span for span in spans if span.name in ("driver", "plain_driver", "session")]
+    assert len(own) == len(handler_of) == 6
+    assert len({span.parent.span_id for span in own if span.parent}) == 6
+    assert [handler_of[span.parent.span_id] for span in own if span.parent] == [span.name for span in own]

@@ -140,7 +140,8 @@ def test_queue_that_overflows_in_an_outage_is_no_further_warning(
 @pytest.mark.parametrize(
     ("path", "headers", "body", "status"),
     [
-        ("/v1/metrics", {"content-type": "application/x-protobuf"}, b"", 404),
+        ("/v1/logs", {"content-type": "application/x-protobuf"}, b"", 404),
+        ("/v1/metrics", {"content-type": "application/x-protobuf"}, b"\xff", 400),
         ("/v1/traces", {"content-type": "application/json"}, b"{}", 415),
         ("/v1/traces", {"content-type": "application/x-protobuf"}, b"\xff", 400),
         ("/v1/traces", {"content-type": "application/x-protobuf", "content-encoding": "gzip"}, b"plain", 400),

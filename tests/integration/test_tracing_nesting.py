@@ -1,10 +1,15 @@
-"""Spans of a handler's own, with the application's own provider."""
+"""Spans of a handler's own, with the application's own provider and, under `choreo run`, without."""
 
 import asyncio
 import contextvars
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Coroutine, Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,7 +19,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from choreo.telemetry.spans import OtelInstrument
-from tests.integration.tracing import SAMPLED, event, unit
+from choreo.testing.otlp import OtlpReceiver, tree
+from tests.integration.tracing import SAMPLED, event, unit, unset_otel
 
 
 async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
@@ -44,7 +50,7 @@ async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
         span.finish("handled", attempts=1)
         assert trace.get_current_span() is ambient
         published, end = instrument.publish("orders", replace(event("o-2", "order.placed"), traceparent=SAMPLED))
-        end("TimeoutError")
+        end(TimeoutError("card 4111"))
         end(None)
     instrument.close()
     parents = {made.name: made.parent.span_id if made.parent else None for made in exporter.get_finished_spans()}
@@ -76,3 +82,64 @@ class _Forever:
     def __await__(self) -> Generator[None, None, None]:
         while True:
             yield
+
+
+TEA = """
+from opentelemetry import trace
+
+from choreo import App, Event, Service
+
+tracer = trace.get_tracer("application")  # before there is a provider
+
+class Asked(Event, type="tea.asked", version=1, topic="asks", key="who"):
+    who: str
+
+class Poured(Event, type="tea.poured", version=1, topic="pours", key="who"):
+    who: str
+
+kitchen, bell = Service("kitchen"), Service("bell")
+
+@kitchen.handler(Asked)
+def pour(asked: Asked) -> Poured:
+    with tracer.start_as_current_span("pouring"):
+        return Poured(who=asked.who)
+
+@bell.handler(Poured)
+async def ring(poured: Poured) -> None:
+    tracer.start_span("ringing").end()
+
+app = App(kitchen, bell)
+"""
+
+
+def test_spans_of_handlers_go_with_their_service_under_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, two services, no provider of the application's: each span is its service's, below its process."""
+    unset_otel(monkeypatch)
+    (tmp_path / "tea.py").write_text(TEA)
+    monkeypatch.chdir(tmp_path)
+    choreo = [sys.executable, "-m", "choreo"]
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        monkeypatch.setenv("CHOREO_BROKER", "embedded:tea.db")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+        for command in (["topics", "apply", "tea:app"], ["publish", "tea:app", "tea.asked", "who=Ann"]):
+            subprocess.run([*choreo, *command], check=True, capture_output=True)
+        process = subprocess.Popen([*choreo, "run", "tea:app"], stderr=subprocess.PIPE)
+        try:
+            spans = asyncio.run(receiver.wait_for(6, timeout_s=20.0))
+            process.send_signal(signal.SIGTERM)
+            _, logs = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert b"WARN" not in logs
+    ringing: tuple[Any, ...] = ("bell", "process pours", "CONSUMER", [("bell", "ringing", "INTERNAL", [])])
+    pouring: tuple[Any, ...] = ("kitchen", "pouring", "INTERNAL", [])
+    assert tree(spans) == [
+        (
+            "app",
+            "send asks",
+            "PRODUCER",
+            [("kitchen", "process asks", "CONSUMER", [pouring, ("kitchen", "send pours", "PRODUCER", [ringing])])],
+        )
+    ]

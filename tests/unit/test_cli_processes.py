@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,47 @@ def test_run_handles_until_it_is_told_to_stop(here: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 0
-    assert [json.loads(line)["message"] for line in logs.splitlines()][-1] == "drained"
+    lines = [json.loads(line) for line in logs.splitlines()]
+    assert lines[-1]["message"] == "drained"
+    (letter,) = [line for line in lines if line["message"].startswith("dead letter")]
+    assert (letter["correlation_id"], letter["service"], letter["handler"]) == ("Bob", "kitchen", "pour")
     assert poured["causation_id"] == asked["id"]
     assert [each["handler"] for each in asked["handlings"]] == ["kitchen.pour"]
     (rejected,) = events("Bob")
     assert rejected["dead_letters"][0]["service"] == "kitchen"
     assert "dead letter" in choreo("trace", "Bob").stdout
+
+
+@pytest.mark.parametrize("command", ["run", "dev"])
+def test_health_is_served_where_asked_for(here: Path, command: str) -> None:
+    """`--health-port` answers once all services have joined; `dev` hands it on to the process it watches."""
+    choreo("topics", "apply", TARGET)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    broker = ["--broker", "embedded:tea.db"]
+    process = start(here, command, TARGET, *broker, "--health-port", str(port), "--trace-mode", "both")
+    try:
+        until_s = time.monotonic() + 20
+        found = ""
+        while time.monotonic() < until_s and found != "ok\n":
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+                    found = answer.read().decode()
+            except OSError:
+                time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert found == "ok\n"
+
+
+def test_wrong_telemetry_settings_are_refused(here: Path) -> None:
+    """Exit 2, and what there is."""
+    choreo("topics", "apply", TARGET)
+    for arguments in (["--trace-mode", "child"], ["--trace-split-after", "soon"], ["--health-port", "70000"]):
+        choreo("run", TARGET, *arguments, code=2)
 
 
 def test_run_of_one_service_leaves_the_others_alone(here: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from choreo.errors import TransportError
-from choreo.ports import Assignment, Consumer, Start, TopicSpec
+from choreo.ports import Assignment, Consumer, Peer, Start, TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.testing.simulation.group import SimulatedGroup
 from choreo.testing.simulation.process import Process
@@ -25,6 +25,7 @@ class SimulatedTransport:
 
     name = "simulated"
     system = "simulated"
+    peer = Peer()
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -85,6 +86,11 @@ class SimulatedConsumer:
         self.changed = asyncio.Event()
         self._world.readers.append(self)
         self._beating = asyncio.create_task(self._beat())
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has answered."""
+        return self._told == "ok"
 
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """Take part in the group, then wait for records of what flows."""
@@ -169,6 +175,10 @@ class SimulatedConsumer:
         """Whether there is nothing more of it."""
         at = self._position.get(partition)
         return at is not None and at >= len(self._world.log.partitions[partition].entries)
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The length of each."""
+        return {id_: len(self._world.log.partitions[id_].entries) for id_ in partitions}
 
     def pause(self, partition: TopicPartition) -> None:
         """Fetch nothing of it."""

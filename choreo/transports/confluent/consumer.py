@@ -13,7 +13,7 @@ from uuid import uuid4
 from choreo.errors import TransportError
 from choreo.ports import Assignment, Start
 from choreo.record import Record, TopicPartition
-from choreo.transports.confluent.admin import ConfluentAdmin
+from choreo.transports.confluent.admin import LATEST, ConfluentAdmin
 from choreo.transports.confluent.client import (
     Consumer,
     KafkaError,
@@ -99,6 +99,11 @@ class ConfluentConsumer:
         self._closed = False
         self._thread.start()
 
+    @property
+    def joined(self) -> bool:
+        """As the port says, as far as the thread that polls knows by now."""
+        return self._thread.joined
+
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """As the port says."""
         await self._raise_failure()
@@ -147,6 +152,11 @@ class ConfluentConsumer:
         self._sort()
         flow = self._ours.get(partition)
         return flow is not None and flow.ended and not flow.buffer
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """As the port says: the high watermarks."""
+        async with self._deadline(f"the ends of {len(partitions)} partitions cannot be read"):
+            return await self._admin.offsets(partitions, LATEST)
 
     def pause(self, partition: TopicPartition) -> None:
         """As the port says. A little is still fetched ahead and waits for `resume`."""

@@ -17,6 +17,7 @@ from choreo.transports.confluent.client import (
     Message,
     Place,
     error_of,
+    membership,
     partition_of,
     place,
     record_of,
@@ -97,6 +98,7 @@ class PollThread:
         self._versions: dict[TopicPartition, int] = {}  # of partitions that were sought
         self._held: set[TopicPartition] = set()
         self._all_held = False
+        self.joined = False
         self._thread = threading.Thread(target=self._run, name=f"choreo-kafka-{name}", daemon=True)
 
     def start(self) -> None:
@@ -173,6 +175,8 @@ class PollThread:
                 self._obey()
                 self._make_room()
                 first = self._consumer.poll(POLL_S)
+                if not self.joined:  # asked for: KIP-848 tells of no assignment that is empty
+                    self.joined = membership(self._consumer.consumer_group_metadata()).joined
                 if first is not None:
                     self._hand_over([first, *self._consumer.consume(BATCH_RECORDS_MAX - 1, timeout=0)])
         except BaseException as error:

@@ -22,6 +22,7 @@ from choreo.transports.confluent.settings import (
     security_from_environment,
 )
 from choreo.transports.confluent.transactions import ConfluentTransactions
+from choreo.transports.kafka.settings import peer_of
 
 __all__ = ["ConfluentConsumer", "ConfluentTransactions", "ConfluentTransport"]
 
@@ -64,6 +65,7 @@ class ConfluentTransport:
         trust = security_from_environment() if security is None else dict(security)
         membership = membership_from_environment(group_protocol=group_protocol, group_instance_id=group_instance_id)
         self._servers = bootstrap_servers
+        self.peer = peer_of(bootstrap_servers, client_id)
         self._arguments = {"bootstrap.servers": bootstrap_servers, "client.id": client_id, **trust}
         self._open_s, self._ask_s = open_s, ask_s
         self._consumer_options = {**CONSUMER_DEFAULTS, **membership.arguments(), **(consumer_options or {})}
@@ -77,7 +79,8 @@ class ConfluentTransport:
 
     async def open(self) -> None:
         """As the port says; within `open_s` it is known why no broker can be talked to, and what to check."""
-        refused = await self._admin.call(lambda: _refusal(self._arguments, self._open_s))
+        refused, cluster_id = await self._admin.call(lambda: _refusal(self._arguments, self._open_s))
+        self.peer = self.peer._replace(cluster_id=cluster_id)
         if refused:
             raise TransportError(f"Kafka cannot be reached at {self._servers}: {refused}")
 
@@ -137,8 +140,11 @@ class ConfluentTransport:
         self._admin.close()
 
 
-def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> str | None:
-    """Why there is no connection within `timeout_s`, and what to check; None as soon as there is one. Blocks."""
+def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> tuple[str | None, str | None]:
+    """Why there is no connection within `timeout_s`, and what to check; None, and the cluster's id, once there is.
+
+    Blocks.
+    """
     told: list[KafkaError] = []
     client: Producer = made(
         Producer, {**arguments, "error_cb": told.append, "socket.connection.setup.timeout.ms": 5_000}
@@ -151,13 +157,12 @@ def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> str | None:
         if fatal or time.monotonic() >= until_s:
             break
         try:
-            client.list_topics("", timeout=max(0.05, min(0.3, until_s - time.monotonic())))
-            return None
+            return None, client.list_topics("", timeout=max(0.05, min(0.3, until_s - time.monotonic()))).cluster_id
         except KafkaException as error:
             why = reason(error)
     worth_telling = [each for each in told if each.code() != KafkaError._ALL_BROKERS_DOWN]
     errors = list(dict.fromkeys(reason(each) for each in worth_telling)) or [why]
-    return f"{'; '.join(errors)}: {_next_step(worth_telling)}"
+    return f"{'; '.join(errors)}: {_next_step(worth_telling)}", None
 
 
 _DECIDED = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE})

@@ -20,7 +20,7 @@ from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.errors import out_of_range, reason
 from choreo.transports.kafka.holds import Holds, absent_topics, culprits, unreadable
-from choreo.transports.kafka.offsets import bounds, record_of, start_offset
+from choreo.transports.kafka.offsets import bounds, end, record_of, start_offset
 from choreo.transports.kafka.records import BATCH_BYTES_MAX, UnreadableBatch, lenient
 from choreo.transports.kafka.settings import CONSUMER_DEFAULTS
 
@@ -95,6 +95,11 @@ class KafkaConsumer:
                 raise TransportError(f"group {self._group!r} cannot be joined: {reason(error)}") from error
             raise
 
+    @property
+    def joined(self) -> bool:
+        """As the port says."""
+        return kafka_client.membership(self._consumer).generation >= 0
+
     async def fetch(self, *, records_max: int, wait_s: float) -> Sequence[Record]:
         """As the port says. A poll that a rebalance holds up goes on in the background, and into the next fetch.
 
@@ -123,9 +128,9 @@ class KafkaConsumer:
             committed = await kafka_client.committed(self._consumer, partition)
             if committed is None:
                 return await start_offset(self._consumer, partition, start)
-            first, end = await bounds(self._consumer, partition)
-            if not first <= committed <= end:
-                raise out_of_range(self._group, partition, committed, first=first, end=end)
+            first, last = await bounds(self._consumer, partition)
+            if not first <= committed <= last:
+                raise out_of_range(self._group, partition, committed, first=first, end=last)
             return committed
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
@@ -145,6 +150,12 @@ class KafkaConsumer:
         if flow is None or flow.next_offset is None or flow.buffer:
             return False
         return kafka_client.at_end(self._consumer, partition)
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """As the port says: the high watermarks."""
+        async with self._deadline(f"the ends of {len(partitions)} partitions cannot be read"):
+            found = await asyncio.gather(*(end(self._consumer, partition) for partition in partitions))
+            return dict(zip(partitions, found, strict=True))
 
     def pause(self, partition: TopicPartition) -> None:
         """As the port says. aiokafka drops what it has fetched ahead; what this class buffers waits for `resume`."""
@@ -281,8 +292,8 @@ class KafkaConsumer:
         ((where, offset),) = error.args[0].items()
         partition = TopicPartition(*where)
         async with self._deadline(f"{partition}: offset {offset} is out of range"):
-            first, end = await bounds(self._consumer, partition)
-        return out_of_range(self._group, partition, offset, first=first, end=end)
+            first, last = await bounds(self._consumer, partition)
+        return out_of_range(self._group, partition, offset, first=first, end=last)
 
     @asynccontextmanager
     async def _deadline(self, what: str) -> AsyncIterator[None]:

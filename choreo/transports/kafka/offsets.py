@@ -29,10 +29,15 @@ def record_of(found: Any) -> Record:
 async def bounds(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
     """First offset and high watermark: a committed offset lies between them, both included."""
     first = await offset_at(consumer, partition, EARLIEST, READ_UNCOMMITTED)
-    end = await offset_at(consumer, partition, LATEST, READ_UNCOMMITTED)
     assert first is not None, "an end of a log always has an offset"
-    assert end is not None, "an end of a log always has an offset"
-    return first, end
+    return first, await end(consumer, partition)
+
+
+async def end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int:
+    """The high watermark."""
+    found = await offset_at(consumer, partition, LATEST, READ_UNCOMMITTED)
+    assert found is not None, "an end of a log always has an offset"
+    return found
 
 
 async def start_offset(consumer: AIOKafkaConsumer, partition: TopicPartition, start: Start) -> int:

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from choreo.errors import ConfigurationError
+from choreo.ports import Peer
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +169,14 @@ class KafkaSecurity(BaseSettings):
             log.warning("SASL PLAIN without TLS: the password crosses the network readable; use SASL_SSL or SCRAM")
         secret = self.sasl_password.get_secret_value()
         return {**found, "sasl_plain_username": self.sasl_username, "sasl_plain_password": secret}
+
+
+def peer_of(bootstrap_servers: str, client_id: str) -> Peer:
+    """Whom spans name: the broker's address where one was given; of several nobody knows which one answers."""
+    host, colon, port = bootstrap_servers.rpartition(":")
+    if "," in bootstrap_servers or not colon or not port.isdigit():
+        return Peer(client_id)
+    return Peer(client_id, host.strip("[]"), int(port))
 
 
 def security_from_environment() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from choreo.transports.kafka.settings import (
     KafkaTransactionSettings,
     cap_loggers,
     membership_from_environment,
+    peer_of,
     security_from_environment,
     transactions_from_environment,
 )
@@ -66,6 +67,7 @@ class KafkaTransport:
         cap_loggers()
         trust = security_from_environment() if security is None else dict(security)
         self._servers = bootstrap_servers
+        self.peer = peer_of(bootstrap_servers, client_id)
         self._arguments = {"bootstrap_servers": bootstrap_servers, "client_id": client_id, **trust}
         self._open_s, self._ask_s = open_s, ask_s
         self._batch_bytes_max = batch_bytes_max
@@ -89,12 +91,13 @@ class KafkaTransport:
             raise TransportError(f"Kafka cannot be reached: {each}")
         async with kafka_admin.admin(self._arguments, timeout_s=self._open_s) as admin:
             try:  # through the address the broker advertises, which need not be the one it was found by
-                await admin.describe_cluster()
+                found = await admin.describe_cluster()
             except Exception as error:
                 raise TransportError(
                     f"{self._servers} answers, but not at the address it advertises ({reason(error)}): check "
                     "advertised.listeners of the broker"
                 ) from error
+        self.peer = self.peer._replace(cluster_id=found.get("cluster_id"))
 
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> KafkaConsumer:
         """As the port says; returns before partitions are assigned."""
