@@ -12,15 +12,18 @@ from choreo.binding import Around, BoundHandler
 from choreo.core.messages import Limits
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
+from choreo.instances import INSTANCES, TimerStore
 from choreo.observing import Observing
 from choreo.opening import STORES, open_store, open_transport
 from choreo.ports import Clock, IdempotencyStore, TopicSpec, Transport
 from choreo.process.interpreting import Process
+from choreo.process.timing import due_record
 from choreo.publisher import Publisher, Reference
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.routing import Router
+from choreo.runtime.timers import TimerPoller
 from choreo.runtime.worker import Ports, Worker
 from choreo.service import Service
 from choreo.sqlite.database import Database
@@ -249,6 +252,7 @@ class Running:
             Router(service, plan.handlers),
             Emitter(service, self._topic, plan.propagate),
             Invoker(instances, plan.around, settings.clock, inline=settings.inline),
+            timers_of(plan, ports, self._topic),
         )
 
     def _observing(self) -> Observing:
@@ -288,6 +292,23 @@ class Running:
         await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
 
 
+def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str]) -> TimerPoller | None:
+    """What wakes the instances of the process that a service runs, if it runs one."""
+    process = plan.process
+    if process is None:
+        return None
+    due_topic = topic(process.due.event_topic)
+    store: TimerStore = ports.store  # type: ignore[assignment]  # `check_pair` has seen to it
+    return TimerPoller(
+        plan.service.name,
+        [process.name],
+        store,
+        ports.transport,
+        ports.clock,
+        lambda timer: due_record(timer, process.due, due_topic, plan.service.source, ports.clock.now_s()),
+    )
+
+
 def check_pair(plan: Plan, store: IdempotencyStore) -> None:
     """Whether the store can hold what the service's handlers ask for.
 
@@ -296,8 +317,13 @@ def check_pair(plan: Plan, store: IdempotencyStore) -> None:
     """
     for bound in plan.handlers:
         label, key = bound.handler.label, bound.handler.idempotency_key
+        if bound.transaction == INSTANCES and INSTANCES not in store.transaction_types:
+            raise ConfigurationError(
+                f"{label} belongs to a process, whose instances and timers commit together with its events' keys; "
+                f"the store {store.name} keeps neither. Take a store in PostgreSQL or SQLite"
+            )
         if bound.transacts and bound.transaction not in store.transaction_types:
-            offered = ", ".join(sorted(store.transaction_types)) or "none"
+            offered = ", ".join(sorted(store.transaction_types - {INSTANCES})) or "none"
             raise ConfigurationError(
                 f"{label} asks for {bound.transaction} as its transaction; the store {store.name} offers {offered}"
             )

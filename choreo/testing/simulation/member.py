@@ -12,7 +12,7 @@ from choreo.core.units import Unit
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.event import Event
 from choreo.ports import Instrument
-from choreo.running import check_pair
+from choreo.running import check_pair, timers_of
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.worker import Ports, Worker
@@ -166,6 +166,7 @@ class Member:
             app.router(self.service),
             Emitter(plan.service, app.topic, plan.propagate),
             SimulatedInvoker(process, app, instances),
+            timers_of(plan, ports, app.topic),
         )
         await worker.start()
         return worker
