@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import math
 import typing
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,7 +24,7 @@ from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.routing import Router
-from choreo.runtime.timers import TimerPoller
+from choreo.runtime.timers import POLL_S, TimerPoller
 from choreo.runtime.worker import Ports, Worker
 from choreo.service import Service
 from choreo.sqlite.database import Database
@@ -235,6 +236,8 @@ class Running:
         check_pair(plan, store)
         instrument = observing.instrument(service.name, alone=len(self._plans) == 1)
         stack.push_async_callback(asyncio.to_thread, instrument.close)
+        # Nobody else sets timers there, and virtual time would stop at every look.
+        in_memory = self.database is not None and self.database.path == ":memory:"
         ports = Ports(
             observing.transport(service.name),
             observing.store(service.name, store),
@@ -252,7 +255,7 @@ class Running:
             Router(service, plan.handlers),
             Emitter(service, self._topic, plan.propagate),
             Invoker(instances, plan.around, settings.clock, inline=settings.inline),
-            timers_of(plan, ports, self._topic),
+            timers_of(plan, ports, self._topic, poll_s=math.inf if in_memory else POLL_S),
         )
 
     def _observing(self) -> Observing:
@@ -292,7 +295,9 @@ class Running:
         await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
 
 
-def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str]) -> TimerPoller | None:
+def timers_of(
+    plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S
+) -> TimerPoller | None:
     """What wakes the instances of the process that a service runs, if it runs one."""
     process = plan.process
     if process is None:
@@ -306,6 +311,7 @@ def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str]) -> TimerPol
         ports.transport,
         ports.clock,
         lambda timer: due_record(timer, process.due, due_topic, plan.service.source, ports.clock.now_s()),
+        poll_s=poll_s,
     )
 
 
