@@ -72,6 +72,7 @@ class Simulation:
         checkers: What must hold at the end beside choreo's own promises; each returns what is wrong.
         upgrade: The app of the next version, for `deploy`; by default the same again.
         metadata: SQLAlchemy's; its tables are in the database of every service.
+        hasten: Delays of process managers and sagas are so many times shorter: a world at rest has no timers left.
     """
 
     app: App
@@ -84,6 +85,7 @@ class Simulation:
     checkers: Sequence[Checker] = ()
     upgrade: App | None = None
     metadata: Any = None
+    hasten: float = 1.0
 
     def run(self, seed: int, *, allowed: Iterable[str] | None = None) -> Outcome:
         """Run one seed; with `allowed` only these faults of it.
@@ -95,6 +97,8 @@ class Simulation:
         dice = Dice(seed, self.faults, allowed=None if allowed is None else frozenset(allowed))
         world = World(self.app, loop, dice, self.partitions, cooperative=dice.number("protocol") < 0.5)
         world.resources = {type_: _fresh(each, world) for type_, each in (self.resources or {}).items()}
+        for process in self.app.processes.values():
+            process.hasten(self.hasten)
         with deterministic(world, seed):
             try:
                 problems = loop.run_until_complete(self._run(world, random.Random(f"publish {seed}")))
@@ -102,6 +106,8 @@ class Simulation:
                 problems = [f"liveness: {error}"]
             finally:
                 world.close()
+                for process in self.app.processes.values():
+                    process.hasten(1.0)
         if isinstance(world.failure, Unsimulated):
             raise world.failure
         if world.failure is not None:

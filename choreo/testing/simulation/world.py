@@ -206,6 +206,8 @@ class World:
         """Whether everything that was published has been dealt with by everybody."""
         if self.unread() or any(state.open for state in self.log.producers.values()):
             return False
+        if self.app.processes and self.rows("SELECT 1 FROM choreo_timer LIMIT 1"):
+            return False
         workers = [each.worker for each in self.members.values() if each.process is None or not each.process.hangs]
         return all(worker is not None and not worker.engine.unfinished() for worker in workers)
 
