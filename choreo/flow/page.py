@@ -27,7 +27,8 @@ svg .said.open { fill: #a06400; } svg .said.bad { fill: #b3261e; }
 p.handled, li.handled { color: #2b7a46; } p.open, li.open { color: #8a5600; } p.bad, li.bad { color: #b3261e; }
 table { border-collapse: collapse; } td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
 border-bottom: 1px solid #e4e8ee; overflow-wrap: anywhere; }
-td:nth-child(3) { white-space: nowrap; } td:nth-child(-n+2) { overflow-wrap: break-word; } td ul { margin: 0; padding-left: 1rem; }
+td:nth-child(3) { white-space: nowrap; } td:nth-child(-n+2) { overflow-wrap: break-word; }
+td ul { margin: 0; padding-left: 1rem; }
 footer { margin-top: 2rem; color: #566173; }
 """
 
