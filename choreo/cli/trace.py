@@ -67,11 +67,12 @@ def trace(
     where = Where(broker, store, jaeger, _declared(targets), wanted, prefix)
     since_ms = max(0, int((time.time() - seconds(since)) * 1000))
     if follow:
-        found = _followed(where, name, by_key=key is not None, since_ms=since_ms)
+        found = _followed(where, name, html, by_key=key is not None, since_ms=since_ms)
     else:
         found = run_async(look(where, name, by_key=key is not None, since_ms=since_ms))
     if html is not None and found.timelines:
-        _write(html, page.render(found.timelines, now_ms=int(time.time() * 1000), read=_read(found)))
+        _write(html, found)
+        err().print(f"wrote {html}", highlight=False, markup=False)
     if as_json:
         print_json(found.as_dict())
     elif not follow and found.timelines:
@@ -104,8 +105,8 @@ def _declared(targets: list[str]) -> model.Capability | None:
     return model.merge(found) if found else None
 
 
-def _followed(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found:
-    """Draw until every flow that was found has ended, or until interrupted."""
+def _followed(where: Where, name: str, html: Path | None, *, by_key: bool, since_ms: int) -> Found:
+    """Draw, and keep the page current, until every flow that was found has ended, or until interrupted."""
     found = Found()
 
     async def draw(live: Live) -> None:
@@ -116,6 +117,8 @@ def _followed(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found:
             if found.timelines:
                 since = max(since, min(each.begun_ms for each in found.timelines) - SLACK_MS)
                 live.update(_drawn(found), refresh=True)
+                if html is not None:
+                    _write(html, found)
                 if all(each.progress is not None and each.progress.ended for each in found.timelines):
                     return
             await asyncio.sleep(FOLLOW_S)
@@ -152,9 +155,9 @@ def _read(found: Found) -> list[str]:
     return [f"read {'; '.join(said)}", *found.remarks, *more]
 
 
-def _write(file: Path, text: str) -> None:
+def _write(html: Path, found: Found) -> None:
+    text = page.render(found.timelines, now_ms=int(time.time() * 1000), read=_read(found))
     try:
-        file.write_text(text, encoding="utf-8")
+        html.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"{file} cannot be written: {error.strerror}") from None
-    err().print(f"wrote {file}", highlight=False, markup=False)
+        raise ConfigurationError(f"{html} cannot be written: {error.strerror}") from None

@@ -135,8 +135,10 @@ def test_follow_ends_when_it_is_interrupted(here: Path) -> None:
     flow = asked("Ada")
     process = start(here, "trace", flow, TARGET, "--follow", "--html", "flow.html", "--broker", "embedded:tea.db")
     try:
-        time.sleep(2.5)
-        assert process.poll() is None
+        until_s = time.monotonic() + 20
+        while not (here / "flow.html").exists():
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         said, errors = process.communicate(timeout=20)
     finally:

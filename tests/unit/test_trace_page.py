@@ -7,8 +7,9 @@ from choreo.flow.joining import build
 from choreo.flow.page import render
 from choreo.flow.sequence import EVENTS_MAX, Arrow, arrows_of
 from choreo.flow.timeline import Timeline
+from choreo.flow.waiting import expect
 from tests.unit.test_timeline import record
-from tests.unit.test_waiting import ALL, capability, expect, placed, reserved, row
+from tests.unit.test_waiting import ALL, capability, placed, reserved, row
 
 EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&<svg onload=alert(3)>\x1b[2J\u202e"
 
