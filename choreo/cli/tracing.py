@@ -1,34 +1,28 @@
 """Looks for flows wherever `choreo trace` was told to: on the log, in stores, in Jaeger."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from choreo.cli.console import embedded_path
+from choreo.cli.histories import Asked, history, known_keys, opened
 from choreo.errors import ConfigurationError
 from choreo.flow import finding, jaeger
 from choreo.flow.drawing import moment
 from choreo.flow.joining import build, by_flow
 from choreo.flow.model import Capability
+from choreo.flow.spans import Span
 from choreo.flow.timeline import Timeline
-from choreo.flow.waiting import expect
-from choreo.opening import open_store, open_transport
+from choreo.flow.waiting import expect, unanswered
+from choreo.opening import open_transport
 from choreo.ports import Transport
 from choreo.record import Record
 from choreo.runtime.clock import SystemClock
-from choreo.sqlite.database import Database
-from choreo.stores.sqlite import SqliteStore
 
 FLOWS_MAX = 20
 SLACK_MS = 60_000
 """Clocks of producers differ: a flow's second event may be stamped before its first."""
-DIGESTS_ONLY = {
-    "redis": "Redis keeps each key as a digest, without correlation id, attempts or duration",
-    "changelog": "a changelog keeps each key as a digest, without correlation id, attempts or duration",
-}
-_Rows = list[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +71,43 @@ async def look(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found
         ask = jaeger.identify
         named = await asyncio.to_thread(ask, where.jaeger, name, where.services, by_key=by_key, since_s=since_s)
         flows = list(dict.fromkeys([*flows, *named]))
-    guesses = flows or ([] if by_key else [name])
-    history, told = await _in_stores(where, guesses, found)
-    flows = [flow for flow in guesses if flow in flows or history[flow]]
-    spans = []
-    if where.jaeger is not None:
-        for flow in flows:
-            spans += await asyncio.to_thread(jaeger.find, where.jaeger, flow, where.services, since_s=since_s)
-        found.read["jaeger"] = {"url": where.jaeger, "spans": len(spans)}
-    of_flow = await asyncio.to_thread(by_flow, records, flows)
-    timelines = [build(of_flow[flow], flow, history[flow], spans) for flow in flows]
-    if where.capability is not None:
-        for each in timelines:
-            expect(each, where.capability, now_ms=now_ms, told=told, topic_prefix=where.topic_prefix)
+    async with opened(where.broker, where.store, where.services, found.remarks) as stores:
+        found.read["stores"] = [{"kind": each.kind, "services": list(each.services)} for each in stores]
+        guesses = flows or ([] if by_key else [name])
+        told = await history(stores, guesses)
+        flows = [flow for flow in guesses if flow in flows or told[flow]]
+        found.read["keys"] = sum(len(told[flow]) for flow in flows)
+        spans = await _spans(where, flows, since_s, found)
+        of_flow = await asyncio.to_thread(by_flow, records, flows)
+        timelines = [build(of_flow[flow], flow, told[flow], spans) for flow in flows]
+        await _expect(where, timelines, stores, now_ms)
     timelines.sort(key=lambda each: each.begun_ms)
     found.timelines, found.more = timelines[-FLOWS_MAX:], max(0, len(timelines) - FLOWS_MAX)
     if not found.read["stores"] and where.jaeger is None:
         found.remarks.append("who handled what without an emit is unknown: neither a store nor Jaeger was asked")
     return found
+
+
+async def _spans(where: Where, flows: Sequence[str], since_s: float, found: Found) -> list[Span]:
+    if where.jaeger is None:
+        return []
+    spans: list[Span] = []
+    for flow in flows:
+        spans += await asyncio.to_thread(jaeger.find, where.jaeger, flow, where.services, since_s=since_s)
+    found.read["jaeger"] = {"url": where.jaeger, "spans": len(spans)}
+    return spans
+
+
+async def _expect(where: Where, timelines: Sequence[Timeline], stores: Sequence[Asked], now_ms: int) -> None:
+    """Note what is declared and not told, after asking the stores for its keys."""
+    capability, prefix = where.capability, where.topic_prefix
+    if capability is None:
+        return
+    asked = [each for timeline in timelines for each in unanswered(timeline, capability, topic_prefix=prefix)]
+    keys = await known_keys(stores, asked)
+    told = {service for each in stores for service in each.services}
+    for timeline in timelines:
+        expect(timeline, capability, now_ms=now_ms, told=told, keys=keys, topic_prefix=prefix)
 
 
 async def _on_log(
@@ -148,54 +161,3 @@ def declared_topics(where: Where) -> list[str]:
         names += [each.topic for each in (*handler.consumes, *handler.emits)]
     names += [each.starts.topic for each in where.capability.flows]
     return sorted({where.topic_prefix + name for name in names})
-
-
-async def _in_stores(where: Where, flows: Sequence[str], found: Found) -> tuple[dict[str, _Rows], Collection[str]]:
-    """What the stores tell of each flow, and of which services everything is told."""
-    rows: dict[str, _Rows] = {flow: [] for flow in flows}
-    told: set[str] = set()
-    read = found.read.setdefault("stores", [])
-    for kind, store, services in _stores(where, found):
-        await store.open()
-        try:
-            for flow in flows:
-                rows[flow] += await store.history(flow)
-        finally:
-            await store.close()
-        told.update(services)
-        read.append({"kind": kind, "services": list(services)})
-    found.read["keys"] = sum(len(each) for each in rows.values())
-    return rows, told
-
-
-def _stores(where: Where, found: Found) -> list[tuple[str, Any, Sequence[str]]]:
-    """Kind, store and whose it is, of each store that can tell; of the others why they cannot."""
-    stores: list[tuple[str, Any, Sequence[str]]] = []
-    path = embedded_path(where.broker or "")
-    if path is not None:
-        stores.append(("sqlite", _sqlite(path), where.services))
-    if where.store is None:
-        return stores
-    kind, _, name = where.store.partition(":")
-    kind = {"rediss": "redis", "postgres": "postgresql"}.get(kind, kind)
-    if kind in DIGESTS_ONLY:
-        found.remarks.append(f"who handled what is not told by the store: {DIGESTS_ONLY[kind]}")
-    elif kind == "sqlite" and name:
-        by_file: dict[Path, list[str]] = {}
-        for service in where.services:
-            by_file.setdefault(Path(name.replace("{service}", service)), []).append(service)
-        if not by_file:
-            by_file[Path(name)] = []
-        for file, services in by_file.items():
-            if file.exists():
-                stores.append(("sqlite", _sqlite(file), services))
-            else:
-                found.remarks.append(f"there is no {file} here: is the store of {', '.join(services)} elsewhere?")
-    else:
-        store = cast(Any, open_store(where.store, "", "", None, clock=SystemClock()))
-        stores.append((kind, store, where.services))
-    return stores
-
-
-def _sqlite(path: Path) -> SqliteStore:
-    return SqliteStore(Database(str(path)), SystemClock(), with_log=False)

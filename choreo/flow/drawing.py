@@ -60,7 +60,7 @@ def outcome(handling: Handling) -> tuple[str, str]:
         return "dropped: its partition went to another process", OPEN
     if kind == "dead_letter":
         return "dead letter" + (f": {reason}" if reason else ""), BAD
-    return kind, GOOD if kind == "handled" else BAD
+    return kind, GOOD if kind in ("handled", "done") else BAD
 
 
 def details(handling: Handling) -> str:
@@ -72,8 +72,8 @@ def details(handling: Handling) -> str:
         said.append(f"{handling.attempts} attempts")
     if handling.deliveries > 1:
         said.append(f"delivered {handling.deliveries} times")
-    if handling.told_by == "log":
-        said.append("by its emit")
+    if handling.told_by in ("log", "key"):
+        said.append({"log": "by its emit", "key": "by its idempotency key"}[handling.told_by])
     return ", ".join(said)
 
 

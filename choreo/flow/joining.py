@@ -52,10 +52,15 @@ def by_flow(records: Iterable[Record], correlation_ids: Collection[str]) -> dict
 
 def envelope_of(record: Record) -> Envelope | None:
     """What is said of the event in a record; None for a record that is no event."""
+    read = _read(record)
+    return None if read is None else read[0]
+
+
+def _read(record: Record) -> tuple[Envelope, bytes] | None:
     if record.value is None:
         return None
     try:
-        return cloudevents.read(record.headers, record.value)[0]
+        return cloudevents.read(record.headers, record.value)
     except DecodeError:
         return None
 
@@ -64,9 +69,10 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
     nodes: dict[_Key, Node] = {}
     letters: list[tuple[Envelope, DeadLetter, int]] = []
     for record in sorted(records, key=lambda each: each.timestamp_ms):
-        envelope = envelope_of(record)
-        if envelope is None or envelope.correlationid != correlation_id:
+        read = _read(record)
+        if read is None or read[0].correlationid != correlation_id:
             continue
+        envelope, data = read
         place = Place(record.topic, record.partition, record.offset)
         letter = _dead_letter(record, place)
         if letter is not None:
@@ -74,7 +80,7 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
         elif (known := nodes.get((envelope.source, envelope.id))) is not None:
             known.repeats.append(place)
         else:
-            nodes[envelope.source, envelope.id] = Node(envelope, place, record.timestamp_ms)
+            nodes[envelope.source, envelope.id] = Node(envelope, place, record.timestamp_ms, data)
     for envelope, letter, timestamp_ms in letters:
         # The original may be gone from the log (retention) when its dead letter is still there.
         node = nodes.setdefault((envelope.source, envelope.id), Node(envelope, None, timestamp_ms))

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from choreo.envelope import Envelope
 
-Teller = Literal["store", "trace", "log"]
+Teller = Literal["store", "trace", "log", "key"]
 State = Literal["waiting", "unknown"]
 WAITING: State = "waiting"
 UNKNOWN: State = "unknown"
@@ -28,10 +28,11 @@ class Handling(NamedTuple):
 
     Attributes:
         handler: `service.handler`.
-        outcome: handled, dead_letter:REASON, duplicate, dropped; empty while it is not finished.
+        outcome: handled, dead_letter:REASON, duplicate, dropped, done (one of these); empty while it is not finished.
         attempts, duration_s, begun_ms: None where whoever told it does not know.
         deliveries: How often the record was given out; more than one after a crash.
-        told_by: An idempotency key of the store, a span, or an emit on the log that only this handler makes.
+        told_by: A row of the store, a span, an emit on the log that only this handler makes, or the mere existence
+            of the idempotency key.
         within: Names and milliseconds of spans that the handler's own code made.
     """
 
@@ -98,11 +99,15 @@ class Progress(NamedTuple):
 
 @dataclass(slots=True)
 class Node:
-    """One event of the flow. `repeats`: further places of the same event; they are duplicates."""
+    """One event of the flow. `repeats`: further places of the same event; they are duplicates.
+
+    `data`: JSON, for keys of the business in it; it is never shown.
+    """
 
     envelope: Envelope
     place: Place | None
     timestamp_ms: int
+    data: bytes = b""
     repeats: list[Place] = field(default_factory=list)
     handlings: list[Handling] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)

@@ -1,17 +1,18 @@
 """What was declared and has not happened yet, from the log alone and with a store; and how far the flow is."""
 
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any
 
 import pytest
 
 from choreo import App, Event, Flow, Service
-from choreo.core.emission import derived_id
+from choreo.core.emission import business_digest, derived_id
 from choreo.flow import waiting
 from choreo.flow.finding import flows_of
 from choreo.flow.joining import build
 from choreo.flow.timeline import Expected, Node, Progress, Timeline
-from choreo.flow.waiting import expect
+from choreo.flow.waiting import expect, unanswered
 from choreo.record import Record
 from choreo.runtime import routing
 from tests.unit.test_timeline import drawn, record
@@ -31,6 +32,16 @@ class Declined(Event, type="declined", version=1, topic="payments"): ...
 
 class Once(Event, type="once", version=1, topic="orders"):
     order_id: str
+
+
+class Size(StrEnum):
+    """What JSON has as "big"."""
+
+    BIG = "big"
+
+
+class Sized(Event, type="sized", version=1, topic="orders"):
+    order_id: Size
 
 
 inventory, payments, bell = Service("inventory"), Service("payments"), Service("bell")
@@ -56,6 +67,11 @@ def ring(placed: Placed) -> None:
 @bell.handler(Once, idempotency_key="order_id")
 def ring_once(once: Once) -> None:
     """A key of the business."""
+
+
+@bell.handler(Sized, idempotency_key="order_id")
+def ring_sized(sized: Sized) -> None:
+    """A key whose text is not its JSON."""
 
 
 flow = Flow("order", starts=Placed, ends=(Captured, Declined), deadline=timedelta(minutes=10))
@@ -161,12 +177,52 @@ def test_key_that_may_be_forgotten_is_unknown() -> None:
     assert {each.state for each in expected} == {"unknown"}
 
 
-def test_business_key_is_said_to_be_another_reason() -> None:
-    """Handled under another event of the same key leaves no key at this one."""
-    (expected,) = first(looked(record("1", type_="once"), told=ALL)).expected
-    assert expected == Expected(
-        "bell", "bell.ring_once", "waiting", (), 751.0, "unless another event with this order_id was handled before"
+def once(order_id: str, type_: str = "once") -> Record:
+    """An event whose key is of the business."""
+    return record("1", type_=type_)._replace(value=f'{{"order_id": "{order_id}"}}'.encode())
+
+
+def asked(found: Timeline, keys: dict[bytes, bool]) -> Timeline:
+    """The same flow, after a store was asked for keys."""
+    expect(found, capability, now_ms=751_000, told=ALL, keys=keys)
+    return found
+
+
+def test_business_key_is_asked_for_by_its_value() -> None:
+    """Handled under another event of the same key leaves no row at this one; the key itself is there."""
+    found = build([once("o-1")], "f")
+    assert unanswered(found, capability) == [("bell", business_digest("bell", "ring_once", "o-1"))]
+    assert "bell.ring_once done by its idempotency key" in drawn(
+        asked(found, {business_digest("bell", "ring_once", "o-1"): True})
     )
+    assert "waiting for bell.ring_once, 00:12:31\n" in drawn(asked(build([once("o-2")], "f"), {}))
+
+
+def test_business_key_of_uncertain_text_is_another_reason() -> None:
+    """The text of an enumeration in a key is not what its JSON is, so a key that is not found proves nothing."""
+    found = build([once("big", "sized")], "f")
+    assert unanswered(found, capability) == []
+    (expected,) = first(asked(found, {})).expected
+    assert expected == Expected(
+        "bell", "bell.ring_sized", "waiting", (), 751.0, "unless another event with this order_id was handled before"
+    )
+
+
+def test_keys_alone_say_done_or_not_finished() -> None:
+    """As a store has them that keeps neither flows nor attempts; what has no key is waited for."""
+    found = build([placed()], "f")
+    keys = {digest: group == "bell" for group, digest in unanswered(found, capability)}
+    assert len(keys) == 2
+    text = drawn(asked(found, keys))
+    assert "bell.ring done by its idempotency key" in text
+    assert "inventory.reserve not finished by its idempotency key" in text
+    assert [each.state for each in first(asked(build([placed()], "f"), {})).expected] == ["waiting", "waiting"]
+
+
+def test_what_is_told_is_not_asked_for() -> None:
+    """Neither what a row tells of nor what is a dead letter."""
+    found = build([placed()], "f", [row("inventory.reserve")])
+    assert [group for group, _ in unanswered(found, capability)] == ["bell"]
 
 
 def test_same_type_in_another_topic_is_not_waited_for() -> None:
