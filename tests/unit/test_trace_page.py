@@ -61,15 +61,15 @@ def test_arrows_go_from_who_sent_to_who_handled() -> None:
     assert list(arrows_of(build([record("1")], "f"))) == [Arrow("shop", "", "a.b", "", "alone")]
 
 
-def evil_flow() -> Timeline:
+def evil_flow(evil: str = EVIL) -> Timeline:
     """A flow every text of which is an attack: ids, types, sources, topics, handlers, outcomes, reasons."""
     names = ("service", "handler", "reason", "detail", "attempts")
-    told = tuple((f"choreo-dlq-{name}", EVIL.encode()) for name in names)
-    rows = [{**row(EVIL, outcome=f"dead_letter:{EVIL}")}, {**row(EVIL, topic=EVIL)}]
-    event = record(EVIL, source=EVIL, type_=EVIL, flow=EVIL)._replace(value=f'{{"a": "{EVIL[2:]}"}}'.encode())
-    letter = record(EVIL, source=EVIL, type_=EVIL, flow=EVIL, topic="x.dlq", extra=told)
-    again = record("2", cause=EVIL, source=EVIL, type_=EVIL, flow=EVIL, offset=1)
-    return build([event, letter, again, event._replace(offset=9)], EVIL, rows)
+    told = tuple((f"choreo-dlq-{name}", evil.encode()) for name in names)
+    rows = [{**row(evil, outcome=f"dead_letter:{evil}")}, {**row(evil, topic=evil)}]
+    event = record(evil, source=evil, type_=evil, flow=evil)._replace(value=f'{{"a": "{evil[2:]}"}}'.encode())
+    letter = record(evil, source=evil, type_=evil, flow=evil, topic="x.dlq", extra=told)
+    again = record("2", cause=evil, source=evil, type_=evil, flow=evil, offset=1)
+    return build([event, letter, again, event._replace(offset=9)], evil, rows)
 
 
 def test_no_text_of_a_stranger_is_markup() -> None:
