@@ -51,9 +51,11 @@ def _rows(node: Node, first: int, begun_ms: float, span_ms: float) -> list[str]:
     for each in node.handlings:
         said, colour = outcome(each)
         label = text(24, y(len(rows)) + 13, f"{each.handler} {said}", "said label", chars_max=44)
-        begin = node.timestamp_ms if each.begun_ms is None else each.begun_ms
-        end = x(begin + (each.duration_s or 0.0) * 1000)
-        rows.append(label + _bar(x(begin), end, y(len(rows)), KINDS[colour]))
+        bar = ""
+        if each.begun_ms is not None:  # else nobody told when it was
+            end = x(each.begun_ms + (each.duration_s or 0.0) * 1000)
+            bar = _bar(x(each.begun_ms), end, y(len(rows)), KINDS[colour])
+        rows.append(label + bar)
     for letter in node.dead_letters:
         said = f"{letter.service}.{letter.handler} dead letter: {letter.detail or letter.reason}"
         rows.append(text(24, y(len(rows)) + 13, said, "said label bad", chars_max=44))
