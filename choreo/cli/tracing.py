@@ -83,6 +83,8 @@ async def look(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found
         await _expect(where, timelines, stores, now_ms)
     timelines.sort(key=lambda each: each.begun_ms)
     found.timelines, found.more = timelines[-FLOWS_MAX:], max(0, len(timelines) - FLOWS_MAX)
+    if where.topics and (left_out := [name for name in declared_topics(where) if name not in where.topics]):
+        found.remarks.append(f"not read, so what is there may seem to be missing: {', '.join(left_out)}")
     if not found.read["stores"] and where.jaeger is None:
         found.remarks.append("who handled what without an emit is unknown: neither a store nor Jaeger was asked")
     return found

@@ -130,7 +130,8 @@ def _remarks(node: Node) -> Iterator[str]:
     for letter in node.dead_letters:
         why = _safe(letter.detail or letter.reason)
         whose = _safe(f"{letter.service}.{letter.handler}")
-        yield f"[bold red]dead letter[/] of {whose}: {why} [dim]{_safe(str(letter.place))}[/]"
+        tries = f", {_safe(letter.attempts)} attempts" if letter.attempts not in ("", "0", "1") else ""
+        yield f"[bold red]dead letter[/] of {whose}: {why}{tries} [dim]{_safe(str(letter.place))}[/]"
     for expected in node.expected:
         yield f"[{OPEN}]{_safe(expectation(expected))}[/]"
 

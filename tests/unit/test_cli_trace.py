@@ -174,6 +174,13 @@ def test_store_that_cannot_tell_says_so(here: Path, store: str, said: str) -> No
     assert not list(here.glob("gone*"))
 
 
+def test_topics_that_were_not_read_are_named(here: Path) -> None:
+    """What is declared to be in them may be there all the same."""
+    choreo("topics", "apply", TARGET)
+    drawn = choreo("trace", asked("Ada"), TARGET, "--topics", "asks").stdout
+    assert "not read, so what is there may seem to be missing: bell.dlq, kitchen.dlq, pours" in drawn
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
