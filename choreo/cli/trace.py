@@ -11,12 +11,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 
+from choreo.cli.capabilities import load_capability
 from choreo.cli.console import (
     AsJson,
     Store,
     err,
     fail,
-    load_app,
     out,
     print_json,
     reported,
@@ -26,7 +26,7 @@ from choreo.cli.console import (
 )
 from choreo.cli.tracing import SLACK_MS, Found, Where, look
 from choreo.errors import ConfigurationError
-from choreo.flow import model, page
+from choreo.flow import page
 from choreo.flow.drawing import tree
 
 FOLLOW_S = 1.0
@@ -64,7 +64,7 @@ def trace(
         require_log(broker)
     wanted = tuple(each for each in (topics or "").split(",") if each)
     prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
-    where = Where(broker, store, jaeger, _declared(targets), wanted, prefix)
+    where = Where(broker, store, jaeger, load_capability(targets) if targets else None, wanted, prefix)
     since_ms = max(0, int((time.time() - seconds(since)) * 1000))
     if follow:
         found = _followed(where, name, html, by_key=key is not None, since_ms=since_ms)
@@ -89,20 +89,6 @@ def _named(names: list[str], key: str | None) -> tuple[str, list[str]]:
     if not names:
         raise ConfigurationError("name a correlation id, an event id or a trace id; or give --key KEY")
     return names[0], names[1:]
-
-
-def _declared(targets: list[str]) -> model.Capability | None:
-    """Of apps and capability files together; None where none is named."""
-    found = {}
-    for target in targets:
-        if target.endswith(".json"):
-            try:
-                found[target] = model.from_json(Path(target).read_bytes(), target)
-            except OSError as error:
-                raise ConfigurationError(f"{target} cannot be read: {error.strerror}") from None
-        else:
-            found[target] = load_app(target).capability()
-    return model.merge(found) if found else None
 
 
 def _followed(where: Where, name: str, html: Path | None, *, by_key: bool, since_ms: int) -> Found:

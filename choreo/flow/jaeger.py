@@ -66,14 +66,14 @@ def _search(url: str, attribute: str, value: str, services: Sequence[str], since
     """Whole traces that have a span with this attribute, one service after the other."""
     base, now_s = url.rstrip("/"), time.time()
     spans: dict[tuple[str, str], Span] = {}
-    known = list(services) or _services(base)
+    known = list(services) or services_of(base)
     answered = known == []  # a Jaeger that has no span of anybody yet
     for service in known or ():
-        for ask, parse in (
+        for query, parse in (
             (_v3(service, attribute, value, now_s, since_s), read_v3),
             (_v1(service, attribute, value, now_s, since_s), read_v1),
         ):
-            body = _get(base + ask)
+            body = ask(base + query)
             if body is None:
                 continue
             answered = True
@@ -90,7 +90,7 @@ def _search(url: str, attribute: str, value: str, services: Sequence[str], since
 
 def _trace(base: str, trace_id: str) -> list[Span]:
     for path, parse in ((f"/api/v3/traces/{trace_id}", read_v3), (f"/api/traces/{trace_id}", read_v1)):
-        body = _get(base + path)
+        body = ask(base + path)
         if body is not None and (spans := parse(body)):
             return spans
     return []
@@ -119,16 +119,21 @@ def _v3(service: str, attribute: str, value: str, now_s: float, since_s: float) 
     return "/api/v3/traces?" + urllib.parse.urlencode(query)
 
 
-def _services(base: str) -> list[str] | None:
+def services_of(base: str) -> list[str] | None:
+    """Names of all that it has spans of; None if what answers at `base` is no Jaeger."""
     for path, name in (("/api/v3/services", "services"), ("/api/services", "data")):
-        body = _get(base + path)
+        body = ask(base + path)
         if body is not None and name in body:
             return [str(each) for each in body[name] or ()]
     return None
 
 
-def _get(url: str) -> Mapping[str, Any] | None:
-    """The JSON object at `url`; None for whatever else is there."""
+def ask(url: str) -> Mapping[str, Any] | None:
+    """The JSON object at `url`; None for whatever else is there.
+
+    Raises:
+        TransportError: Nobody answers there.
+    """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise TransportError(f"{url}: a Jaeger query API is at http:// or https://")
     try:

@@ -5,32 +5,27 @@ from html import escape
 
 from choreo.flow import drawing
 from choreo.flow.chart import chart
+from choreo.flow.html import framed, table
 from choreo.flow.sequence import EVENTS_MAX, sequence
 from choreo.flow.timeline import Node, Timeline
 
 _CLASS = {drawing.GOOD: "handled", drawing.OPEN: "open", drawing.BAD: "bad"}
 _STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; color: #1c2430; background: #fff; }
-h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; margin-top: 2rem; overflow-wrap: anywhere; }
-h3 { font-size: .95rem; margin-bottom: .4rem; }
-.picture { overflow-x: auto; border: 1px solid #d5dbe3; border-radius: 6px; padding: 8px; }
-svg { font: 12px system-ui, sans-serif; }
-svg text { fill: #1c2430; } .over, .who { text-anchor: middle; } .who { font-weight: 600; }
-svg .event { font-weight: 600; } svg .said { fill: #566173; font-size: 11px; }
-.lane { stroke: #d5dbe3; } .head { fill: #eef2f7; stroke: #b9c3cf; } .mark { fill: #1f5fa8; }
-.arrow { fill: none; stroke: #2b7a46; stroke-width: 1.5; } .tip, .bar { fill: #2b7a46; }
-.arrow.open { stroke: #a06400; stroke-dasharray: 5 4; } .tip.open, .bar.open { fill: #a06400; }
-.bar.waiting { opacity: .35; }
-.arrow.bad { stroke: #b3261e; } .tip.bad, .bar.bad { fill: #b3261e; }
-.arrow.alone { stroke: #7b8696; } .tip.alone { fill: #fff; stroke: #7b8696; }
-svg .said.open { fill: #a06400; } svg .said.bad { fill: #b3261e; }
-p.handled, li.handled { color: #2b7a46; } p.open, li.open { color: #8a5600; } p.bad, li.bad { color: #b3261e; }
-table { border-collapse: collapse; } td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
-border-bottom: 1px solid #e4e8ee; overflow-wrap: anywhere; }
-td:nth-child(3) { white-space: nowrap; } td:nth-child(-n+2) { overflow-wrap: break-word; }
-td ul { margin: 0; padding-left: 1rem; }
-footer { margin-top: 2rem; color: #566173; }
+h2{font-size:1.15rem;margin-top:2rem;overflow-wrap:anywhere}h3{font-size:.95rem;margin-bottom:.4rem}
+figure{margin:.5rem 0;padding:.5rem}figure svg{max-width:none;margin:0}svg{font:12px system-ui,sans-serif}
+svg text{fill:#1c2430}.over,.who{text-anchor:middle}.who,svg .event{font-weight:600}
+svg .said{fill:#566173;font-size:11px}
+.lane{stroke:#d5dbe3}.head{fill:#eef2f7;stroke:#b9c3cf}.mark{fill:#1f5fa8}
+.arrow{fill:none;stroke:#2b7a46;stroke-width:1.5}.tip,.bar{fill:#2b7a46}
+.arrow.open{stroke:#a06400;stroke-dasharray:5 4}.tip.open,.bar.open{fill:#a06400}.bar.waiting{opacity:.35}
+.arrow.bad{stroke:#b3261e}.tip.bad,.bar.bad{fill:#b3261e}
+.arrow.alone{stroke:#7b8696}.tip.alone{fill:#fff;stroke:#7b8696}
+svg .said.open{fill:#a06400}svg .said.bad{fill:#b3261e}
+p.handled,li.handled{color:#2b7a46}p.open,li.open{color:#8a5600}p.bad,li.bad{color:#b3261e}
+td{overflow-wrap:anywhere}td:nth-child(-n+3){overflow-wrap:normal;white-space:nowrap}
+td ul{margin:0;padding-left:1rem}footer{margin-top:2rem;color:#566173}
 """
+_HEAD = ("event", "from", "at", "id", "where", "what became of it")
 
 
 def render(timelines: Sequence[Timeline], *, now_ms: int, read: Sequence[str] = ()) -> str:
@@ -42,16 +37,10 @@ def render(timelines: Sequence[Timeline], *, now_ms: int, read: Sequence[str] = 
         now_ms: Milliseconds since the epoch, as the page's own time.
         read: What was read, a line each.
     """
-    flows = "".join(_flow(each, now_ms) for each in timelines)
     lines = "".join(f"<p>{_text(line)}</p>" for line in read)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        # A second wall: were a text not escaped, the browser would still load and run nothing.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>choreo trace</title><style>{_STYLE}</style></head><body>"
-        f"<h1>choreo trace</h1><p>as of {drawing.moment(now_ms)}</p>{flows}<footer>{lines}</footer></body></html>\n"
-    )
+    flows = (_flow(each, now_ms) for each in timelines)
+    body = (f"<p>as of {drawing.moment(now_ms)}</p>", *flows, f"<footer>{lines}</footer>")
+    return framed("choreo trace", body, _STYLE)
 
 
 def _flow(timeline: Timeline, now_ms: int) -> str:
@@ -63,11 +52,10 @@ def _flow(timeline: Timeline, now_ms: int) -> str:
     if len(nodes) > EVENTS_MAX:
         parts.append(f"<p>The pictures and the table show {EVENTS_MAX} of {len(nodes):,} events.</p>")
     if nodes:
-        parts.append(f'<h3>Who sent what to whom</h3><div class="picture">{sequence(timeline)}</div>')
-        parts.append(f'<h3>When</h3><div class="picture">{chart(timeline, now_ms)}</div>')
-        rows = "".join(_row(node, timeline.begun_ms) for node in nodes[:EVENTS_MAX])
-        head = "<tr><th>event</th><th>from</th><th>at</th><th>id</th><th>where</th><th>what became of it</th></tr>"
-        parts.append(f"<h3>Events</h3><table><thead>{head}</thead><tbody>{rows}</tbody></table>")
+        parts.append(f"<h3>Who sent what to whom</h3><figure>{sequence(timeline)}</figure>")
+        parts.append(f"<h3>When</h3><figure>{chart(timeline, now_ms)}</figure>")
+        rows = (_row(node, timeline.begun_ms) for node in nodes[:EVENTS_MAX])
+        parts.append(f"<h3>Events</h3>{table(_HEAD, rows)}")
     if timeline.unplaced:
         items = [
             _item(f"{place}: {each.handler} {drawing.outcome(each)[0]}", "") for place, each in timeline.unplaced
@@ -76,13 +64,12 @@ def _flow(timeline: Timeline, now_ms: int) -> str:
     return "".join([*parts, "</section>"])
 
 
-def _row(node: Node, begun_ms: int) -> str:
+def _row(node: Node, begun_ms: int) -> list[str]:
     envelope = node.envelope
     kind = envelope.type if envelope.version is None else f"{envelope.type} v{envelope.version}"
     after = f"+{(node.timestamp_ms - begun_ms) / 1000:.3f} s"
     cells = (kind, envelope.source, after, envelope.id, drawing.where(node))
-    became = "".join(_became(node))
-    return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}<td><ul>{became}</ul></td></tr>"
+    return [*map(_text, cells), f"<ul>{''.join(_became(node))}</ul>"]
 
 
 def _became(node: Node) -> Iterator[str]:

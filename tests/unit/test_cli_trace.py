@@ -156,7 +156,7 @@ def test_page_is_written(here: Path) -> None:
     result = choreo("trace", flow, TARGET, "--html", "flow.html")
     assert "wrote flow.html" in result.stderr
     assert "waiting for tea.poured" in result.stdout
-    assert (here / "flow.html").read_text().startswith("<!DOCTYPE html>")
+    assert (here / "flow.html").read_text().startswith("<!doctype html>")
     assert "cannot be written" in choreo("trace", flow, "--html", "no/such/folder.html", code=2).stderr
 
 

@@ -71,14 +71,14 @@ def test_jaeger_is_asked_in_both_dialects(monkeypatch: pytest.MonkeyPatch, versi
         "v3": {"/api/v3/services": {"services": ["shop"]}, "/api/v3/traces": v3_body(v3_span("a"))},
     }
     answers = by_version[version]
-    monkeypatch.setattr(jaeger, "_get", lambda url: answers.get(url.removeprefix("http://j").split("?")[0]))
+    monkeypatch.setattr(jaeger, "ask", lambda url: answers.get(url.removeprefix("http://j").split("?")[0]))
     assert [span.span_id for span in jaeger.find("http://j/", "f", since_s=60)] == ["a"]
     assert jaeger.find("http://j/", "g", ["shop"], since_s=60) == []
 
 
 def test_what_is_no_jaeger_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A web server that answers with pages only is not taken for an empty Jaeger."""
-    monkeypatch.setattr(jaeger, "_get", lambda url: None)
+    monkeypatch.setattr(jaeger, "ask", lambda url: None)
     with pytest.raises(TransportError, match="does not answer as a Jaeger"):
         jaeger.find("http://j", "f", ["shop"], since_s=60)
 
@@ -89,13 +89,13 @@ def test_jaeger_that_ignores_the_filter_is_asked_twice(monkeypatch: pytest.Monke
     more = {"data": [{"processes": {}, "spans": [{"traceID": "u", "spanID": "b", "tags": tags}]}]}
     newest = v3_body(v3_span("a"), v3_span("x", flow="g", trace="v"))
     answers = {"/api/v3/traces": newest, "/api/traces": more}
-    monkeypatch.setattr(jaeger, "_get", lambda url: answers.get(url.removeprefix("http://j").split("?")[0]))
+    monkeypatch.setattr(jaeger, "ask", lambda url: answers.get(url.removeprefix("http://j").split("?")[0]))
     assert [span.trace_id for span in jaeger.find("http://j", "f", ["shop"], since_s=60)] == ["t", "u"]
 
 
 def test_jaeger_without_any_service_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has just been started is no error."""
-    monkeypatch.setattr(jaeger, "_get", lambda url: {"services": []} if url.endswith("services") else None)
+    monkeypatch.setattr(jaeger, "ask", lambda url: {"services": []} if url.endswith("services") else None)
     assert jaeger.find("http://j", "f", since_s=60) == []
 
 
@@ -108,7 +108,7 @@ def test_flow_is_found_by_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
         path = url.removeprefix("http://j").split("?")[0]
         return v3_body(ours) if path.endswith(trace) else v3_body(ours, other) if path == "/api/v3/traces" else None
 
-    monkeypatch.setattr(jaeger, "_get", answer)
+    monkeypatch.setattr(jaeger, "ask", answer)
     assert jaeger.identify("http://j", "e1", ["shop"], since_s=60) == ["f"]
     assert jaeger.identify("http://j", "g", ["shop"], since_s=60) == ["g"]
     assert jaeger.identify("http://j", trace, ["shop"], since_s=60) == ["f"]
