@@ -57,6 +57,8 @@ def _rows(node: Node, first: int, begun_ms: float, span_ms: float) -> list[str]:
             bar = _bar(x(each.begun_ms), end, y(len(rows)), KINDS[colour])
         rows.append(label + bar)
     for letter in node.dead_letters:
+        if any(each.handler == f"{letter.service}.{letter.handler}" and each.outcome for each in node.handlings):
+            continue
         said = f"{letter.service}.{letter.handler} dead letter: {letter.detail or letter.reason}"
         rows.append(text(24, y(len(rows)) + 13, said, "said label bad", chars_max=44))
     for expected in node.expected:
