@@ -57,7 +57,13 @@ def test_v1_answer_is_read() -> None:
 
 def test_spans_are_filtered_by_flow() -> None:
     """A Jaeger that ignores the filter gives traces of other flows; they are left out, own spans of handlers not."""
-    body = v3_body(v3_span("a"), v3_span("b", "a", None), v3_span("c", "a", "g"), v3_span("d", flow="g", trace="u"))
+    body = v3_body(
+        v3_span("a"),
+        v3_span("b", "a", None),
+        v3_span("c", "a", "g"),
+        v3_span("d", flow="g", trace="u"),
+        v3_span("e", "d", None, "u"),
+    )
     assert [span.span_id for span in spans.of_flow(spans.read_v3(body), "f")] == ["a", "b"]
 
 
@@ -176,6 +182,15 @@ def test_log_store_and_spans_are_one_tree() -> None:
     assert [each.handler for each in node.handlings] == ["shop.reserve", "shop.thank"]
     merged = Handling("shop.reserve", "handled", 2, 0.25, 3, begun_ms=0.001, told_by="store")
     assert node.handlings[0] == merged
+
+
+def test_cause_is_known_whatever_two_clocks_say() -> None:
+    """A handler on a host whose clock is behind begins before the event was sent, and does not take its cause away."""
+    early = process_span("e2", "charge", "s-e2")
+    early["startTimeUnixNano"] = "1"
+    body = v3_body(send_span("e2", "p-e1-reserve"), early, process_span("e1", "reserve", "s-e1"), send_span("e1"))
+    (root,) = build((), "f", (), spans.read_v3(body)).roots
+    assert [child.envelope.id for child in root.children] == ["e2"]
 
 
 def test_dropped_duplicate_is_no_handling() -> None:

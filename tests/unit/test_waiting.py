@@ -3,6 +3,7 @@
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -44,6 +45,10 @@ class Sized(Event, type="sized", version=1, topic="orders"):
     order_id: Size
 
 
+class Unique(Event, type="unique", version=1, topic="orders"):
+    order_id: UUID
+
+
 inventory, payments, bell = Service("inventory"), Service("payments"), Service("bell")
 
 
@@ -72,6 +77,11 @@ def ring_once(once: Once) -> None:
 @bell.handler(Sized, idempotency_key="order_id")
 def ring_sized(sized: Sized) -> None:
     """A key whose text is not its JSON."""
+
+
+@bell.handler(Unique, idempotency_key="order_id")
+def ring_unique(unique: Unique) -> None:
+    """A key with a text of its own."""
 
 
 flow = Flow("order", starts=Placed, ends=(Captured, Declined), deadline=timedelta(minutes=10))
@@ -196,6 +206,13 @@ def test_business_key_is_asked_for_by_its_value() -> None:
         asked(found, {business_digest("bell", "ring_once", "o-1"): True})
     )
     assert "waiting for bell.ring_once, 00:12:31\n" in drawn(asked(build([once("o-2")], "f"), {}))
+
+
+def test_business_key_that_is_a_uuid_is_written_as_python_does() -> None:
+    """Producers may write it in capitals."""
+    text = "0D9F2E1A-7B1C-4B6E-9C55-3C1D2E4F5A6B"
+    (asked_for,) = unanswered(build([once(text, "unique")], "f"), capability)
+    assert asked_for.digest == business_digest("bell", "ring_unique", text.lower())
 
 
 def test_business_key_of_uncertain_text_is_another_reason() -> None:
