@@ -1,4 +1,4 @@
-"""`choreo trace` with stores that are elsewhere: what PostgreSQL tells of a flow, and what Redis does."""
+"""`choreo trace` with servers: what a Kafka tells of a flow, what PostgreSQL does, and what Redis does."""
 
 import asyncio
 import importlib
@@ -12,22 +12,22 @@ from tests.tea_app import TARGET, choreo, tea_folder
 here = pytest.fixture(tea_folder)
 
 
-def drawn_with(store: str) -> str:
+def drawn_with(store: str, broker: str = "embedded:tea.db") -> str:
     """A flow whose last service did not run, as `choreo trace` draws it."""
-    choreo("topics", "apply", TARGET)
-    app = importlib.import_module("tea_for_tests").app
+    choreo("topics", "apply", TARGET, "--broker", broker)
+    module = importlib.import_module("tea_for_tests")
 
     async def serve() -> None:
-        settings = {"broker": "embedded:tea.db", "store": store, "create_topics": True, "create_schema": True}
-        async with app.running(["kitchen"], **settings) as running:
-            await running.publisher.publish(importlib.import_module("tea_for_tests").Asked(who="Ada"))
+        settings = {"broker": broker, "store": store, "create_schema": True}
+        async with module.app.running(["kitchen"], **settings) as running:
+            await running.publisher.publish(module.Asked(who="Ada"))
             for _ in range(1000):
                 await asyncio.sleep(0.02)
                 if running.workers["kitchen"].counts["handled"]:
                     return
 
     asyncio.run(serve())
-    return choreo("trace", "--key", "Ada", TARGET, "--store", store).stdout
+    return choreo("trace", "--key", "Ada", TARGET, "--broker", broker, "--store", store).stdout
 
 
 def test_postgres_tells_attempts_and_what_is_waited_for(here: Path, postgres: str) -> None:
@@ -44,3 +44,12 @@ def test_redis_tells_by_its_keys_what_was_handled(here: Path, redis: str) -> Non
     assert "kitchen.pour done by its idempotency key" in drawn
     assert "waiting for bell.ring, 00:00:0" in drawn
     assert "the store keeps digests of keys" in drawn
+
+
+def test_flow_on_kafka_is_found_by_its_key(here: Path, kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In topics with a prefix; each service's store is a file of its own, and that of one is not here."""
+    monkeypatch.setenv("CHOREO_TOPIC_PREFIX", f"{uuid4().hex}.")
+    drawn = drawn_with("sqlite:{service}.db", f"kafka://{kafka}")
+    assert "kitchen.pour handled " in drawn
+    assert "unknown whether bell.ring has handled it, 00:00:0" in drawn
+    assert "there is no bell.db here" in drawn

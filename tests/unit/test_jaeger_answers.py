@@ -185,7 +185,7 @@ def test_log_store_and_spans_are_one_tree() -> None:
 
 
 def test_cause_is_known_whatever_two_clocks_say() -> None:
-    """A handler on a host whose clock is behind begins before the event was sent, and does not take its cause away."""
+    """A handler whose clock is behind begins before its event was sent, and does not take its cause away."""
     early = process_span("e2", "charge", "s-e2")
     early["startTimeUnixNano"] = "1"
     body = v3_body(send_span("e2", "p-e1-reserve"), early, process_span("e1", "reserve", "s-e1"), send_span("e1"))
