@@ -145,8 +145,12 @@ def fleet_trace(fleet: Fleet, *arguments: str) -> str:
     return said.stdout
 
 
-def test_commands_of_the_readme_bring_up_a_trace(tmp_path: Path, jaeger: Jaeger) -> None:
-    """README's section on Jaeger, word for word but for the two ports."""
+@pytest.mark.parametrize("mode", ["parent", "link", "both"])
+def test_commands_of_the_readme_bring_up_a_trace(
+    tmp_path: Path, jaeger: Jaeger, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README's section on Jaeger but for its ports; the same tree where each hop is a trace of its own."""
+    monkeypatch.setenv("CHOREO_TRACE_MODE", mode)
     readme = (ROOT / "README.md").read_text()
     flow = re.search(r"^<!-- orders.py -->\n```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     section = readme.split("## A trace in Jaeger")[1].split("\n## ")[0]
@@ -166,7 +170,7 @@ def test_commands_of_the_readme_bring_up_a_trace(tmp_path: Path, jaeger: Jaeger)
         said = subprocess.check_output(command(publish), cwd=tmp_path, env=environment(), text=True)
         ask_for = command(trace.replace("CORRELATION_ID", said.split()[-1]))
         drawn, until_s = "", time.monotonic() + WAIT_S
-        while "stock.released" not in drawn:
+        while "            └── stock.released" not in drawn or drawn.count(" handled ") < 3:
             assert time.monotonic() < until_s, drawn
             time.sleep(0.5)
             drawn = subprocess.run(
@@ -177,4 +181,4 @@ def test_commands_of_the_readme_bring_up_a_trace(tmp_path: Path, jaeger: Jaeger)
     finally:
         running.kill()
         running.wait(10)
-    assert [line.count("handled") for line in drawn.splitlines()].count(1) == 3
+    assert drawn.count(" handled ") == 3
