@@ -137,8 +137,11 @@ class Transport(Protocol):
     async def widen(self, partitions: Mapping[str, int]) -> None:
         """Give each topic so many partitions; a topic that has as many, or more, is left as it is."""
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
-        """Every record of `topics` from `since_ms` on, up to the end as it is now: for looking, not for consuming."""
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
+        """Every record of `topics` from `since_ms` on, up to the end as it is now: for looking, not for consuming.
+
+        With a `key` only the partition of each topic is read that the key chooses, as Java's client does.
+        """
 
     async def close(self) -> None:
         """Flush and disconnect."""

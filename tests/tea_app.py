@@ -64,5 +64,5 @@ def choreo(*arguments: str, stdin: str | bytes | None = None, code: int = 0) -> 
 
 def events(correlation_id: str) -> list[dict[str, Any]]:
     """What `choreo trace` says of a flow."""
-    found: list[dict[str, Any]] = json.loads(choreo("trace", correlation_id, "--json").stdout)["events"]
+    found: list[dict[str, Any]] = json.loads(choreo("trace", correlation_id, "--json").stdout)["flows"][0]["events"]
     return found

@@ -11,6 +11,7 @@ import pytest
 
 from choreo.core.units import mermaid
 from tests.tea_app import choreo, events
+from tests.test_incident import plain
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -104,6 +105,9 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
     said = choreo("publish", *line[1].split()).stdout
     seen = asyncio.run(serve(said.split()[-1]))
     assert sorted(seen) == ["order.placed", "payment.declined", "stock.released", "stock.reserved"]
+    shown = re.search(r"^choreo trace CORRELATION_ID .*?^```\n\n```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert shown
+    assert plain(choreo("trace", said.split()[-1]).stdout) == plain(shown[1])
 
 
 def test_flow_is_drawn_and_checked() -> None:

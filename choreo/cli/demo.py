@@ -22,9 +22,10 @@ import choreo
 from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, err, out, print_json, reported, run_async
 from choreo.cli.publish import Line, Outcome, publish_batch
-from choreo.cli.trace import from_log
+from choreo.cli.tracing import Where, look
 from choreo.envelope import read as read_envelope
 from choreo.errors import ConfigurationError
+from choreo.flow.drawing import tree
 from choreo.flow.timeline import Timeline
 from choreo.record import Record, last_headers
 from choreo.running import Running
@@ -73,7 +74,7 @@ def demo(
     else:
         out().print(report.table())
         if timeline is not None:
-            out().print("\nOne declined order, as `choreo trace` draws it:", timeline.tree())
+            out().print("\nOne declined order, as `choreo trace` draws it:", tree(timeline))
         if folder is not None:
             out().print(f"\nAny other: choreo trace ORDER_ID --broker embedded:{log}", highlight=False)
     if not report.ok:
@@ -106,7 +107,8 @@ async def _demo(package: str, lines: list[Line], here: Path) -> tuple[Any, Timel
     if declined is None:
         return report, None
     flow = read_envelope(declined.headers, declined.value or b"")[0].correlationid
-    return report, await from_log(broker, flow, app, (), time.time(), [here / "demo.db"])
+    found = await look(Where(broker), flow, by_key=False, since_ms=0)
+    return report, next(iter(found.timelines), None)
 
 
 async def _run(app: App, running: Running, lines: list[Line]) -> Ran:

@@ -1,21 +1,22 @@
-"""`choreo trace`: one flow as a tree, from the log or from Jaeger."""
+"""`choreo trace`: flows as trees, from the log, the stores and Jaeger."""
 
 import asyncio
+import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.tree import Tree
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
 
-from choreo.app import App
+from choreo.cli.capabilities import load_capability
 from choreo.cli.console import (
     AsJson,
     Store,
-    embedded_path,
+    err,
     fail,
-    load_app,
     out,
     print_json,
     reported,
@@ -23,96 +24,126 @@ from choreo.cli.console import (
     run_async,
     seconds,
 )
+from choreo.cli.tracing import SLACK_MS, Found, Where, look
 from choreo.errors import ConfigurationError
-from choreo.flow import jaeger as jaeger_api
-from choreo.flow.timeline import Timeline, build
-from choreo.opening import open_transport
-from choreo.runtime.clock import SystemClock
-from choreo.sqlite.database import Database
-from choreo.stores.sqlite import SqliteStore
+from choreo.flow import page
+from choreo.flow.drawing import tree
+
+FOLLOW_S = 1.0
+LINE_CHARS_MAX = 1_000
 
 
 @reported
 def trace(
-    correlation_id: Annotated[str, typer.Argument(metavar="CORRELATION_ID", help="As `choreo publish` printed it.")],
-    target: Annotated[
-        str | None, typer.Argument(metavar="[MODULE:APP]", help="Whose topics; or give --topics.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ID] [MODULE:APP | FILE.json]...",
+            help="A correlation id, event id or trace id; then where the flow is declared.",
+        ),
     ] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY", help="A record key in place of ID.")] = None,
     broker: Annotated[
         str | None, typer.Option(envvar="CHOREO_BROKER", help="embedded:PATH or kafka://host:port.")
     ] = None,
     store: Store = None,
-    jaeger: Annotated[str | None, typer.Option(metavar="URL", help="Ask this Jaeger, not the log.")] = None,
+    jaeger: Annotated[str | None, typer.Option(metavar="URL", help="A Jaeger, asked too.")] = None,
     topics: Annotated[str | None, typer.Option(help="Actual names with commas; all of an embedded log.")] = None,
     since: Annotated[str, typer.Option(help="How far to look back: 90s, 30m, 12h, 7d, 2w.")] = "7d",
+    follow: Annotated[bool, typer.Option(help="Draw it again every second until the flow ends, or Ctrl-C.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of it, for an incident.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw one flow: its events, who handled them, duplicates, dead letters. Exit 1 if there is nothing of it."""
-    since_s = seconds(since)
-    app = load_app(target) if target else None
-    if jaeger is not None:
-        spans = jaeger_api.find(jaeger, correlation_id, list(app.services) if app else (), since_s=since_s)
-        found: Any = {"correlation_id": correlation_id, "spans": [span.as_dict() for span in spans]}
-        _print(found, jaeger_api.tree(correlation_id, spans), as_json)
-        if not spans:
-            fail(f"{jaeger} has no span of {correlation_id} in the last {since}; is it exported there? try --since")
-        return
-    if broker is None:
+    """Draw a flow: its events, who handled them, dead letters, what it waits for. Exit 1 if nothing is found."""
+    name, targets = _named(list(names or ()), key)
+    if follow and as_json:
+        raise ConfigurationError("--follow draws for people; ask again and again for --json")
+    if broker is None and jaeger is None:
         raise ConfigurationError("say where to look: --broker URL (or CHOREO_BROKER), or --jaeger URL")
-    require_log(broker)
-    names = [name for name in (topics or "").split(",") if name]
-    timeline = run_async(from_log(broker, correlation_id, app, names, since_s, stores_of(broker, store, app)))
-    _print(timeline.as_dict(), timeline.tree(), as_json)
-    if not timeline.roots:
-        fail(f"{broker} has no event of {correlation_id} in the last {since}; check the id, or try a longer --since")
-
-
-async def from_log(
-    broker: str, correlation_id: str, app: App | None, topics: Sequence[str], since_s: float, stores: Sequence[Path]
-) -> Timeline:
-    """Read a flow's timeline off a log, and who handled it off the stores' files."""
-    transport = open_transport(broker)
-    await transport.open()
-    try:
-        existing = await transport.topics()
-        wanted = list(topics) or ([spec.name for spec in app.topic_specs()] if app else [])
-        if not wanted:
-            if embedded_path(broker) is None:
-                raise ConfigurationError("give MODULE:APP or --topics: all topics of a Kafka are too many to read")
-            wanted = list(existing)
-        if unknown := [name for name in topics if name not in existing]:
-            raise ConfigurationError(f"the broker has no topic {', '.join(unknown)}")
-        since_ms = max(0, int((time.time() - since_s) * 1000))
-        records = await transport.scan([name for name in wanted if name in existing], since_ms=since_ms)
-    finally:
-        await transport.close()
-    history: list[dict[str, Any]] = []
-    for path in stores:
-        history += await _history(path, correlation_id)
-    return await asyncio.to_thread(build, records, correlation_id, history)
-
-
-def stores_of(broker: str, store: str | None, app: App | None) -> list[Path]:
-    """Files that know who handled what; none that is not there."""
-    path = embedded_path(broker)
-    if path is not None:
-        return [path]
-    kind, _, name = (store or "").partition(":")
-    names = {name.replace("{service}", each) for each in (app.services if app else ())} or {name}
-    return sorted(Path(each) for each in names if kind == "sqlite" and Path(each).exists())
-
-
-async def _history(path: Path, correlation_id: str) -> Sequence[dict[str, Any]]:
-    store = SqliteStore(Database(str(path)), SystemClock(), with_log=False)
-    await store.open()
-    try:
-        return await store.history(correlation_id)
-    finally:
-        await store.close()
-
-
-def _print(found: Any, tree: Tree, as_json: bool) -> None:
+    if broker is not None:
+        require_log(broker)
+    wanted = tuple(each for each in (topics or "").split(",") if each)
+    prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
+    where = Where(broker, store, jaeger, load_capability(targets) if targets else None, wanted, prefix)
+    since_ms = max(0, int((time.time() - seconds(since)) * 1000))
+    if follow:
+        found = _followed(where, name, html, by_key=key is not None, since_ms=since_ms)
+    else:
+        found = run_async(look(where, name, by_key=key is not None, since_ms=since_ms))
+    if html is not None and found.timelines:
+        _write(html, found)
+        err().print(f"wrote {html}", highlight=False, markup=False)
     if as_json:
-        print_json(found)
-    elif tree.children:
-        out().print(tree)
+        print_json(found.as_dict())
+    elif not follow and found.timelines:
+        _console().print(_drawn(found))
+    if not found.timelines:
+        places = " and ".join(each for each in (broker, jaeger) if each)
+        fail(f"{places}: no event of {name} in the last {since}; check the id, or try a longer --since")
+
+
+def _named(names: list[str], key: str | None) -> tuple[str, list[str]]:
+    """What to look for, and where the declarations are."""
+    if key is not None:
+        return key, names
+    if not names:
+        raise ConfigurationError("name a correlation id, an event id or a trace id; or give --key KEY")
+    return names[0], names[1:]
+
+
+def _followed(where: Where, name: str, html: Path | None, *, by_key: bool, since_ms: int) -> Found:
+    """Draw, and keep the page current, until every flow that was found has ended, or until interrupted."""
+    found = Found()
+
+    async def draw(live: Live) -> None:
+        nonlocal found
+        since = since_ms
+        while True:
+            found = await look(where, name, by_key=by_key, since_ms=since)
+            if found.timelines:
+                since = max(since, min(each.begun_ms for each in found.timelines) - SLACK_MS)
+                live.update(_drawn(found), refresh=True)
+                if html is not None:
+                    _write(html, found)
+                if all(each.progress is not None and each.progress.ended for each in found.timelines):
+                    return
+            await asyncio.sleep(FOLLOW_S)
+
+    with Live(console=_console(), auto_refresh=False) as live:
+        try:
+            asyncio.run(draw(live))
+        except KeyboardInterrupt:
+            pass  # the reader has seen enough
+    return found
+
+
+def _console() -> Console:
+    """A tree cuts lines that do not wrap. So they do in a terminal, and in a file there is room for each."""
+    console = out()
+    console.soft_wrap = False
+    return console if console.is_terminal else Console(width=LINE_CHARS_MAX)
+
+
+def _drawn(found: Found) -> Group:
+    return Group(*(tree(each) for each in found.timelines), *(f"[dim]{escape(line)}[/]" for line in _read(found)))
+
+
+def _read(found: Found) -> list[str]:
+    """What was read, in words."""
+    said = []
+    if log := found.read.get("log"):
+        said.append(f"log: {', '.join(log['topics'])} since {log['since']}, {log['records']:,} records")
+    if stores := found.read.get("stores"):
+        said.append(f"{', '.join(dict.fromkeys(each['kind'] for each in stores))}: {found.read['keys']} keys")
+    if jaeger := found.read.get("jaeger"):
+        said.append(f"Jaeger: {jaeger['spans']:,} spans")
+    more = [f"{found.more} older flows are left out: narrow it with --since"] if found.more else []
+    return [f"read {'; '.join(said)}", *found.remarks, *more]
+
+
+def _write(html: Path, found: Found) -> None:
+    text = page.render(found.timelines, now_ms=int(time.time() * 1000), read=_read(found))
+    try:
+        html.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{html} cannot be written: {error.strerror}") from None

@@ -2,12 +2,12 @@
 
 import time
 import urllib.parse
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from choreo.envelope import rfc3339
 from choreo.errors import TransportError
 from choreo.flow import jaeger
-from choreo.flow.jaeger import read_v1, read_v3
+from choreo.flow.spans import Span, read_v1, read_v3
 
 TRACES_MAX = 1000
 """A service, since Jaeger answers them all in one body."""
@@ -16,7 +16,7 @@ TRACES_MAX = 1000
 class Estate(NamedTuple):
     """Spans, and the services that have more traces than were asked for."""
 
-    spans: list[Any]
+    spans: list[Span]
     cut_short: list[str]
 
 
@@ -31,10 +31,10 @@ def read_estate(url: str, *, since_s: float) -> Estate:
         TransportError: Nobody answers there, or not as Jaeger does.
     """
     base, now_s = url.rstrip("/"), time.time()
-    services = _services(base)
+    services = jaeger.services_of(base)
     if services is None:
         raise TransportError(f"{url} does not answer as a Jaeger query API; it is usually at port 16686")
-    spans: dict[tuple[str, str], Any] = {}
+    spans: dict[tuple[str, str], Span] = {}
     cut_short = []
     for service in services:
         found = _read(base, service, now_s, since_s)
@@ -44,20 +44,12 @@ def read_estate(url: str, *, since_s: float) -> Estate:
     return Estate(list(spans.values()), cut_short)
 
 
-def _services(base: str) -> list[str] | None:
-    for path, name in (("/api/v3/services", "services"), ("/api/services", "data")):
-        body = jaeger._get(base + path)
-        if body is not None and name in body:
-            return [str(each) for each in body[name] or ()]  # null where there is none yet
-    return None
-
-
-def _read(base: str, service: str, now_s: float, since_s: float) -> list[Any]:
+def _read(base: str, service: str, now_s: float, since_s: float) -> list[Span]:
     """By v1 where it is, since it tells the kind of a span; versions of Jaeger after 2.20 have v3 only."""
     window = {"start": int((now_s - since_s) * 1e6), "end": int(now_s * 1e6), "limit": TRACES_MAX}
-    body = jaeger._get(f"{base}/api/traces?" + urllib.parse.urlencode({"service": service, **window}))
+    body = jaeger.ask(f"{base}/api/traces?" + urllib.parse.urlencode({"service": service, **window}))
     if body is not None and (found := read_v1(body)):
-        return list(found)
+        return found
     query = {
         name: value
         for names, value in (
@@ -68,5 +60,5 @@ def _read(base: str, service: str, now_s: float, since_s: float) -> list[Any]:
         )
         for name in names
     }
-    body = jaeger._get(f"{base}/api/v3/traces?" + urllib.parse.urlencode(query))
-    return [] if body is None else list(read_v3(body))
+    body = jaeger.ask(f"{base}/api/v3/traces?" + urllib.parse.urlencode(query))
+    return [] if body is None else read_v3(body)

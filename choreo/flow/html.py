@@ -18,12 +18,12 @@ article{border-top:2px solid #cbd5e1;margin-top:1.5rem}h3 small{font-weight:norm
 """
 
 
-def framed(title: str, body: Iterable[str]) -> str:
-    """A page about `body`, which is HTML already."""
+def framed(title: str, body: Iterable[str], style: str = "") -> str:
+    """A page about `body`, which is HTML already; `style` is CSS after that of all pages."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><h1>{escape(title)}</h1>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )

@@ -1,50 +1,54 @@
-"""One flow from a Jaeger query API: asked in both of its dialects, filtered here, drawn as a tree of spans.
+"""Asks a Jaeger query API for the spans of flows, in both of its dialects.
 
 Which filters a Jaeger honours depends on its version: 2.13 ignores attributes in v3, versions after 2.20 have no v1.
-So an answer is known by its body, never by status or content type, and every trace is filtered again.
+So an answer is known by its body, never by status or content type, and every span is filtered again here.
 """
 
+import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from rich.markup import escape
-from rich.tree import Tree
 
 from choreo.envelope import rfc3339
 from choreo.errors import TransportError
+from choreo.flow.spans import CONVERSATION, KEY, MESSAGE, Span, flows_of, of_flow, read_v1, read_v3
 
-CONVERSATION = "messaging.message.conversation_id"
-SHOWN = ("cloudevents.event_type", "choreo.handler", "choreo.outcome")
 TIMEOUT_S = 15.0
 TRACES_MAX = 100
 BODY_BYTES_MAX = 256 * 1024 * 1024
+_TRACE_ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
-@dataclass(slots=True)
-class JaegerSpan:
-    """One span, as far as it is shown."""
+def identify(url: str, name: str, services: Sequence[str] = (), *, by_key: bool = False, since_s: float) -> list[str]:
+    """Correlation ids of the flows that a name stands for, in order of time; none if Jaeger knows none.
 
-    trace_id: str
-    span_id: str
-    parent_id: str
-    name: str
-    service: str
-    start_ns: int
-    duration_ns: int
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    Args:
+        name: A correlation id, event id or trace id; a record key with `by_key`.
+        services, since_s: As for `find`.
 
-    def as_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    Raises:
+        TransportError: As `find` does.
+    """
+    base = url.rstrip("/")
+    spans: list[Span] = []
+    trace_id = name if not by_key and _TRACE_ID.match(name) else None
+    if trace_id is not None:
+        spans = _trace(base, trace_id)
+        if found := flows_of(spans, name, (), trace_id):
+            return found
+    for attribute in (KEY,) if by_key else (CONVERSATION, MESSAGE):
+        spans = _search(url, attribute, name, services, since_s)
+        if found := flows_of(spans, name, (attribute,)):
+            return found
+    return []
 
 
-def find(url: str, correlation_id: str, services: Sequence[str] = (), *, since_s: float) -> list[JaegerSpan]:
+def find(url: str, correlation_id: str, services: Sequence[str] = (), *, since_s: float) -> list[Span]:
     """Every span of the traces that a flow has a span in.
 
     Args:
@@ -55,128 +59,50 @@ def find(url: str, correlation_id: str, services: Sequence[str] = (), *, since_s
     Raises:
         TransportError: Nobody answers there, or not as Jaeger does.
     """
-    base = url.rstrip("/")
-    now_s = time.time()
-    spans: dict[tuple[str, str], JaegerSpan] = {}
-    answered = False
-    for service in services or _services(base):
-        for ask, parse in (
-            (_v3(service, correlation_id, now_s, since_s), read_v3),
-            (
-                _v1(service, correlation_id, now_s, since_s),
-                read_v1,
-            ),
+    return of_flow(_search(url, CONVERSATION, correlation_id, services, since_s), correlation_id)
+
+
+def _search(url: str, attribute: str, value: str, services: Sequence[str], since_s: float) -> list[Span]:
+    """Whole traces that have a span with this attribute, one service after the other."""
+    base, now_s = url.rstrip("/"), time.time()
+    spans: dict[tuple[str, str], Span] = {}
+    known = list(services) or services_of(base)
+    answered = known == []  # a Jaeger that has no span of anybody yet
+    for service in known or ():
+        for query, parse in (
+            (_v3(service, attribute, value, now_s, since_s), read_v3),
+            (_v1(service, attribute, value, now_s, since_s), read_v1),
         ):
-            body = _get(base + ask)
+            body = ask(base + query)
             if body is None:
                 continue
             answered = True
-            found = of_flow(parse(body), correlation_id)
-            spans.update({(span.trace_id, span.span_id): span for span in found})
-            if found:
+            found = parse(body)
+            traces = {span.trace_id for span in found}
+            ours = {span.trace_id for span in found if str(span.attributes.get(attribute)) == value}
+            spans.update({(span.trace_id, span.span_id): span for span in found if span.trace_id in ours})
+            if ours and ours == traces:  # else the filter was ignored, and what we want may be beyond the limit
                 break
     if not answered:
         raise TransportError(f"{url} does not answer as a Jaeger query API; it is usually at port 16686")
     return list(spans.values())
 
 
-def of_flow(spans: Iterable[JaegerSpan], correlation_id: str) -> list[JaegerSpan]:
-    """Spans of the traces that have a span of the flow, but for other flows that share the trace."""
-    spans = list(spans)
-    traces = {span.trace_id for span in spans if span.attributes.get(CONVERSATION) == correlation_id}
-    return [
-        span
-        for span in spans
-        if span.trace_id in traces and span.attributes.get(CONVERSATION, correlation_id) == correlation_id
-    ]
+def _trace(base: str, trace_id: str) -> list[Span]:
+    for path, parse in ((f"/api/v3/traces/{trace_id}", read_v3), (f"/api/traces/{trace_id}", read_v1)):
+        body = ask(base + path)
+        if body is not None and (spans := parse(body)):
+            return spans
+    return []
 
 
-def read_v1(body: Mapping[str, Any]) -> list[JaegerSpan]:
-    """Spans of an answer of `/api/traces`."""
-    spans = []
-    for trace in body.get("data") or ():
-        services = {key: process.get("serviceName", "") for key, process in (trace.get("processes") or {}).items()}
-        for span in trace.get("spans") or ():
-            parents = [each for each in span.get("references") or () if each.get("refType") == "CHILD_OF"]
-            spans.append(
-                JaegerSpan(
-                    span["traceID"],
-                    span["spanID"],
-                    parents[0]["spanID"] if parents else "",
-                    span.get("operationName", ""),
-                    services.get(span.get("processID"), ""),
-                    int(span.get("startTime", 0)) * 1000,
-                    int(span.get("duration", 0)) * 1000,
-                    {tag["key"]: tag.get("value") for tag in span.get("tags") or ()},
-                )
-            )
-    return spans
-
-
-def read_v3(body: Mapping[str, Any]) -> list[JaegerSpan]:
-    """Spans of an answer of `/api/v3/traces`: OTLP's JSON."""
-    spans = []
-    for of_resource in (body.get("result") or body).get("resourceSpans") or ():
-        resource = _attributes((of_resource.get("resource") or {}).get("attributes"))
-        for of_scope in of_resource.get("scopeSpans") or ():
-            for span in of_scope.get("spans") or ():
-                start_ns = int(span.get("startTimeUnixNano", 0))
-                spans.append(
-                    JaegerSpan(
-                        span["traceId"],
-                        span["spanId"],
-                        span.get("parentSpanId", ""),
-                        span.get("name", ""),
-                        str(resource.get("service.name", "")),
-                        start_ns,
-                        int(span.get("endTimeUnixNano", start_ns)) - start_ns,
-                        _attributes(span.get("attributes")),
-                    )
-                )
-    return spans
-
-
-def tree(correlation_id: str, spans: Sequence[JaegerSpan]) -> Tree:
-    """The spans below the spans that caused them."""
-    top = Tree(f"[bold]{escape(correlation_id)}[/]")
-    ordered = sorted(spans, key=lambda span: span.start_ns)
-    known = {(span.trace_id, span.span_id) for span in ordered}
-    children: dict[tuple[str, str], list[JaegerSpan]] = {}
-    roots: list[JaegerSpan] = []
-    for span in ordered:
-        parent = (span.trace_id, span.parent_id)
-        (children.setdefault(parent, []) if parent in known else roots).append(span)
-    waiting = [(top, span) for span in reversed(roots)]
-    begun_ns = ordered[0].start_ns if ordered else 0
-    while waiting:
-        above, span = waiting.pop()
-        branch = above.add(_label(span, begun_ns))
-        waiting += [(branch, child) for child in reversed(children.get((span.trace_id, span.span_id), []))]
-    return top
-
-
-def _label(span: JaegerSpan, begun_ns: int) -> str:
-    said = span.attributes
-    words = [str(said[name]) for name in SHOWN if name in said]
-    times = f"+{(span.start_ns - begun_ns) / 1e9:.3f} s, {span.duration_ns / 1e6:.1f} ms"
-    return f"[bold cyan]{escape(span.name)}[/] {escape(span.service)} {escape(' '.join(words))} [dim]{times}[/]"
-
-
-def _attributes(found: Iterable[Mapping[str, Any]] | None) -> dict[str, Any]:
-    values = {}
-    for each in found or ():
-        value = next(iter((each.get("value") or {}).items()), ("", None))
-        values[each["key"]] = int(str(value[1])) if value[0] == "intValue" else value[1]
-    return values
-
-
-def _v1(service: str, correlation_id: str, now_s: float, since_s: float) -> str:
-    tags = orjson.dumps({CONVERSATION: correlation_id}).decode()
+def _v1(service: str, attribute: str, value: str, now_s: float, since_s: float) -> str:
+    tags = orjson.dumps({attribute: value}).decode()
     span = {"start": int((now_s - since_s) * 1e6), "end": int(now_s * 1e6)}
     return "/api/traces?" + urllib.parse.urlencode({"service": service, "tags": tags, "limit": TRACES_MAX, **span})
 
 
-def _v3(service: str, correlation_id: str, now_s: float, since_s: float) -> str:
+def _v3(service: str, attribute: str, value: str, now_s: float, since_s: float) -> str:
     """Both spellings of everything: 2.13 knows snake_case only."""
     first, last = rfc3339(now_s - since_s), rfc3339(now_s)
     query: dict[str, Any] = {
@@ -188,21 +114,26 @@ def _v3(service: str, correlation_id: str, now_s: float, since_s: float) -> str:
         "query.startTimeMax": last,
         "query.num_traces": TRACES_MAX,
         "query.searchDepth": TRACES_MAX,
-        "query.attributes": orjson.dumps({CONVERSATION: correlation_id}).decode(),
+        "query.attributes": orjson.dumps({attribute: value}).decode(),
     }
     return "/api/v3/traces?" + urllib.parse.urlencode(query)
 
 
-def _services(base: str) -> list[str]:
+def services_of(base: str) -> list[str] | None:
+    """Names of all that it has spans of; None if what answers at `base` is no Jaeger."""
     for path, name in (("/api/v3/services", "services"), ("/api/services", "data")):
-        body = _get(base + path)
-        if body is not None and isinstance(body.get(name), list):
-            return [str(each) for each in body[name]]
-    return []
+        body = ask(base + path)
+        if body is not None and name in body:
+            return [str(each) for each in body[name] or ()]
+    return None
 
 
-def _get(url: str) -> Mapping[str, Any] | None:
-    """The JSON object at `url`; None for whatever else is there."""
+def ask(url: str) -> Mapping[str, Any] | None:
+    """The JSON object at `url`; None for whatever else is there.
+
+    Raises:
+        TransportError: Nobody answers there.
+    """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise TransportError(f"{url}: a Jaeger query API is at http:// or https://")
     try:

@@ -25,7 +25,7 @@ ANCESTORS_MAX = 200
 
 
 class SpanLike(Protocol):
-    """What is needed of a span; see `choreo.flow.jaeger`."""
+    """What is needed of a span; see `choreo.flow.spans`."""
 
     trace_id: str
     span_id: str

@@ -39,9 +39,18 @@ class Emitter:
         self._propagate = tuple(propagate)
 
     def emits(
-        self, work: Work, handler: str, events: Sequence[Event], now_s: float, sending: Sending
+        self,
+        work: Work,
+        handler: str,
+        events: Sequence[Event],
+        now_s: float,
+        sending: Sending,
+        correlation_id: str | None = None,
     ) -> tuple[ProducerRecord, ...]:
-        """Records of follow-on events; `sending` gives each envelope the context of its own `send` span."""
+        """Records of follow-on events; `sending` gives each envelope the context of its own `send` span.
+
+        `correlation_id`: of the flow they belong to, if that is another one than their cause's.
+        """
         cause = work.envelope
         assert cause is not None
         counts: dict[str, int] = {}
@@ -56,7 +65,7 @@ class Emitter:
                 type_,
                 version=event.event_version,
                 time=cloudevents.rfc3339(now_s),
-                correlationid=cause.correlationid,
+                correlationid=correlation_id or cause.correlationid,
                 causationid=cause.id,
                 traceparent=cause.traceparent,
                 tracestate=cause.tracestate,

@@ -157,15 +157,16 @@ class Flusher:
     def _transacted(self, unit: Unit, inside: Inside | None) -> Transacted:
         worker, work = self._worker, unit.work
 
-        def finished(events: list[Event]) -> Finished:
+        def finished(events: list[Event], correlation_id: str | None = None) -> Finished:
             now_s = worker.ports.clock.now_s()
-            emits = worker.emitter.emits(work, unit.handler, events, now_s, worker.span(unit).sending)
+            sending = worker.span(unit).sending
+            emits = worker.emitter.emits(work, unit.handler, events, now_s, sending, correlation_id)
             return self.finished(unit, emits, "handled")
 
         def invoke(transaction: Any, connection: Any) -> Finished:
             assert inside is not None
             work.started_s = work.started_s or worker.ports.clock.now_s()
-            return finished(inside.call(transaction, connection))
+            return finished(inside.call(transaction, connection), inside.context.correlation_id)
 
         async def invoke_async(transaction: Any, connection: Any) -> Finished:
             work.started_s = work.started_s or worker.ports.clock.now_s()

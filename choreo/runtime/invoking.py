@@ -101,9 +101,9 @@ class Inside:
         self.variables = contextvars.copy_context()
         self._invoker = invoker
         self._unit = unit
-        self._context = invoker.context(unit)
+        self.context = invoker.context(unit)
         self._attach: Callable[[], None] | None = attach
-        self.variables.run(invocation.set, self._context)
+        self.variables.run(invocation.set, self.context)
         self._stack = AsyncExitStack()
         self._error: Exception | None = None
 
@@ -111,15 +111,15 @@ class Inside:
         """Enter the hooks."""
         self._begin()
         for each in around:
-            await self._stack.enter_async_context(each(self._context))
+            await self._stack.enter_async_context(each(self.context))
 
     def call(self, transaction: Any, connection: Any) -> list[Event]:
         """Call the handler with the unit's transaction, which is on `connection`."""
-        self._context.transaction = connection
+        self.context.transaction = connection
         self._error = None  # it may be called again, if its transaction could not be committed
         try:
             self.variables.run(self._begin)
-            return self.variables.run(self._invoker.call_inside, self._unit, self._context, transaction)
+            return self.variables.run(self._invoker.call_inside, self._unit, self.context, transaction)
         except Exception as error:
             self._error = error
             raise

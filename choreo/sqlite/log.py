@@ -39,6 +39,15 @@ def partition_of(key: bytes | None, partitions: int, turn: int) -> int:
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
+def partitions_of(counts: Mapping[str, int], key: bytes | None) -> list[TopicPartition]:
+    """Every partition of topics with so many, in order; with a `key` the one of each that it chooses."""
+    return [
+        TopicPartition(topic, n)
+        for topic, count in counts.items()
+        for n in (range(count) if key is None else (partition_of(key, count, 0),))
+    ]
+
+
 def encode_headers(headers: Headers) -> bytes:
     """Headers as bytes: lengths of key and value (-1: null), then both. Keys keep bytes that are not UTF-8."""
     parts: list[bytes] = []
@@ -139,8 +148,15 @@ def read(db: sqlite3.Connection, partition: TopicPartition, offset: int, records
     ]
 
 
-def scan(db: sqlite3.Connection, names: Sequence[str], since_ms: int, *, header: bytes = b"") -> list[Record]:
-    """Records of the topics not older than `since_ms` with `header` in their headers, as they were appended."""
+def scan(
+    db: sqlite3.Connection, names: Sequence[str], since_ms: int, *, header: bytes = b"", key: bytes | None = None
+) -> list[Record]:
+    """Records of the topics not older than `since_ms` with `header` in their headers, as they were appended.
+
+    With a `key`, of the partition of each topic that it chooses.
+    """
+    known = topics(db) if key is not None else {}
+    only = {*partitions_of({name: known[name].partitions for name in names if name in known}, key)}
     marks = ",".join("?" * len(names))
     rows = db.execute(
         f'SELECT topic, "partition", offset, key, value, headers, timestamp_ms FROM choreo_log '
@@ -148,7 +164,11 @@ def scan(db: sqlite3.Connection, names: Sequence[str], since_ms: int, *, header:
         "ORDER BY rowid",
         (*names, since_ms, header),
     )
-    return [Record(a, b, c, d, e, decode_headers(f), g) for a, b, c, d, e, f, g in rows]
+    return [
+        Record(a, b, c, d, e, decode_headers(f), g)
+        for a, b, c, d, e, f, g in rows
+        if key is None or TopicPartition(a, b) in only
+    ]
 
 
 def bounds(db: sqlite3.Connection, partition: TopicPartition) -> tuple[int, int]:

@@ -65,6 +65,8 @@ class TransportConformance(Conformance):
             found = {each.key: each.partition for each in await stage.transport.scan([topic], since_ms=0)}
             expected = {key: (hashed & 0x7FFFFFFF) % 7 for key, hashed in MURMUR2.items()}
             assert found == {**expected, b"named": 5}
+            mates = {key for key, number in found.items() if number == expected[b"21"]}
+            assert {each.key for each in await stage.transport.scan([topic], since_ms=0, key=b"21")} == mates
 
     async def test_records_come_back_as_they_were_sent(self) -> None:
         """Null and empty keys and values, headers twice and empty ones."""

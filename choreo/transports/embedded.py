@@ -69,9 +69,9 @@ class EmbeddedTransport:
         """Add partitions; members take them up at their next heartbeat."""
         await self._db.write(lambda db: log.widen(db, partitions))
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
-        """Every record of the topics not older than `since_ms`."""
-        return await self._db.read(lambda db: log.scan(db, topics, since_ms))
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
+        """As the port says."""
+        return await self._db.read(lambda db: log.scan(db, topics, since_ms, key=key))
 
     async def unread(self) -> int:
         """Records not yet finished by some group, over all groups."""

@@ -19,14 +19,14 @@ QUICK = {"heartbeat_interval_ms": 200, "session_timeout_ms": 6_000}
 class SettledLog(KafkaTransport):
     """A scan that waits for transactions to end, which is a moment after their commit was answered."""
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """Up to the end of all that was appended."""
         transactions, known = self.transactions("settled"), await self.topics(topics)
         for partition in [TopicPartition(topic, n) for topic in topics for n in range(known[topic].partitions)]:
             async for _ in transactions.read(partition, 0):
                 pass
         await transactions.close()
-        return await super().scan(topics, since_ms=since_ms)
+        return await super().scan(topics, since_ms=since_ms, key=key)
 
 
 class TestChangelog(StoreConformance):

@@ -228,3 +228,14 @@ async def test_a_large_table_is_counted_by_a_sample(shelf: Shelf, monkeypatch: p
     assert (await shelf.store.stats())[shelf.group].claims == 20_000
     monkeypatch.setattr(postgres_reading, "COUNTED_BYTES_MAX", 2_000_000)
     assert 10_000 < (await shelf.store.stats())[shelf.group].claims < 30_000
+
+
+async def test_keys_are_told_by_their_digests(shelf: Shelf) -> None:
+    """Done, claimed, or not there: for whoever knows the digest of what they look for."""
+    done, claimed, absent = os.urandom(16), os.urandom(16), os.urandom(16)
+    lease = await shelf.lease(shelf.p)
+    for key in (done, claimed):
+        await shelf.claim(lease, key)
+    await shelf.store.commit(CommitRequest({shelf.p: lease}, [Finished(shelf.p, 7, done, (), "handled")], {}))
+    assert isinstance(shelf.store, PostgresStore)
+    assert await shelf.store.keys(shelf.group, [done, claimed, absent]) == {done: True, claimed: False}

@@ -112,7 +112,7 @@ class Log:
     async def widen(self, partitions: Mapping[str, int]) -> None:
         """Not asked for."""
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """Everything."""
         return [record for topic in topics for record in self.records[topic]]
 

@@ -234,3 +234,14 @@ def test_a_url_that_is_none_is_refused_and_not_quoted(url: str) -> None:
     with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
         RedisStore(url)
     assert "hid" not in f"{caught.value!r}{caught.value.__cause__!r}{caught.value.__context__!r}"
+
+
+async def test_keys_are_told_by_their_digests(shelf: Shelf) -> None:
+    """Done, claimed, or not there: for whoever knows the digest of what they look for."""
+    done, claimed, absent = os.urandom(16), os.urandom(16), os.urandom(16)
+    lease = await shelf.lease(shelf.p)
+    for key in (done, claimed):
+        await shelf.claim(lease, key)
+    await shelf.store.commit(CommitRequest({shelf.p: lease}, [Finished(shelf.p, 7, done, (), "handled")], {}))
+    assert isinstance(shelf.store, RedisStore)
+    assert await shelf.store.keys(shelf.group, [done, claimed, absent]) == {done: True, claimed: False}

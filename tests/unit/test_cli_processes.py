@@ -38,7 +38,7 @@ def wait_for_events(correlation_id: str, count: int) -> list[dict[str, Any]]:
     until_s = time.monotonic() + 20
     while time.monotonic() < until_s:
         result = CliRunner().invoke(main, ["trace", correlation_id, "--json"])
-        found: list[dict[str, Any]] = json.loads(result.stdout)["events"] if result.exit_code == 0 else []
+        found: list[dict[str, Any]] = json.loads(result.stdout)["flows"][0]["events"] if result.exit_code == 0 else []
         if len(found) >= count:
             return found
         time.sleep(0.1)

@@ -174,3 +174,20 @@ async def test_a_file_of_an_older_version_is_indexed_when_it_is_opened(tmp_path:
     assert await again.indexed() == 3 * RUN
     assert set(await again.claim(old, 1)) == {"done"}
     await again.store.close()
+
+
+async def test_keys_are_told_by_their_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Done, claimed, or not there, whether they are in the index or newer than it."""
+    monkeypatch.setattr(digests, "RUN_KEYS", RUN)
+    member = Member(tmp_path / "keys.db", 0)
+    await member.open()
+    old, new, open_ = [bytes([n]) * 16 for n in range(RUN)], bytes([100]) * 16, bytes([101]) * 16
+    await member.claim(old, 0)
+    await member.commit(old)
+    while await member.database.write(digests.sort_in):
+        pass
+    await member.claim([new, open_], 0)
+    await member.commit([new])
+    asked = [*old, new, open_, bytes([102]) * 16]
+    assert await member.store.keys("g", asked) == {**dict.fromkeys([*old, new], True), open_: False}
+    await member.store.close()

@@ -156,6 +156,8 @@ _HISTORY = """SELECT handler, topic, "partition", "offset", done, outcome, attem
     coalesce((extract(epoch FROM done_at) * 1000)::int8, 0) AS done_ms
 FROM {key} WHERE flow = %(flow)s::int8 AND correlation_id = %(correlation_id)b ORDER BY done_at NULLS FIRST"""
 
+_KEYS = "SELECT digest, done FROM {key} WHERE digest = ANY(%(digests)b::bytea[])"
+
 
 class Queries:
     """The statements with a store's own names in them."""
@@ -171,4 +173,4 @@ class Queries:
         self.pending, self.sent = fill(_PENDING), fill(_SENT)
         self.guard, self.unguard = fill(_GUARD), fill(_UNGUARD)
         self.purge, self.size, self.count = fill(_PURGE), fill(_SIZE), fill(_COUNT)
-        self.oldest, self.history = fill(_OLDEST), fill(_HISTORY)
+        self.oldest, self.history, self.keys = fill(_OLDEST), fill(_HISTORY), fill(_KEYS)

@@ -212,6 +212,11 @@ class PostgresStore:
         queries, limits = self._queries, self._settings.limits
         return await self._call(lambda connection: reading.history(connection, queries, limits, correlation_id))
 
+    async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
+        """Of these keys those it has: True is done, False is claimed. A digest is of one group."""
+        queries, limits = self._queries, self._settings.limits
+        return await self._call(lambda connection: reading.keys(connection, queries, limits, digests))
+
     async def run(self, function: Callable[[Any], object]) -> None:
         """Run `function(connection)` on a thread, in a transaction that no two processes run at once."""
 

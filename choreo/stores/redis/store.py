@@ -217,6 +217,14 @@ class RedisStore:
         codes = map(int, answer.split())
         return [Claimed("fresh", code) if code > 0 else _VERDICTS[code] for code in codes]
 
+    async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
+        """Of these keys of a group those it has: True is done, False is claimed."""
+        found: dict[bytes, bool] = {}
+        for part in _slices(digests, UNITS_MAX):
+            values = await self._redis.command("HMGET", self._keys(group).keys, *part)
+            found |= {digest: value[:1] == b"D" for digest, value in zip(part, values, strict=True) if value}
+        return found
+
     async def _stats(self, group: str) -> Any:
         return await self._redis.run(scripts.STATS, self._key_names(group), [])
 

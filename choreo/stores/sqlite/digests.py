@@ -50,6 +50,18 @@ class Digests:
         return None if row is None else int(row[0])
 
 
+def known(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, bool]:
+    """Of these keys those that are there, and whether they are done; to be read without the write lock."""
+    wanted = set(digests)
+    newest = db.execute("SELECT digest, done FROM choreo_key WHERE id > ?", (_run_end(db),))
+    found = {digest: bool(done) for digest, done in newest if digest in wanted}
+    for digest in wanted - found.keys():
+        if (row := db.execute(_INDEXED, (digest,)).fetchone()) is not None:
+            done = db.execute("SELECT done FROM choreo_key WHERE id = ?", row).fetchone()
+            found[digest] = bool(done[0])
+    return found
+
+
 def sort_in(db: sqlite3.Connection) -> bool:
     """Put the oldest run into the index; False if there is no whole one."""
     begin = _run_end(db)

@@ -27,7 +27,7 @@ from choreo.sqlite.schema import SPAN_ROWS
 from choreo.stores.sqlite import instances
 from choreo.stores.sqlite.claim import claim
 from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_control
-from choreo.stores.sqlite.digests import Digests, forget, sort_in
+from choreo.stores.sqlite.digests import Digests, forget, known, sort_in
 
 PURGE_KEYS_MAX = 10_000
 """Of one call, so that the write lock is held for a fraction of a second."""
@@ -248,6 +248,10 @@ class SqliteStore:
             return None if found is None else (found, instances.timers(db, process, key))
 
         return await self._db.read(query)
+
+    async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
+        """Of these keys those it has: True is done, False is claimed. A digest is of one group."""
+        return await self._db.read(lambda db: known(db, digests))
 
     async def close(self) -> None:
         """Close the file if nobody else uses it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.sqlite.log import partition_of
+from choreo.sqlite.log import partition_of, partitions_of
 
 
 class Fenced(Exception):
@@ -109,20 +109,15 @@ class SimulatedLog:
         self._keyless += record.key is None
         return partition_of(record.key, self.specs[record.topic].partitions, self._keyless)
 
-    def ids(self, topics: Iterable[str]) -> list[TopicPartition]:
-        """Partitions of topics, in order."""
-        return [
-            TopicPartition(name, n)
-            for name in topics
-            if name in self.specs
-            for n in range(self.specs[name].partitions)
-        ]
+    def ids(self, topics: Iterable[str], key: bytes | None = None) -> list[TopicPartition]:
+        """Partitions of topics, in order; with a `key` those it chooses."""
+        return partitions_of({name: self.specs[name].partitions for name in topics if name in self.specs}, key)
 
-    def scan(self, topics: Iterable[str], since_ms: int = 0) -> list[Record]:
+    def scan(self, topics: Iterable[str], since_ms: int = 0, key: bytes | None = None) -> list[Record]:
         """Committed records, in order of time."""
         found = [
             record
-            for id_ in self.ids(topics)
+            for id_ in self.ids(topics, key)
             for record in self.partitions[id_].committed(0, 10**9)[0]
             if record.timestamp_ms >= since_ms
         ]

@@ -56,9 +56,9 @@ class SimulatedTransport:
         """Refused: keys would move."""
         raise TransportError("topics of a simulation keep their partitions")
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """Every committed record."""
-        return self._log.scan(topics, since_ms)
+        return self._log.scan(topics, since_ms, key)
 
     def transactions(self, group: str) -> SimulatedTransactions:
         """Transactions of one group."""

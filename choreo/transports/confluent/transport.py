@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from choreo.errors import TransportError
 from choreo.ports import Assignment, TopicSpec
-from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.record import ProducerRecord, Record
+from choreo.sqlite.log import partitions_of
 from choreo.transports.confluent.admin import ConfluentAdmin
 from choreo.transports.confluent.client import KafkaError, KafkaException, Producer, made, reason
 from choreo.transports.confluent.consumer import ConfluentConsumer
@@ -118,13 +119,13 @@ class ConfluentTransport:
         """As the port says; returns when the new partitions have their leaders."""
         await self._admin.widen(partitions)
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """As the port says, read_committed, in order of time."""
         known = await self._admin.partitions()
         missing = [topic for topic in topics if topic not in known]
         if missing:
             raise TransportError(f"no such topic: {', '.join(missing)}")
-        partitions = [TopicPartition(topic, n) for topic in topics for n in range(known[topic])]
+        partitions = partitions_of({topic: known[topic] for topic in topics}, key)
         starts, ends = await asyncio.gather(
             self._admin.start_offsets(partitions, since_ms), self._admin.start_offsets(partitions, "latest")
         )

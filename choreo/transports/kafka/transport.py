@@ -8,7 +8,8 @@ from aiokafka import AIOKafkaConsumer
 
 from choreo.errors import TransportError
 from choreo.ports import Assignment, TopicSpec
-from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.record import ProducerRecord, Record
+from choreo.sqlite.log import partitions_of
 from choreo.transports.kafka import admin as kafka_admin
 from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
@@ -145,13 +146,13 @@ class KafkaTransport:
         async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
             await kafka_admin.widen(admin, partitions)
 
-    async def scan(self, topics: Sequence[str], *, since_ms: int) -> Sequence[Record]:
+    async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """As the port says, read_committed, in order of time."""
         known = await self.topics(topics)
         missing = [topic for topic in topics if topic not in known]
         if missing:
             raise TransportError(f"no such topic: {', '.join(missing)}")
-        partitions = [TopicPartition(topic, n) for topic in topics for n in range(known[topic].partitions)]
+        partitions = partitions_of({topic: known[topic].partitions for topic in topics}, key)
         options = {"auto_offset_reset": "none", "isolation_level": "read_committed", "enable_auto_commit": False}
         consumer = AIOKafkaConsumer(**self._arguments, **options)
         try:
