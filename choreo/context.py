@@ -19,12 +19,13 @@ class Context:
             whatever is called outside, since no transaction of choreo's covers that.
         envelope: Id, source, correlation id and the rest of the event's attributes.
         attempt: 1 at the first invocation.
+        correlation_id: Of the flow that what is emitted belongs to: the event's own, or that of a process's instance.
         transaction: The unit's transaction as the store's own driver has it, in a plain handler that asks for one.
         log: A logger that adds `about` to each record.
         about: Service, handler, event id, type, correlation id and attempt: what log records say of the invocation.
     """
 
-    __slots__ = ("_now", "about", "attempt", "envelope", "idempotency_key", "log", "transaction")
+    __slots__ = ("_now", "about", "attempt", "correlation_id", "envelope", "idempotency_key", "log", "transaction")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Context:
         self.idempotency_key = idempotency_key
         self.envelope = envelope
         self.attempt = attempt
+        self.correlation_id = envelope.correlationid
         self.transaction = transaction
         self._now = now
         self.about = {

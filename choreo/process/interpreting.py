@@ -117,6 +117,7 @@ class Turn:
         self._version = self._process.versions[old.version]
         self._deferred = orjson.loads(old.deferred)
         if old.state:
+            self._context.correlation_id = old.correlation_id  # whatever flow the event came with
             self._state = old.state
             self._self = self._version.made.model_validate_json(old.data)
 
@@ -133,7 +134,7 @@ class Turn:
             self._self.model_dump_json().encode() if self._self is not None else b"{}",
             ended,
             orjson.dumps([] if ended else self._deferred),
-            old.correlation_id if old is not None else self._context.envelope.correlationid,
+            self._context.correlation_id,
             old.revision if old is not None else 0,
             self._instances.now_ms,
         )
@@ -198,7 +199,6 @@ class Turn:
             # Of this event and the how manieth it is: set again by a retry, it is the same timer.
             token = key_digest(self._context.idempotency_key, rule.name, str(self._set), "").hex()
             self._set += 1
-            correlation = self._old.correlation_id if self._old is not None else envelope.correlationid
             self._instances.set_timer(
                 Timer(
                     self._process.name,
@@ -207,7 +207,7 @@ class Turn:
                     token,
                     now_ms + round(rule.delay_s * 1000),
                     1,
-                    correlation,
+                    self._context.correlation_id,
                     envelope.traceparent or "",
                 )
             )

@@ -105,18 +105,23 @@ def undeclared(world: "World") -> Iterator[str]:
         service.source: {event.event_type for bound in world.app.bound(name) for event in bound.emits}
         for name, service in world.app.services.items()
     }
+    for process in world.app.processes.values():  # its timers are its own affair
+        declared[process.service.source].add(process.due.event_type)
     for _, envelope in world.events():
         if envelope is not None and envelope.type not in declared.get(envelope.source, {envelope.type}):
             yield f"{envelope.source} emitted {envelope.type}"
 
 
 def broken_trees(world: "World") -> Iterator[str]:
-    """Every event's cause is on the log, in the same flow."""
+    """Every event's cause is on the log, in the same flow; what a process emits is of its instance's."""
+    joining = {process.service.source for process in world.app.processes.values()}
     flows = {envelope.id: envelope.correlationid for _, envelope in world.events() if envelope is not None}
     for _, envelope in world.events():
         if envelope is not None and envelope.causationid:
             if envelope.causationid not in flows:
                 yield f"the cause of {envelope.type} {envelope.id} is nowhere"
+            elif envelope.source in joining and envelope.correlationid in flows.values():
+                continue
             elif flows[envelope.causationid] != envelope.correlationid:
                 yield f"{envelope.type} {envelope.id} is of another flow than its cause"
 
