@@ -295,9 +295,7 @@ class Running:
         await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
 
 
-def timers_of(
-    plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S
-) -> TimerPoller | None:
+def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S) -> TimerPoller | None:
     """What wakes the instances of the process that a service runs, if it runs one."""
     process = plan.process
     if process is None:
