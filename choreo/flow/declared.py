@@ -15,7 +15,7 @@ from choreo.flow.model import (
     Emit,
     EventRef,
 )
-from choreo.process.timing import TimerDue
+from choreo.process.timing import from_others
 from choreo.service import Flow, Service
 
 Topic = Callable[[str], str]
@@ -34,7 +34,7 @@ def declared(
 
 
 def _service(service: Service, handlers: Sequence[BoundHandler], topic: Topic) -> DeclaredService:
-    received = [event for bound in handlers for event in _received(bound)]
+    received = [event for bound in handlers for event in from_others(bound.handler.events)]
     sent = [event for bound in handlers for event in bound.emits]
     events = [_event(each, "receive", topic) for each in dict.fromkeys(received)]
     events += [_event(each, "send", topic) for each in dict.fromkeys(sent)]
@@ -48,11 +48,6 @@ def _service(service: Service, handlers: Sequence[BoundHandler], topic: Topic) -
     )
 
 
-def _received(bound: BoundHandler) -> list[type[Event]]:
-    """What others send it; what wakes a process when a timer is due is its own affair."""
-    return [event for event in bound.handler.events if not issubclass(event, TimerDue)]
-
-
 def _handler(bound: BoundHandler, topic: Topic) -> DeclaredHandler:
     handler = bound.handler
     emits = [
@@ -60,7 +55,7 @@ def _handler(bound: BoundHandler, topic: Topic) -> DeclaredHandler:
     ]
     return DeclaredHandler(
         name=handler.name,
-        consumes=tuple(sorted((_ref(event, topic) for event in _received(bound)), key=_order)),
+        consumes=tuple(sorted((_ref(event, topic) for event in from_others(bound.handler.events)), key=_order)),
         emits=tuple(sorted(emits, key=_order)),
         idempotency_key=handler.idempotency_key,
         attempts_max=handler.retry.attempts_max,

@@ -1,5 +1,7 @@
 """What wakes an instance whose timer is due: an event on a topic of the service's own, like any other event."""
 
+from collections.abc import Iterable
+
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.envelope import Envelope
@@ -15,6 +17,11 @@ class TimerDue(Event):
     name: str
     token: str
     number: int
+
+
+def from_others(events: Iterable[type[Event]]) -> list[type[Event]]:
+    """Without those that wake a process: they are its own affair, and no part of what it offers."""
+    return [event for event in events if not issubclass(event, TimerDue)]
 
 
 def due_class(process: str) -> type[TimerDue]:

@@ -19,6 +19,7 @@ from choreo.binding import BoundHandler
 from choreo.envelope import SCHEMA_PREFIX
 from choreo.errors import DeclarationError
 from choreo.event import Event
+from choreo.process.timing import from_others
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Version = tuple[str, int]
@@ -58,7 +59,7 @@ def contracts(handlers: Iterable[BoundHandler], starts: Iterable[type[Event]] = 
     for bound in handlers:
         for event in bound.emits:
             sent.setdefault(_version(event), set()).add(event)
-        for event in bound.handler.events:
+        for event in from_others(bound.handler.events):
             read.setdefault(_version(event), {})[bound.handler.label] = event
     for event in starts:
         sent.setdefault(_version(event), set()).add(event)

@@ -54,7 +54,11 @@ def as_decided(world: World) -> Iterator[str]:
         for event in world.published.values()
         if isinstance(event, ExpenseSubmitted) and event.cents > LARGE_CENTS
     }
-    outcomes = {ExpenseApproved: "approved", ExpenseRejected: "rejected", ExpenseWithdrawn: "withdrawn"}
+    outcomes: dict[type[Event], str] = {
+        ExpenseApproved: "approved",
+        ExpenseRejected: "rejected",
+        ExpenseWithdrawn: "withdrawn",
+    }
     for event in world.published.values():
         if type(event) in outcomes and not (isinstance(event, ExpenseApproved) and event.request_id in large):
             wanted[event.request_id] = outcomes[type(event)]
