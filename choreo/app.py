@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from choreo.binding import Around, BoundHandler, bind
 from choreo.errors import DeclarationError
 from choreo.event import Event
+from choreo.looking import Looking
 from choreo.ports import TopicSpec
 from choreo.process import ProcessManager, Saga
 from choreo.process.interpreting import Process
@@ -75,6 +76,7 @@ class App:
             each.name: [bind(handler) for handler in each.handlers.values()] for each in self.services.values()
         }
         self.resources = Resources(resources)
+        self._running: list[Running] = []
         self._check_resources()
         self._check_flows()
 
@@ -152,7 +154,37 @@ class App:
         names = list(self.services) if services is None else list(services)
         running = Running(self.plans(names), self.topic, Settings(broker=broker, store=store, **settings), self.name)
         async with running.started(self.resources, overrides or {}):
-            yield running
+            self._running.append(running)
+            try:
+                yield running
+            finally:
+                self._running.remove(running)
+
+    def instances(
+        self, process: type[ProcessManager] | Saga, *, store: str | None = None, broker: str | None = None
+    ) -> Looking:
+        """Instances of a process, to look at: where they stand, when their timers are due.
+
+        Args:
+            store: `postgresql://...` or `sqlite:PATH`; that of the running app unless given, then `CHOREO_STORE`.
+            broker: `embedded:PATH`, whose file holds them; `CHOREO_BROKER`.
+
+        Raises:
+            DeclarationError: It is no process of the app.
+        """
+        name = process.name if isinstance(process, Saga) else process.process_name
+        if name not in self.processes:
+            there = ", ".join(self.processes) or "none"
+            raise DeclarationError(f"{name!r} is no process of this app; it has: {there}")
+        running = self._running[-1] if self._running and store is None and broker is None else None
+        if running is not None:
+            store, broker = running.settings.store, running.settings.broker
+        return Looking(
+            self.processes[name],
+            running.stores.get(name) if running is not None else None,
+            store=store,
+            broker=broker,
+        )
 
     def plans(self, names: Sequence[str]) -> list[Plan]:
         """What is needed to run the named services.

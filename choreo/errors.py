@@ -10,15 +10,17 @@
     ├── TransportError       retry        the broker did not do what was asked
     │   └── RecordTooLarge   retry        one record is larger than its topic takes
     ├── StoreError           retry        the idempotency store did not do what was asked
+    ├── UnknownVersion       wait         this build does not know the version of a process's instance
     └── LeaseLost            drop         a newer owner has the partition: every result of ours is dropped
 
 Each class says what becomes of the event it befalls (`disposition`), so that the core consults a table and
-not a chain of isinstance. Any other exception out of a handler is treated as `retry`.
+not a chain of isinstance. What is to `wait` is tried again as often as need be, and no attempt is counted. Any
+other exception out of a handler is treated as `retry`.
 """
 
 from typing import ClassVar, Literal
 
-Disposition = Literal["stop", "dead_letter", "retry", "drop"]
+Disposition = Literal["stop", "dead_letter", "retry", "wait", "drop"]
 
 
 class ChoreoError(Exception):
@@ -99,6 +101,17 @@ class StoreError(ChoreoError):
     """The idempotency store failed, refused or did not answer in time."""
 
     disposition = "retry"
+
+
+class UnknownVersion(ChoreoError):
+    """An instance is of a version, or in a state, that this build's process does not have.
+
+    Its event waits, without an attempt counted, until a build that knows it takes over, or the instance is moved.
+    """
+
+    disposition = "wait"
+    delay_s: ClassVar[float] = 5.0
+    """Until it is looked at again here."""
 
 
 class LeaseLost(ChoreoError):

@@ -52,6 +52,39 @@ class Timer(NamedTuple):
     traceparent: str = ""
 
 
+class Intervention(NamedTuple):
+    """What somebody did to an instance by hand: `what` was done, by `who`, and `why`.
+
+    `correlation_id`: of the instance's flow. `at_ms`: when, on the store's clock, which sets it.
+    """
+
+    process: str
+    key: str
+    what: str
+    who: str
+    why: str
+    correlation_id: str = ""
+    at_ms: int = 0
+
+
+class Count(NamedTuple):
+    """The `number` of instances of one version in one state; with `timer`, of those that have one of this name.
+
+    `keys`: the first COUNT_KEYS_MAX of them.
+    """
+
+    version: int
+    state: str
+    ended: bool
+    timer: str | None
+    number: int
+    keys: tuple[str, ...]
+
+
+COUNT_KEYS_MAX = 3
+"""Of a `Count`: enough to look at."""
+
+
 class Instances(Protocol):
     """Instances and timers within one unit's transaction: all of it is committed with the unit's key, or nothing."""
 
@@ -125,3 +158,24 @@ class TimerStore(Protocol):
 
     async def instance(self, process: str, key: str) -> tuple[Instance, Sequence[Timer]] | None:
         """One, with its timers; for looking."""
+
+
+class OperatedStore(TimerStore, Protocol):
+    """Lets instances be counted, and changed by hand beside the services that run."""
+
+    async def census(self, process: str) -> Sequence[Count]:
+        """How many instances there are by version and state, and how many of those have which timer."""
+
+    async def intervene(self, change: Callable[[Instances], Sequence[Intervention]]) -> Sequence[Intervention]:
+        """Call `change` in a transaction of its own; what it returns is kept in the same, and returned with its time.
+
+        The rows that it loads are locked as a handler locks them.
+
+        Raises:
+            StoreError: It failed, or somebody else had an instance for too long; nothing is changed.
+        """
+
+    async def interventions(
+        self, process: str = "", key: str = "", *, correlation_id: str = ""
+    ) -> Sequence[Intervention]:
+        """What was done by hand, oldest first: to one instance; or with `correlation_id` to those of one flow."""

@@ -273,7 +273,9 @@ class Engine:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
-        if message.disposition == "dead_letter" or unit.attempts >= unit.retry.attempts_max:
+        if message.disposition == "wait":
+            unit.attempts -= 1  # nothing was tried, and another build may take over meanwhile
+        elif message.disposition == "dead_letter" or unit.attempts >= unit.retry.attempts_max:
             if not counted(unit):
                 self._turns.running += 1
                 unit.poison = message.reason

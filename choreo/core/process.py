@@ -10,6 +10,9 @@ from typing import Literal
 
 from choreo.core.definition import Definition, Rule, State, TimerRule
 
+ENTRY = "(entry)"
+"""A timer of no definition, set by hand: when it fires, the `entry` of the state is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Act:
@@ -36,8 +39,6 @@ class Next:
 @dataclass(frozen=True, slots=True)
 class Spent:
     """The timer fires no more."""
-
-    rule: TimerRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,13 @@ def on_timer(definition: Definition, state: str | None, timer: str, number: int)
     if state is not None:
         rule = next((each for each in definition.state(state).timers if each.name == timer), None)
     if rule is None:
-        yield Passed("stale_timer")
+        entry = definition.state(state).entry if state is not None and timer == ENTRY else None
+        yield Passed("stale_timer") if entry is None else Spent()
+        if entry is not None:
+            yield Act(entry, "entry")
         return
     again = rule.repeats and (rule.at_most is None or number < rule.at_most)
-    yield Next(rule) if again else Spent(rule)
+    yield Next(rule) if again else Spent()
     yield Act(rule.action, "timer")
     if rule.to is not None:
         yield from _entered(definition.state(rule.to))

@@ -1,5 +1,6 @@
 """`ProcessManager`: a persistent state machine as a class. Its fields are an instance's, its states say the rest."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
@@ -109,6 +110,50 @@ class ProcessManager(BaseModel):
             return function
 
         return register
+
+    @classmethod
+    def migrate(cls, *, from_version: int) -> Callable[[_Function], _Function]:
+        """How an instance of an older version becomes one of this: called by `choreo instances migrate`.
+
+            @Approval.migrate(from_version=1)
+            def from_v1(old: ApprovalV1, state: str) -> tuple[Approval, State]:
+                return Approval(...), waiting
+
+        The function is given the old instance and the name of its state, and returns the new one and its state. It
+        raises `Reject` of an instance that has to stay as it is.
+        """
+        known = [other.process_version for other in cls.process_previous]
+        if from_version not in known:
+            listed = ", ".join(map(str, known)) or "none"
+            raise DeclarationError(
+                f"{cls.__name__}.migrate(from_version={from_version}): the versions in its previous= are {listed}; "
+                "name the class of that version there"
+            )
+        if from_version in cls._moves:
+            raise DeclarationError(
+                f"{cls.__name__}.migrate(from_version={from_version}): there is "
+                f"{cls._moves[from_version].__name__} already"
+            )
+
+        def register(function: _Function) -> _Function:
+            if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
+                raise DeclarationError(
+                    f"{cls.__name__}.migrate: {function!r} must be a plain def: it runs inside a commit"
+                )
+            cls._moves[from_version] = function
+            return function
+
+        return register
+
+    @classmethod
+    def moves(cls) -> Mapping[int, Callable[..., Any]]:
+        """What was declared with `migrate`, by the version it begins at."""
+        return cls._moves
+
+    @classmethod
+    def has(cls, state: object) -> bool:
+        """Whether it is a state of this very version."""
+        return isinstance(state, Declared) and cls._states.get(state.name) is state
 
     @classmethod
     def definition(cls) -> Definition:

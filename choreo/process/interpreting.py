@@ -13,7 +13,7 @@ from choreo.context import Context
 from choreo.core import process as core
 from choreo.core.definition import DEFERRED_MAX, Definition, State
 from choreo.core.emission import key_digest
-from choreo.errors import DeclarationError, Reject, StoreError, UndeclaredEmission
+from choreo.errors import DeclarationError, Reject, UndeclaredEmission, UnknownVersion
 from choreo.event import Event
 from choreo.instances import Instance, Instances, Timer
 from choreo.process.declaring import ProcessManager
@@ -34,6 +34,10 @@ class Version:
         self.actions: Mapping[str, Action] = made.actions()
         self.guards = made.guards()
         self.classes = {event.event_type: event for event in made.events()}
+
+    def has(self, state: str) -> bool:
+        """Whether there is a state of the name."""
+        return any(each.name == state for each in self.definition.states)
 
 
 class Process:
@@ -63,6 +67,25 @@ class Process:
         for version in self.versions.values():
             version.definition = version.made.definition().hastened(times)
 
+    def version(self, number: int) -> Version:
+        """The version of that number.
+
+        Raises:
+            UnknownVersion: This build does not have it.
+        """
+        found = self.versions.get(number)
+        if found is None:
+            raise UnknownVersion(
+                f"{self.name} v{number} is not in this build, which knows {self.known}: deploy one that has both, "
+                "with previous="
+            )
+        return found
+
+    @property
+    def known(self) -> str:
+        """The versions of this build, for people."""
+        return ", ".join(f"v{number}" for number in sorted(self.versions))
+
     def key_of(self, event: Event) -> str:
         """The instance that an event is about."""
         for version in (self.newest, *self.versions.values()):
@@ -91,35 +114,50 @@ class Turn:
     def take(self, event: Event) -> list[Event]:
         """What is emitted; the instance and its timers are stored."""
         key = event.key if isinstance(event, TimerDue) else self._process.key_of(event)
-        self._load(key)
+        if not self._load(key):
+            self._pass(event, core.Passed("late", self._version.definition.late == "reject"))
+            return []
         if isinstance(event, TimerDue):
             self._fire(key, event)
         else:
             passed = self._apply(key, event)
             if isinstance(passed, core.Kept):
                 self._keep(event)
-            elif passed is not None and passed.reject:
-                raise Reject(f"{passed.reason}: {event.event_type} in the state {self._state or '(none)'}")
+            elif passed is not None:
+                self._pass(event, passed)
         self._release(key)
         self._save(key)
         return self._emits
 
-    def _load(self, key: str) -> None:
+    def _load(self, key: str) -> bool:
+        """False: it has ended under a version that this build need not know any more."""
         old = self._old = self._instances.load(self._process.name, key)
         if old is None:
-            return
-        if old.version not in self._process.versions:
-            known = ", ".join(f"v{number}" for number in self._process.versions)
-            raise StoreError(
-                f"the instance {key} of {self._process.name} runs under v{old.version}, and this build knows "
-                f"{known}: deploy one that has both, with previous="
+            return True
+        if old.ended and old.version not in self._process.versions:
+            self._state = old.state
+            return False
+        self._version = self._process.version(old.version)
+        if old.state and not self._version.has(old.state):
+            raise UnknownVersion(
+                f"an instance of {self._process.name} v{old.version} is in the state {old.state!r}, which this "
+                "build's definition of that version does not have: move it with `choreo instances set-state`"
             )
-        self._version = self._process.versions[old.version]
         self._deferred = orjson.loads(old.deferred)
         if old.state:
             self._context.correlation_id = old.correlation_id  # whatever flow the event came with
             self._state = old.state
             self._self = self._version.made.model_validate_json(old.data)
+        return True
+
+    def _pass(self, event: Event, passed: core.Passed) -> None:
+        """Nothing is done with it.
+
+        Raises:
+            Reject: That is not to be passed over.
+        """
+        if passed.reject and not isinstance(event, TimerDue):
+            raise Reject(f"{passed.reason}: {event.event_type} in the state {self._state or '(none)'}")
 
     def _save(self, key: str) -> None:
         old = self._old

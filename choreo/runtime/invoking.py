@@ -12,7 +12,7 @@ from choreo.binding import Around, BoundHandler
 from choreo.context import Context, invocation
 from choreo.core.messages import Raised
 from choreo.core.units import Unit
-from choreo.errors import ChoreoError, Disposition, RetryLater
+from choreo.errors import ChoreoError, Disposition, RetryLater, UnknownVersion
 from choreo.event import Event
 from choreo.ports import Clock
 from choreo.runtime.routing import Work
@@ -156,7 +156,7 @@ def raised(unit: Unit, error: BaseException) -> Raised:
     """What a handler's exception means for its unit."""
     disposition: Disposition = error.disposition if isinstance(error, ChoreoError) else "retry"
     reason = "rejected" if disposition == "dead_letter" else "handler_failed"
-    delay_s = max(0.001, error.delay_s) if isinstance(error, RetryLater) else None
+    delay_s = max(0.001, error.delay_s) if isinstance(error, (RetryLater, UnknownVersion)) else None
     return Raised(unit, disposition, reason, delay_s)
 
 

@@ -45,6 +45,12 @@ _INSTANCE = (
     PRIMARY KEY (process, key, name)
 ) WITHOUT ROWID""",
     "CREATE INDEX choreo_timer_wake ON choreo_timer (process, wake_ms)",
+    """CREATE TABLE choreo_intervention (
+    id INTEGER PRIMARY KEY, process TEXT NOT NULL, key TEXT NOT NULL, what TEXT NOT NULL, who TEXT NOT NULL,
+    why TEXT NOT NULL, correlation_id TEXT NOT NULL, at_ms INTEGER NOT NULL
+)""",
+    "CREATE INDEX choreo_intervention_instance ON choreo_intervention (process, key)",
+    "CREATE INDEX choreo_intervention_flow ON choreo_intervention (correlation_id)",
 )
 NEW = (
     *_KEY,

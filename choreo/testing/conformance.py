@@ -11,6 +11,7 @@ Needs pytest and pytest-asyncio with `asyncio_mode=auto`. A class does not have 
 """
 
 from choreo.testing.conformance_instances import InstancesConformance
+from choreo.testing.conformance_operated import OperatedConformance
 from choreo.testing.conformance_pair import PairConformance
 from choreo.testing.conformance_shelf import StoreGuarantee
 from choreo.testing.conformance_stage import Conformance, needs
@@ -20,6 +21,7 @@ from choreo.testing.conformance_transport import TransportConformance, Transport
 __all__ = [
     "Conformance",
     "InstancesConformance",
+    "OperatedConformance",
     "PairConformance",
     "StoreConformance",
     "StoreGuarantee",

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from choreo.ports import IdempotencyStore
 from choreo.stores.postgres import PostgresStore
 from choreo.stores.postgres import commit as postgres_commit
-from choreo.testing.conformance import InstancesConformance, StoreConformance
+from choreo.testing.conformance import OperatedConformance, StoreConformance
 from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from tests.kafka_server import Unavailable, unavailable
 from tests.postgres_server import pgbouncer
@@ -76,7 +76,7 @@ class TestAsyncSession(TestSession):
     wants, is_async = "sqlalchemy.ext.asyncio.session.AsyncSession", True
 
 
-class TestInstances(OnPostgres, InstancesConformance):
+class TestInstances(OnPostgres, OperatedConformance):
     """Instances of processes and their timers."""
 
     guarantees = GUARANTEES

@@ -10,7 +10,7 @@ from choreo.ports import IdempotencyStore, Transport
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-from choreo.testing.conformance import InstancesConformance, StoreConformance
+from choreo.testing.conformance import OperatedConformance, StoreConformance
 from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from choreo.transports.embedded import EmbeddedTransport
 
@@ -78,13 +78,13 @@ class TestWithLog(WithLog, StoreConformance):
     guarantees = WITH_LOG
 
 
-class TestOutboxInstances(Outbox, InstancesConformance):
+class TestOutboxInstances(Outbox, OperatedConformance):
     """Instances and timers beside a log that is elsewhere."""
 
     guarantees = OUTBOX
 
 
-class TestWithLogInstances(WithLog, InstancesConformance):
+class TestWithLogInstances(WithLog, OperatedConformance):
     """Instances and timers in the file of the embedded log."""
 
     guarantees = WITH_LOG

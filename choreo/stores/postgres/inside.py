@@ -1,7 +1,7 @@
 """Commits with handlers inside: each kind of handler on the kind of connection it asks for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,12 @@ import psycopg
 from psycopg import IsolationLevel
 
 from choreo.errors import ConfigurationError
-from choreo.instances import INSTANCES
+from choreo.instances import INSTANCES, Instances, Intervention
 from choreo.ports import CommitRequest, CommitResult
 from choreo.stores.postgres.commit import Settings, Undone, transact
 from choreo.stores.postgres.instances import InstanceQueries, PostgresInstances
-from choreo.stores.postgres.pool import Server
+from choreo.stores.postgres.pool import Server, flush_plain
+from choreo.stores.postgres.queries import LOCK_TIMEOUT
 from choreo.stores.postgres.transact import AsyncTransaction, PlainTransaction, drive, drive_plain
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ PLAIN_CONNECTION = "psycopg.Connection"
 ASYNC_SESSION = "sqlalchemy.ext.asyncio.session.AsyncSession"
 PLAIN_SESSION = "sqlalchemy.orm.session.Session"
 TRANSACTION_TYPES = frozenset({ASYNC_CONNECTION, PLAIN_CONNECTION, ASYNC_SESSION, PLAIN_SESSION, INSTANCES})
+
+LOCK_MS = "400"
+"""A change by hand waits so long for an instance, in milliseconds: less than PostgreSQL's `deadlock_timeout` of a
+second, so that a service is never the one that has to give way."""
 
 
 class Inside:
@@ -88,6 +93,19 @@ class Inside:
                 made.flush()
 
             yield connection, instances
+
+    def intervene(
+        self, change: Callable[[Instances], Sequence[Intervention]], due_in_s: list[float]
+    ) -> list[Intervention]:
+        """A change by hand, in a transaction of its own, on the caller's thread."""
+        with self._server.thread_connection() as connection, connection.transaction():
+            flush_plain(connection, [*self._settings.go_on(), (LOCK_TIMEOUT, {"lock_ms": LOCK_MS})])
+            made = PostgresInstances(connection, self._instances, due_in_s)
+            done = [each._replace(at_ms=made.now_ms) for each in change(made)]
+            for each in done:
+                made.note(each)
+            made.flush()
+            return done
 
     def sessions(self) -> "Sessions":
         """SQLAlchemy's side, imported when the first handler asks for a session."""

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 
 from choreo.errors import StoreError
-from choreo.instances import Instance, Timer, check_key
+from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Intervention, Timer, check_key
 from choreo.stores.postgres.pool import Statement, flush_plain
 from choreo.stores.postgres.schema import Names
 from choreo.stores.postgres.values import Row, decode, encode
@@ -57,6 +57,21 @@ _SENT = f"""WITH sent AS MATERIALIZED (
 ) UPDATE {{timer}} t SET wake_ms = greatest({_BEGUN_MS} + %(again_ms)s, 2 * {_BEGUN_MS} - t.due_ms) FROM sent s
 WHERE t.process = s.process AND t.key = s.key AND t.name = s.name"""
 
+_CENSUS = f"""WITH r AS (
+    SELECT version, state, ended, NULL::bytea AS timer, key FROM {{instance}} WHERE process = %(process)b
+    UNION ALL SELECT i.version, i.state, i.ended, t.name, t.key FROM {{timer}} t
+    JOIN {{instance}} i USING (process, key) WHERE process = %(process)b
+), numbered AS (
+    SELECT r.*, count(*) OVER (PARTITION BY version, state, ended, timer) AS number,
+        row_number() OVER (PARTITION BY version, state, ended, timer ORDER BY key) AS at FROM r
+) SELECT version, state, ended, timer, number, key FROM numbered WHERE at <= {COUNT_KEYS_MAX}
+ORDER BY version, state, ended, timer NULLS FIRST, at"""
+_INTERVENTION = "process, key, what, who, why, correlation_id, at_ms"
+_NOTE = f"""INSERT INTO {{intervention}} ({_INTERVENTION})
+    VALUES (%(process)b, %(key)b, %(what)b, %(who)b, %(why)b, %(correlation_id)b, %(at_ms)s)"""
+_DONE = f"SELECT {_INTERVENTION} FROM {{intervention}}"
+_DONE_OF_FLOW = f"{_DONE} WHERE md5(correlation_id) = md5(%(flow)b) AND correlation_id = %(flow)b ORDER BY id"
+
 
 class InstanceQueries:
     """The statements with a store's own names in them."""
@@ -69,6 +84,8 @@ class InstanceQueries:
         self.timers, self.set_timer = fill(_TIMERS), fill(_SET)
         self.cancel, self.cancel_named = fill(_CANCEL), fill(_CANCEL_NAMED)
         self.due, self.next, self.sent = fill(_DUE), fill(_NEXT), fill(_SENT)
+        self.census, self.note = fill(_CENSUS), fill(_NOTE)
+        self.done, self.done_of_flow = fill(f"{_DONE} {_OF_KEY} ORDER BY id"), fill(_DONE_OF_FLOW)
 
 
 class PostgresInstances:
@@ -144,6 +161,11 @@ class PostgresInstances:
             statement = (self._queries.cancel_named, _of(process, key) | named)
         self._unsent.append((statement, None))
 
+    def note(self, done: Intervention) -> None:
+        """Keep what was done by hand."""
+        columns = {name: encode(text) for name, text in done._asdict().items() if name != "at_ms"}
+        self._unsent.append(((self._queries.note, columns | {"at_ms": done.at_ms}), None))
+
     def flush(self, *reads: Statement) -> list[list[Row]]:
         """Send what is unsent, then read.
 
@@ -174,6 +196,35 @@ def listing(queries: InstanceQueries, process: str, state: str | None, after: st
     if state is None:
         return queries.list, wanted
     return queries.list_state, wanted | {"state": encode(state)}
+
+
+def census(queries: InstanceQueries, process: str) -> Statement:
+    """How many there are by version, state and timer; `counts` reads the answer."""
+    return queries.census, {"process": encode(process)}
+
+
+def counts(rows: Iterable[Row]) -> list[Count]:
+    """What the census says."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for version, state, ended, timer, number, key in rows:
+        group = (version, decode(state), ended, None if timer is None else decode(timer), number)
+        found.setdefault(group, []).append(decode(key))
+    return [Count(*group, tuple(keys)) for group, keys in found.items()]  # type: ignore[call-arg]
+
+
+def done_by_hand(queries: InstanceQueries, process: str, key: str, correlation_id: str) -> Statement:
+    """Of one flow, or else of one instance."""
+    if correlation_id:
+        return queries.done_of_flow, {"flow": encode(correlation_id)}
+    return queries.done, _of(process, key)
+
+
+def intervention_of(row: Row) -> Intervention:
+    """A row of what was done by hand."""
+    process, key, what, who, why, correlation_id, at_ms = row
+    return Intervention(
+        decode(process), decode(key), decode(what), decode(who), decode(why), decode(correlation_id), at_ms
+    )
 
 
 def due(queries: InstanceQueries, processes: Iterable[str], limit: int, claim_s: float) -> list[Statement]:

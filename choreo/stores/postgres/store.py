@@ -6,12 +6,13 @@ A handler's own rows commit with its key, on psycopg's connections and on SQLAlc
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import psycopg
 
 from choreo.errors import ConfigurationError, LeaseLost
-from choreo.instances import Instance, Timer
+from choreo.instances import Count, Instance, Instances, Intervention, Timer
 from choreo.ports import Carries, Claimed, ClaimRequest, CommitRequest, CommitResult, Lease, StoreStats
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import claims, instances, reading
@@ -30,7 +31,7 @@ _Connection = psycopg.AsyncConnection[Any]
 
 
 class PostgresStore:
-    """`IdempotencyStore` and `TimerStore` on PostgreSQL 13 or newer, or on PgBouncer in transaction mode.
+    """`IdempotencyStore` and `OperatedStore` on PostgreSQL 13 or newer, or on PgBouncer in transaction mode.
 
     Leases are measured by the server's clock; the members' clocks do not matter.
 
@@ -158,15 +159,19 @@ class PostgresStore:
             lambda: self._inside.commit(request, due_in_s), repeat=False, timeout_s=self._inside_s
         )
         if not isinstance(result, Undone):
-            if due_in_s:
-                for notify in self.on_timer:
-                    notify(min(due_in_s))
+            self._tell(due_in_s)
             return result
         lost = result.lost
         rest = await self._call(
             lambda connection: drive(connection, plain(self._settings, request, lost)), repeat=False
         )
         return result.with_rest(request, rest)
+
+    def _tell(self, due_in_s: Sequence[float]) -> None:
+        """Timers were set."""
+        if due_in_s:
+            for notify in self.on_timer:
+                notify(min(due_in_s))
 
     async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
         """What was left in the outbox."""
@@ -252,6 +257,26 @@ class PostgresStore:
         """One, with its timers."""
         rows, timers = await self._flush(*instances.looking(self._instances, process, key))
         return (instances.instance_of(rows[0]), list(map(instances.timer_of, timers))) if rows else None
+
+    async def census(self, process: str) -> Sequence[Count]:
+        """By version, state and timer; reads every instance of the process."""
+        (rows,) = await self._flush(instances.census(self._instances, process))
+        return instances.counts(rows)
+
+    async def intervene(self, change: Callable[[Instances], Sequence[Intervention]]) -> Sequence[Intervention]:
+        """With row locks as a handler's; it is the one to give up where each waits for the other."""
+        due_in_s: list[float] = []
+        work = partial(self._inside.intervene, change, due_in_s)
+        done = await self._server.call(lambda: asyncio.to_thread(work), repeat=False, timeout_s=self._inside_s)
+        self._tell(due_in_s)
+        return done
+
+    async def interventions(
+        self, process: str = "", key: str = "", *, correlation_id: str = ""
+    ) -> Sequence[Intervention]:
+        """Oldest first."""
+        (rows,) = await self._flush(instances.done_by_hand(self._instances, process, key, correlation_id))
+        return list(map(instances.intervention_of, rows))
 
     async def close(self) -> None:
         """Disconnect."""

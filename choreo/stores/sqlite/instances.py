@@ -4,10 +4,20 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from choreo.errors import StoreError
-from choreo.instances import Instance, Timer, check_key
+from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Intervention, Timer, check_key
 
 _INSTANCE = "process, key, version, state, data, ended, deferred, correlation_id, revision, updated_ms"
 _TIMER = "process, key, name, token, due_ms, number, correlation_id, traceparent"
+_INTERVENTION = "process, key, what, who, why, correlation_id, at_ms"
+_CENSUS = f"""WITH row AS (
+    SELECT version, state, ended, NULL AS timer, key FROM choreo_instance WHERE process = :process
+    UNION ALL SELECT i.version, i.state, i.ended, t.name, t.key FROM choreo_timer t
+    JOIN choreo_instance i USING (process, key) WHERE process = :process
+), numbered AS (
+    SELECT *, COUNT(*) OVER (PARTITION BY version, state, ended, timer) AS number,
+        ROW_NUMBER() OVER (PARTITION BY version, state, ended, timer ORDER BY key) AS at FROM row
+) SELECT version, state, ended, timer, number, key FROM numbered WHERE at <= {COUNT_KEYS_MAX}
+ORDER BY version, state, ended, timer, at"""
 
 
 class SqliteInstances:
@@ -94,6 +104,31 @@ def instances(db: sqlite3.Connection, process: str, state: str | None, after: st
         (process, after, *arguments, limit),
     )
     return [_instance(row) for row in rows]
+
+
+def census(db: sqlite3.Connection, process: str) -> list[Count]:
+    """By version, state and timer."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    for *group, key in db.execute(_CENSUS, {"process": process}):
+        found.setdefault(tuple(group), []).append(key)
+    return [
+        Count(version, state, bool(ended), timer, number, tuple(keys))  # type: ignore[arg-type]
+        for (version, state, ended, timer, number), keys in found.items()
+    ]
+
+
+def note(db: sqlite3.Connection, done: Sequence[Intervention]) -> None:
+    """Keep what was done by hand."""
+    db.executemany(f"INSERT INTO choreo_intervention ({_INTERVENTION}) VALUES ({_marks(Intervention._fields)})", done)
+
+
+def interventions(db: sqlite3.Connection, process: str, key: str, correlation_id: str) -> list[Intervention]:
+    """Of one flow, or else of one instance."""
+    where, arguments = _OF_KEY, [process, key]
+    if correlation_id:
+        where, arguments = "WHERE correlation_id = ?", [correlation_id]
+    rows = db.execute(f"SELECT {_INTERVENTION} FROM choreo_intervention {where} ORDER BY id", arguments)
+    return [Intervention(*row) for row in rows]
 
 
 def next_wake_ms(db: sqlite3.Connection, processes: Collection[str]) -> int | None:

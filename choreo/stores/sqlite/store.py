@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from choreo.instances import INSTANCES, Instance, Timer
+from choreo.instances import INSTANCES, Count, Instance, Instances, Intervention, Timer
 from choreo.ports import (
     Carries,
     Claimed,
@@ -44,7 +44,7 @@ FROM span CROSS JOIN choreo_key k ON k.id / {SPAN_ROWS} = span.number AND k.corr
 
 
 class SqliteStore:
-    """`IdempotencyStore` and `TimerStore` on a `Database`.
+    """`IdempotencyStore` and `OperatedStore` on a `Database`.
 
     Args:
         database: The file; shared with the embedded transport or a service's own.
@@ -122,11 +122,15 @@ class SqliteStore:
             return commit.run(), commit.timers_due_ms
 
         result, due_ms = await self._db.write(change)
+        self._tell(due_ms)
+        return result
+
+    def _tell(self, due_ms: Sequence[int]) -> None:
+        """Timers were set."""
         if due_ms:
             first_s = (min(due_ms) - self._now_ms()) / 1000
             for notify in self.on_timer:
                 notify(first_s)
-        return result
 
     async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
         """What a former owner left in the outbox."""
@@ -248,6 +252,30 @@ class SqliteStore:
             return None if found is None else (found, instances.timers(db, process, key))
 
         return await self._db.read(query)
+
+    async def census(self, process: str) -> Sequence[Count]:
+        """By version, state and timer; reads every instance."""
+        return await self._db.read(lambda db: instances.census(db, process))
+
+    async def intervene(self, change: Callable[[Instances], Sequence[Intervention]]) -> Sequence[Intervention]:
+        """Under the write lock, as every commit."""
+        due_ms: list[int] = []
+
+        def changed(db: sqlite3.Connection) -> list[Intervention]:
+            now_ms = self._now_ms()
+            done = [each._replace(at_ms=now_ms) for each in change(instances.SqliteInstances(db, now_ms, due_ms))]
+            instances.note(db, done)
+            return done
+
+        done = await self._db.write(changed)
+        self._tell(due_ms)
+        return done
+
+    async def interventions(
+        self, process: str = "", key: str = "", *, correlation_id: str = ""
+    ) -> Sequence[Intervention]:
+        """Oldest first."""
+        return await self._db.read(lambda db: instances.interventions(db, process, key, correlation_id))
 
     async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
         """Of these keys those it has: True is done, False is claimed. A digest is of one group."""

@@ -1,0 +1,151 @@
+"""What every store must do whose instances are counted, and changed by hand beside the services that run."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from choreo.errors import StoreError
+from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Instances, Intervention, OperatedStore
+from choreo.testing.conformance_instances import HOSTILE, Desk, InstancesConformance, with_both
+
+
+class OperatedConformance(InstancesConformance):
+    """`InstancesConformance` and what an `OperatedStore` does besides; inherit it in its place."""
+
+    async def test_instances_are_counted_by_version_state_and_timer(self) -> None:
+        """Those of one process, each once; with the first keys, in their order."""
+        async with self.desk() as desk:
+
+            def some(instances: Instances) -> None:
+                for number in range(7):
+                    key = f"{number}"
+                    instances.save(desk.instance(key, version=1 + number // 5, state=HOSTILE, ended=number == 6))
+                    if number < 2:
+                        instances.set_timer(desk.timer(HOSTILE, 2**41, key=key))
+                        instances.set_timer(desk.timer("other", 2**41, key=key))
+                instances.save(desk.instance("9", process=f"{desk.process}-other"))
+
+            await desk.handle(some)
+            assert sorted(await _operated(desk).census(desk.process), key=str) == sorted(
+                [
+                    Count(1, HOSTILE, False, None, 5, tuple("01234"[:COUNT_KEYS_MAX])),
+                    Count(1, HOSTILE, False, HOSTILE, 2, ("0", "1")),
+                    Count(1, HOSTILE, False, "other", 2, ("0", "1")),
+                    Count(2, HOSTILE, False, None, 1, ("5",)),
+                    Count(2, HOSTILE, True, None, 1, ("6",)),
+                ],
+                key=str,
+            )
+            assert await _operated(desk).census("none") == []
+
+    async def test_a_change_by_hand_is_kept_with_who_made_it_and_why(self) -> None:
+        """Instance, timer and record in one; told of one instance, and of a flow, in order, with the store's time."""
+        async with self.desk() as desk:
+            now_ms, told = await desk.now_ms(), list[float]()
+            desk.timer_store.on_timer.append(told.append)
+            made = [Intervention(desk.process, HOSTILE, f"{HOSTILE} {n}", HOSTILE, "why", HOSTILE * 99) for n in "12"]
+
+            def change(instances: Instances) -> Sequence[Intervention]:
+                assert instances.load(desk.process, HOSTILE) is None
+                instances.save(desk.instance(HOSTILE))
+                instances.set_timer(desk.timer("a", now_ms + 60_000, key=HOSTILE))
+                return made
+
+            done = await _operated(desk).intervene(change)
+            assert [each._replace(at_ms=0) for each in done] == made
+            assert all(now_ms <= each.at_ms <= now_ms + 60_000 for each in done)
+            assert await _operated(desk).interventions(desk.process, HOSTILE) == done
+            assert await _operated(desk).interventions(correlation_id=HOSTILE * 99) == done
+            assert await _operated(desk).interventions(desk.process, "1") == []
+            assert await _operated(desk).interventions(correlation_id="none") == []
+            assert [each.name for each in await desk.timers(HOSTILE)] == ["a"]
+            assert len(told) == 1
+
+    async def test_a_change_by_hand_that_fails_leaves_nothing(self) -> None:
+        """Neither where it raises, nor where the instance was stored since."""
+        async with self.desk() as desk:
+            await desk.handle(lambda instances: instances.save(desk.instance(data=b"1")))
+
+            def stale(instances: Instances) -> Sequence[Intervention]:
+                instances.set_timer(desk.timer("a", 1))
+                instances.save(desk.instance(data=b"2"))
+                return [Intervention(desk.process, "1", "what", "who", "why")]
+
+            def raises(instances: Instances) -> Sequence[Intervention]:
+                stale(instances)
+                raise StoreError("of the caller's own")
+
+            for change in (stale, raises):
+                with pytest.raises(StoreError):
+                    await _operated(desk).intervene(change)
+            found = await desk.timer_store.instance(desk.process, "1")
+            assert found is not None
+            assert (found[0].data, found[1]) == (b"1", [])
+            assert await _operated(desk).interventions(desk.process, "1") == []
+
+    async def test_changes_by_hand_and_by_events_lose_nothing(self) -> None:
+        """Each adds to what it loaded, at once."""
+        async with self.desk() as desk:
+            await desk.handle(lambda instances: instances.save(desk.instance(data=b"0")))
+            lease = await desk.shelf.lease(desk.shelf.p)
+
+            def add(instances: Instances) -> Sequence[Intervention]:
+                found = instances.load(desk.process, "1")
+                assert found is not None
+                instances.save(found._replace(data=b"%d" % (int(found.data) + 1)))
+                return [Intervention(desk.process, "1", "add", "who", "why")]
+
+            async def by_events() -> None:
+                for _ in range(10):
+                    assert await desk.handle(add, lease) is None
+
+            async def by_hand() -> None:
+                for _ in range(10):
+                    await _operated(desk).intervene(add)
+
+            await asyncio.gather(by_events(), by_hand(), by_hand())
+            found = await desk.timer_store.instance(desk.process, "1")
+            assert found is not None
+            assert found[0].data == b"30"
+            assert len(await _operated(desk).interventions(desk.process, "1")) == 20
+
+    async def test_a_change_by_hand_gives_way_to_a_service(self) -> None:
+        """Where each waits for an instance that the other has, the event is handled."""
+        async with self.desk() as desk:
+
+            def both(instances: Instances) -> None:
+                for key in "12":
+                    instances.save(desk.instance(key))
+
+            await desk.handle(both)
+            meet = threading.Barrier(2)
+
+            def load(instances: Instances, keys: str) -> None:
+                found: list[Instance] = []
+                for key in keys:
+                    instance = instances.load(desk.process, key)
+                    assert instance is not None
+                    found.append(instance)
+                    if key == keys[0]:
+                        with_both(meet)
+                for instance in found:
+                    instances.save(instance)
+
+            def by_hand(instances: Instances) -> Sequence[Intervention]:
+                load(instances, "21")
+                return []
+
+            told = await asyncio.gather(
+                desk.handle(lambda instances: load(instances, "12")),
+                _operated(desk).intervene(by_hand),
+                return_exceptions=True,
+            )
+            assert told[0] is None
+            assert told[1] == [] or isinstance(told[1], StoreError)
+
+
+def _operated(desk: Desk) -> OperatedStore:
+    return cast(OperatedStore, desk.shelf.store)
