@@ -8,6 +8,7 @@ from choreo.cli.dev import dev as run_dev
 from choreo.cli.explain import explain as run_explain
 from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
+from choreo.cli.instances import instances as instance_commands
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.run import run as run_services
 from choreo.cli.schemas import schemas as schema_commands
@@ -39,4 +40,5 @@ for _command in (
     main.command()(_command)
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
+main.add_typer(instance_commands, name="instances")
 main.add_typer(schema_commands, name="schemas")

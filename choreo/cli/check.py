@@ -1,15 +1,18 @@
-"""`choreo check`: declarations against each other, against a release, and against known anti-patterns."""
+"""`choreo check`: declarations against each other, a release, instances in flight, and known anti-patterns."""
 
 from typing import Annotated
 
 import typer
 
 from choreo.cli.capabilities import TARGETS_HELP, load_capability, print_findings, read_capability
-from choreo.cli.console import FAILED, AsJson, err, out, print_json, reported
+from choreo.cli.console import FAILED, AsJson, err, load_app, out, print_json, reported, run_async
+from choreo.errors import ConfigurationError
 from choreo.flow.advice import advice
 from choreo.flow.consistency import consistency
-from choreo.flow.findings import ordered, silence
+from choreo.flow.findings import Finding, ordered, silence
+from choreo.flow.inflight import stranded
 from choreo.flow.released import against as against_release
+from choreo.looking import connected
 
 
 @reported
@@ -21,6 +24,15 @@ def check(
         str | None,
         typer.Option(metavar="FILE.json", help="The capability file of the release that runs: what would break?"),
     ] = None,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Ask the store: which instances of processes would a deploy strand?")
+    ] = False,
+    store: Annotated[
+        str | None, typer.Option(envvar="CHOREO_STORE", help="With --instances: postgresql://... or sqlite:PATH.")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(envvar="CHOREO_BROKER", help="With --instances: embedded:PATH, whose file has them.")
+    ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="ID[:WHERE]", help="Silence this finding; may be repeated.")
     ] = None,
@@ -31,6 +43,8 @@ def check(
     findings = [*consistency(capability), *advice(capability)]
     if against is not None:
         findings += against_release(capability, read_capability(against))
+    if instances:
+        findings += _stranded(targets or [], store, broker)
     stand, idle = silence(ordered(findings), ignore or [])
     for entry in idle:
         err().print(f"--ignore {entry} silences nothing; it can go", markup=False, highlight=False)
@@ -46,3 +60,21 @@ def check(
             out().print("nothing found", highlight=False)
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _stranded(targets: list[str], store: str | None, broker: str | None) -> list[Finding]:
+    """Of the processes of the apps; a capability file has none."""
+    apps = [load_app(target) for target in targets if not target.endswith(".json")]
+    processes = [process for app in apps for process in app.processes.values()]
+    if not processes:
+        raise ConfigurationError("--instances: none of what is named is an app with a process manager or a saga")
+
+    async def found() -> list[Finding]:
+        each: list[Finding] = []
+        for process in processes:
+            async with connected(process, store=store, broker=broker) as opened:
+                each += stranded(process, await opened.census(process.name))
+        return each
+
+    result: list[Finding] = run_async(found())
+    return result

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from choreo.cli.console import embedded_path
+from choreo.flow.drawing import moment, printable
 from choreo.flow.waiting import Unanswered
+from choreo.instances import Intervention
 from choreo.opening import open_store
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
@@ -81,6 +83,19 @@ async def history(stores: Sequence[Asked], flows: Sequence[str]) -> dict[str, Ro
         for flow in flows if each.of_flows else ():
             rows[flow] += await each.store.history(flow)
     return rows
+
+
+async def by_hand(stores: Sequence[Asked], flows: Sequence[str]) -> list[str]:
+    """What an operator did to instances of the flows, in words; a store without those tables has nothing to tell."""
+    done: list[Intervention] = []
+    for each in stores:
+        if hasattr(each.store, "interventions") and not await each.store.plan():
+            for flow in flows:
+                done += await each.store.interventions(correlation_id=flow)
+    return [
+        printable(f"by hand, {moment(each.at_ms)}, {each.who}: {each.process} {each.key}: {each.what} ({each.why})")
+        for each in sorted(done, key=lambda each: each.at_ms)
+    ]
 
 
 async def known_keys(stores: Sequence[Asked], asked: Iterable[Unanswered]) -> dict[bytes, bool]:

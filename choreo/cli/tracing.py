@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from choreo.cli.console import embedded_path
-from choreo.cli.histories import Asked, history, known_keys, opened
+from choreo.cli.histories import Asked, by_hand, history, known_keys, opened
 from choreo.errors import ConfigurationError
 from choreo.flow import finding, jaeger
 from choreo.flow.drawing import moment
@@ -76,6 +76,7 @@ async def look(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found
         guesses = flows or ([] if by_key else [name])
         told = await history(stores, guesses)
         flows = [flow for flow in guesses if flow in flows or told[flow]]
+        found.remarks += await by_hand(stores, flows)
         found.read["keys"] = sum(len(told[flow]) for flow in flows)
         spans = await _spans(where, flows, since_s, found)
         of_flow = await asyncio.to_thread(by_flow, records, flows)
