@@ -50,6 +50,8 @@ class Process:
         if len(self.versions) < len(versions):
             raise DeclarationError(f"{newest.__name__}: two classes of {self.name} have one version")
         self.newest = self.versions[newest.process_version]
+        self.told: set[tuple[int, str]] = set()
+        """Versions and states that it does not know, and has said so."""
         self.due = due_class(self.name)
         self.service = Service(self.name)
         events = tuple(dict.fromkeys(event for each in versions for event in each.classes.values()))
@@ -137,12 +139,19 @@ class Turn:
         if old.ended and old.version not in self._process.versions:
             self._state = old.state
             return False
-        self._version = self._process.version(old.version)
-        if old.state and not self._version.has(old.state):
-            raise UnknownVersion(
-                f"an instance of {self._process.name} v{old.version} is in the state {old.state!r}, which this "
-                "build's definition of that version does not have: move it with `choreo instances set-state`"
-            )
+        try:
+            self._version = self._process.version(old.version)
+            if old.state and not self._version.has(old.state):
+                raise UnknownVersion(
+                    f"an instance of {self._process.name} v{old.version} is in the state {old.state!r}, which this "
+                    "build's definition of that version does not have: deploy one that has it, or move it with "
+                    "`choreo instances set-state`"
+                )
+        except UnknownVersion as error:
+            if (old.version, old.state) not in self._process.told:  # once for all of them
+                self._process.told.add((old.version, old.state))
+                self._context.log.warning("events wait: %s", error)
+            raise
         self._deferred = orjson.loads(old.deferred)
         if old.state:
             self._context.correlation_id = old.correlation_id  # whatever flow the event came with
