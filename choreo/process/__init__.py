@@ -2,5 +2,6 @@
 
 from choreo.process.declaring import ProcessManager
 from choreo.process.saga import Saga, Step
+from choreo.process.states import Declared
 
-__all__ = ["ProcessManager", "Saga", "Step"]
+__all__ = ["Declared", "ProcessManager", "Saga", "Step"]

@@ -116,7 +116,7 @@ class ProcessManager(BaseModel):
         """How an instance of an older version becomes one of this: called by `choreo instances migrate`.
 
             @Approval.migrate(from_version=1)
-            def from_v1(old: ApprovalV1, state: str) -> tuple[Approval, State]:
+            def from_v1(old: ApprovalV1, state: str) -> tuple[Approval, Declared]:
                 return Approval(...), waiting
 
         The function is given the old instance and the name of its state, and returns the new one and its state. It
