@@ -7,6 +7,7 @@ import pytest
 from choreo import Command, Event
 from choreo.core.definition import problems
 from choreo.errors import DeclarationError
+from choreo.process.operating import Hand, fire_timer, set_state
 from choreo.process.saga import Saga, Step
 from tests.unit.process_stage import Driven
 
@@ -218,3 +219,28 @@ def test_what_does_not_hold_together_is_refused() -> None:
         steps=[Step(ShipGoods, ok=GoodsShipped, make=lambda data: ShipGoods(order_id=data["order_id"], shelf="s1"))],
     )
     assert Driven(made.manager).take(PLACED) == [ShipGoods(order_id="o", shelf="s1")]
+
+
+def test_a_stuck_saga_is_mended_by_hand() -> None:
+    """Its undo is sent at once, or the operator goes on with the step before; it ends as any other."""
+    saga, by = driven(), Hand("ann", "refunded at the bank")
+    saga.take(CardCharged(order_id="o"))
+    assert saga.take(NotShipped(order_id="o")) == [RefundCard(order_id="o", cents=5)]
+    saga.wait(timedelta(hours=1))
+    assert saga.at("o") == "stuck-refund-card"
+    (timer,) = saga.memory.timers("checkout", "o")
+    fire_timer(saga.memory, saga.process, "o", timer.name, by)
+    assert saga.wait(timedelta(0)) == [RefundCard(order_id="o", cents=5)]
+    set_state(saga.memory, saga.process, "o", "release-stock", by, entry=True)
+    assert saga.wait(timedelta(0)) == [ReleaseStock(order_id="o", shelf="s7")]
+    assert saga.take(StockReleased(order_id="o")) == [OrderCancelled(order_id="o")]
+    assert saga.memory.kept["checkout", "o"].ended
+
+
+def test_a_saga_ended_by_hand_says_so() -> None:
+    """The entry of a final state is called too, once."""
+    saga = driven()
+    set_state(saga.memory, saga.process, "o", "compensated", Hand("ann", "agreed"), entry=True)
+    assert saga.wait(timedelta(0)) == [OrderCancelled(order_id="o")]
+    assert saga.wait(timedelta(days=1)) == []
+    assert saga.take(CardCharged(order_id="o")) == []
