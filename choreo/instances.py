@@ -3,19 +3,24 @@
 A store that has them offers `INSTANCES` among its `transaction_types`, and is a `TimerStore`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
+
+from choreo.errors import Reject
 
 INSTANCES = "choreo.instances.Instances"
 """Of `transaction_types` and `BoundHandler.transaction`: the unit's transaction is given as `Instances`."""
+KEY_BYTES_MAX = 1024
+"""Of an instance's key, in UTF-8; it is looked up by indexes, whose entries are bounded."""
 
 
 class Instance(NamedTuple):
     """One instance of a process, as it is stored.
 
     `process` is the process manager's name, `key` the instance's. `version` is that of the definition it runs under.
-    `state` is a state's name; `ended`: it is a final one. `data`: its fields, a JSON object, UTF-8. `deferred`: events
-    that wait for another state, a JSON array, UTF-8. `revision` counts commits: 0 was never stored.
+    `state` is a state's name; `ended`: it is a final one. `data`: its fields, a JSON object, UTF-8. `deferred`:
+    events that wait for another state, a JSON array, UTF-8. `revision` counts commits: 0 was never stored.
+    `updated_ms`: when it was stored, on the store's clock; `save` sets it.
     """
 
     process: str
@@ -33,8 +38,8 @@ class Instance(NamedTuple):
 class Timer(NamedTuple):
     """A timer of an instance, at most one of a name.
 
-    `number` counts firings, from 1. `token` is new each time it is set anew, so that a firing of a former one is known
-    by it. `due_ms`: on the store's clock. `traceparent`: of the event that set it, empty if it had none.
+    `number` counts firings, from 1. `token` is new each time it is set anew, so that a firing of a former one is
+    known by it. `due_ms`: on the store's clock. `traceparent`: of the event that set it, empty if it had none.
     """
 
     process: str
@@ -55,7 +60,11 @@ class Instances(Protocol):
         """The store's clock: what timers are due by."""
 
     def load(self, process: str, key: str) -> Instance | None:
-        """The instance; until the commit nobody else loads it."""
+        """The instance; until the commit nobody else loads it.
+
+        Raises:
+            Reject: The key is longer than KEY_BYTES_MAX: no instance can have it.
+        """
 
     def save(self, instance: Instance) -> None:
         """Store it. `revision` is the one it was loaded with, 0 if it is new.
@@ -74,17 +83,39 @@ class Instances(Protocol):
         """Those of these names, or all."""
 
 
+def check_key(process: str, key: str) -> None:
+    """Whether an instance can have it.
+
+    Raises:
+        Reject: It is longer than KEY_BYTES_MAX.
+    """
+    if len(key) * 4 > KEY_BYTES_MAX and (size := len(key.encode("utf-8", "surrogatepass"))) > KEY_BYTES_MAX:
+        raise Reject(f"the key of an instance of {process} has {size} bytes, and may have {KEY_BYTES_MAX}")
+
+
 class TimerStore(Protocol):
-    """Finds timers that are due, for whoever sends what wakes their instances."""
+    """Finds timers that are due, for whoever sends what wakes their instances.
 
-    async def due(self, processes: Collection[str], *, limit: int, again_s: float) -> tuple[Sequence[Timer], float]:
-        """Timers that are due and not sent, or sent more than `again_s` ago, the oldest first, at most `limit`.
+    Attributes:
+        on_timer: Called on the event loop after each commit of this process that set timers, with the seconds until
+            the first of them is due: whoever asks `due` can sleep until then.
+    """
 
-        Returns them, and in how many seconds the next one is due: infinite if there is none, 0 if there were more.
+    on_timer: list[Callable[[float], None]]
+
+    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
+        """Timers that are due and to be sent, the oldest first, at most `limit`; found by nobody else for `claim_s`.
+
+        Returns them, and in how many seconds the next one is to be sent: infinite if there is none, 0 if there were
+        more.
         """
 
-    async def due_sent(self, timers: Sequence[Timer]) -> None:
-        """What wakes their instances is on the log. A timer that was set anew meanwhile is not touched."""
+    async def due_sent(self, timers: Sequence[Timer], *, again_s: float) -> None:
+        """What wakes their instances is on the log.
+
+        One that is still set `again_s` later, or when it has been due for twice as long if that is later, is found
+        again. A timer that was set anew meanwhile is not touched.
+        """
 
     async def instances(
         self, process: str, *, state: str | None = None, after: str = "", limit: int = 100

@@ -12,6 +12,7 @@ from choreo.binding import Around, BoundHandler
 from choreo.core.messages import Limits
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
+from choreo.instances import INSTANCES
 from choreo.observing import Observing
 from choreo.opening import STORES, open_store, open_transport
 from choreo.ports import Clock, IdempotencyStore, TopicSpec, Transport
@@ -293,8 +294,13 @@ def check_pair(plan: Plan, store: IdempotencyStore) -> None:
     """
     for bound in plan.handlers:
         label, key = bound.handler.label, bound.handler.idempotency_key
+        if bound.transaction == INSTANCES and INSTANCES not in store.transaction_types:
+            raise ConfigurationError(
+                f"{label} belongs to a process, whose instances and timers commit together with its events' keys; "
+                f"the store {store.name} keeps neither. Take a store in PostgreSQL or SQLite"
+            )
         if bound.transacts and bound.transaction not in store.transaction_types:
-            offered = ", ".join(sorted(store.transaction_types)) or "none"
+            offered = ", ".join(sorted(store.transaction_types - {INSTANCES})) or "none"
             raise ConfigurationError(
                 f"{label} asks for {bound.transaction} as its transaction; the store {store.name} offers {offered}"
             )

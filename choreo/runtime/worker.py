@@ -19,6 +19,7 @@ from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker, describe, raised
 from choreo.runtime.keeping import Keeper
 from choreo.runtime.routing import Router, Work
+from choreo.runtime.timers import TimerPoller
 from choreo.service import Service
 
 log = logging.getLogger("choreo.worker")
@@ -54,6 +55,7 @@ class Worker:
         router: Router,
         emitter: Emitter,
         invoker: Invoker,
+        timers: TimerPoller | None = None,
     ) -> None:
         self.service = service
         self.counts: Counter[str] = Counter()
@@ -78,6 +80,7 @@ class Worker:
         self._progress = asyncio.Event()
         self.flusher = Flusher(self)
         self._keeper = Keeper(self)
+        self._timers = timers
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- life
@@ -88,6 +91,8 @@ class Worker:
             await self.ports.store.run(function)
         self._consumer = await self.ports.transport.consumer(self.service.group, self.topics, self)
         self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._keeper.loop())]
+        if self._timers is not None:
+            self._loops.append(asyncio.create_task(self._timers.run()))
         for task in self._loops:
             task.add_done_callback(self._ended)
 

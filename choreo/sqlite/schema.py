@@ -4,7 +4,7 @@ import sqlite3
 
 from choreo.errors import ConfigurationError
 
-VERSION = 3
+VERSION = 4
 UNREADABLE = -1
 """Stands for the version of a file that has a table for it and no number in it."""
 _LEASE = """CREATE TABLE choreo_lease (
@@ -30,8 +30,25 @@ _KEY = (
     "CREATE TABLE choreo_run (end INTEGER NOT NULL)",
     "INSERT INTO choreo_run VALUES (0)",
 )
+# `wake_ms` is when a timer is next to be sent: when it is due, later once that was done. Few timers are due, however
+# many wait, and what of those was sent already is not looked at either.
+_INSTANCE = (
+    """CREATE TABLE choreo_instance (
+    process TEXT, key TEXT, version INTEGER NOT NULL, state TEXT NOT NULL, data BLOB NOT NULL, ended INTEGER NOT NULL,
+    deferred BLOB NOT NULL, correlation_id TEXT NOT NULL, revision INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
+    PRIMARY KEY (process, key)
+)""",
+    "CREATE INDEX choreo_instance_state ON choreo_instance (process, state, key)",
+    """CREATE TABLE choreo_timer (
+    process TEXT, key TEXT, name TEXT, token TEXT NOT NULL, due_ms INTEGER NOT NULL, number INTEGER NOT NULL,
+    correlation_id TEXT NOT NULL, traceparent TEXT NOT NULL, wake_ms INTEGER NOT NULL,
+    PRIMARY KEY (process, key, name)
+) WITHOUT ROWID""",
+    "CREATE INDEX choreo_timer_wake ON choreo_timer (process, wake_ms)",
+)
 NEW = (
     *_KEY,
+    *_INSTANCE,
     _LEASE,
     """CREATE TABLE choreo_outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
@@ -51,6 +68,7 @@ STEPS = {
         f"INSERT INTO choreo_key ({_COLUMNS}) SELECT {_COLUMNS} FROM choreo_key_old ORDER BY timestamp_ms",
         "DROP TABLE choreo_key_old",
     ),
+    3: _INSTANCE,
 }
 """What leads from a version to the next one."""
 

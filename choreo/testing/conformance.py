@@ -10,6 +10,7 @@
 Needs pytest and pytest-asyncio with `asyncio_mode=auto`. A class does not have the tests of what it does not declare.
 """
 
+from choreo.testing.conformance_instances import InstancesConformance
 from choreo.testing.conformance_pair import PairConformance
 from choreo.testing.conformance_shelf import StoreGuarantee
 from choreo.testing.conformance_stage import Conformance, needs
@@ -18,6 +19,7 @@ from choreo.testing.conformance_transport import TransportConformance, Transport
 
 __all__ = [
     "Conformance",
+    "InstancesConformance",
     "PairConformance",
     "StoreConformance",
     "StoreGuarantee",

@@ -11,15 +11,15 @@ from sqlalchemy import text
 from choreo.ports import IdempotencyStore
 from choreo.stores.postgres import PostgresStore
 from choreo.stores.postgres import commit as postgres_commit
-from choreo.testing.conformance import StoreConformance
-from choreo.testing.conformance_shelf import StoreGuarantee
+from choreo.testing.conformance import InstancesConformance, StoreConformance
+from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from tests.kafka_server import Unavailable, unavailable
 from tests.postgres_server import pgbouncer
 
 GUARANTEES: frozenset[StoreGuarantee] = frozenset({"outbox", "rows", "anywhere", "deliveries"})
 
 
-class OnPostgres(StoreConformance):
+class OnPostgres(OnShelf):
     """Tables of its own for each test."""
 
     guarantees = GUARANTEES
@@ -44,21 +44,21 @@ class OnPostgres(StoreConformance):
             await store.close()
 
 
-class TestConnection(OnPostgres):
+class TestConnection(OnPostgres, StoreConformance):
     """Plain handlers on psycopg."""
 
     guarantees = GUARANTEES
     wants = "psycopg.Connection"
 
 
-class TestAsyncConnection(OnPostgres):
+class TestAsyncConnection(OnPostgres, StoreConformance):
     """Coroutines on psycopg."""
 
     guarantees = GUARANTEES
     wants, is_async = "psycopg.AsyncConnection", True
 
 
-class TestSession(OnPostgres):
+class TestSession(OnPostgres, StoreConformance):
     """Plain handlers on SQLAlchemy."""
 
     guarantees = GUARANTEES
@@ -74,6 +74,12 @@ class TestAsyncSession(TestSession):
 
     guarantees = GUARANTEES
     wants, is_async = "sqlalchemy.ext.asyncio.session.AsyncSession", True
+
+
+class TestInstances(OnPostgres, InstancesConformance):
+    """Instances of processes and their timers."""
+
+    guarantees = GUARANTEES
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +104,16 @@ class TestPgBouncer(TestAsyncConnection):
 
 class TestPgBouncerSession(TestSession):
     """The same for SQLAlchemy."""
+
+    guarantees = GUARANTEES
+
+    @pytest.fixture(autouse=True)
+    def _server(self, bouncer: str) -> None:
+        self.url = bouncer
+
+
+class TestPgBouncerInstances(TestInstances):
+    """And for processes."""
 
     guarantees = GUARANTEES
 

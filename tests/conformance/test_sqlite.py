@@ -10,14 +10,18 @@ from choreo.ports import IdempotencyStore, Transport
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-from choreo.testing.conformance import StoreConformance
+from choreo.testing.conformance import InstancesConformance, StoreConformance
+from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from choreo.transports.embedded import EmbeddedTransport
 
+OUTBOX: frozenset[StoreGuarantee] = frozenset({"outbox", "rows", "anywhere", "deliveries"})
+WITH_LOG: frozenset[StoreGuarantee] = frozenset({"offset", "emits", "rows", "anywhere", "deliveries"})
 
-class TestOutbox(StoreConformance):
+
+class Outbox(OnShelf):
     """Beside a log that is elsewhere."""
 
-    guarantees = frozenset({"outbox", "rows", "anywhere", "deliveries"})
+    guarantees = OUTBOX
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
@@ -34,10 +38,10 @@ class TestOutbox(StoreConformance):
             await store.close()
 
 
-class TestWithLog(StoreConformance):
+class WithLog(OnShelf):
     """In the file of the embedded log."""
 
-    guarantees = frozenset({"offset", "emits", "rows", "anywhere", "deliveries"})
+    guarantees = WITH_LOG
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
@@ -60,3 +64,27 @@ class TestWithLog(StoreConformance):
     def log(self) -> Transport:
         """The log in the same file."""
         return self._log
+
+
+class TestOutbox(Outbox, StoreConformance):
+    """Keys and leases beside a log that is elsewhere."""
+
+    guarantees = OUTBOX
+
+
+class TestWithLog(WithLog, StoreConformance):
+    """Keys and leases in the file of the embedded log."""
+
+    guarantees = WITH_LOG
+
+
+class TestOutboxInstances(Outbox, InstancesConformance):
+    """Instances and timers beside a log that is elsewhere."""
+
+    guarantees = OUTBOX
+
+
+class TestWithLogInstances(WithLog, InstancesConformance):
+    """Instances and timers in the file of the embedded log."""
+
+    guarantees = WITH_LOG

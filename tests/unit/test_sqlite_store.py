@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from choreo.errors import LeaseLost, StoreError, TransportError
+from choreo.instances import INSTANCES
 from choreo.ports import (
     Claimed,
     ClaimRequest,
@@ -466,7 +467,7 @@ async def test_what_a_store_carries_depends_on_where_the_log_is(shelf: Shelf, lo
     """Emits and offset in the commit, or an outbox; the handler's rows in both."""
     assert shelf.store.carries == {"outbox", "rows"}
     assert logged.store.carries == {"offset", "emits", "rows"}
-    assert shelf.store.transaction_types == {"sqlite3.Connection"}
+    assert shelf.store.transaction_types == {"sqlite3.Connection", INSTANCES}
 
 
 async def test_a_closed_store_says_so() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ import psycopg
 from psycopg import IsolationLevel
 
 from choreo.errors import ConfigurationError
+from choreo.instances import INSTANCES
 from choreo.ports import CommitRequest, CommitResult
 from choreo.stores.postgres.commit import Settings, Undone, transact
+from choreo.stores.postgres.instances import InstanceQueries, PostgresInstances
 from choreo.stores.postgres.pool import Server
 from choreo.stores.postgres.transact import AsyncTransaction, PlainTransaction, drive, drive_plain
 
@@ -22,19 +24,20 @@ ASYNC_CONNECTION = "psycopg.AsyncConnection"
 PLAIN_CONNECTION = "psycopg.Connection"
 ASYNC_SESSION = "sqlalchemy.ext.asyncio.session.AsyncSession"
 PLAIN_SESSION = "sqlalchemy.orm.session.Session"
-TRANSACTION_TYPES = frozenset({ASYNC_CONNECTION, PLAIN_CONNECTION, ASYNC_SESSION, PLAIN_SESSION})
+TRANSACTION_TYPES = frozenset({ASYNC_CONNECTION, PLAIN_CONNECTION, ASYNC_SESSION, PLAIN_SESSION, INSTANCES})
 
 
 class Inside:
     """Runs handlers in the transaction their keys commit in."""
 
-    def __init__(self, server: Server, settings: Settings) -> None:
+    def __init__(self, server: Server, settings: Settings, instances: InstanceQueries) -> None:
         self._server = server
         self._settings = settings
+        self._instances = instances
         self._sessions: Sessions | None = None
 
-    async def commit(self, request: CommitRequest) -> CommitResult | Undone:
-        """Invoke the units of the first one's kind, and commit."""
+    async def commit(self, request: CommitRequest, due_in_s: list[float]) -> CommitResult | Undone:
+        """Invoke the units of the first one's kind, and commit. `due_in_s` gets when timers that they set are due."""
         wants = request.transacted[0].wants
         if wants not in TRANSACTION_TYPES:
             raise ConfigurationError(
@@ -46,13 +49,19 @@ class Inside:
                 return await drive(connection, transact(self._settings, request), transaction)
         stop = Event()
         try:
-            return await asyncio.to_thread(self._commit_plain, wants, request, stop)
+            return await asyncio.to_thread(self._commit_plain, wants, request, stop, due_in_s)
         except asyncio.CancelledError:
             stop.set()  # a thread cannot be cancelled: it rolls back when its handler returns
             raise
 
-    def _commit_plain(self, wants: str, request: CommitRequest, stop: Event) -> CommitResult | Undone:
-        opened = self.sessions().plain_connection() if wants == PLAIN_SESSION else self._bare_plain()
+    def _commit_plain(
+        self, wants: str, request: CommitRequest, stop: Event, due_in_s: list[float]
+    ) -> CommitResult | Undone:
+        opened: AbstractContextManager[tuple[psycopg.Connection[Any], PlainTransaction | None]]
+        if wants == PLAIN_SESSION:
+            opened = self.sessions().plain_connection()
+        else:
+            opened = self._with_instances(due_in_s) if wants == INSTANCES else self._bare_plain()
         with opened as (connection, transaction), _begins_itself_plain(connection):
             return drive_plain(connection, transact(self._settings, request), stop, transaction)
 
@@ -65,6 +74,14 @@ class Inside:
     def _bare_plain(self) -> Iterator[tuple[psycopg.Connection[Any], PlainTransaction | None]]:
         with self._server.thread_connection() as connection:
             yield connection, None
+
+    @contextmanager
+    def _with_instances(
+        self, due_in_s: list[float]
+    ) -> Iterator[tuple[psycopg.Connection[Any], PlainTransaction | None]]:
+        with self._server.thread_connection() as connection:
+            instances = PostgresInstances(connection, self._instances, due_in_s)
+            yield connection, lambda: nullcontext(instances)
 
     def sessions(self) -> "Sessions":
         """SQLAlchemy's side, imported when the first handler asks for a session."""

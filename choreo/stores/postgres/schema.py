@@ -13,10 +13,15 @@ from psycopg.rows import tuple_row
 from choreo.errors import ConfigurationError
 
 VERSION = 1
+"""Raised only by what an older choreo could not work with. Tables it does not know (`_ADDED`) are none of that: they
+can be made while it runs, and it can be started again beside them."""
 IDENTIFIER_BYTES_MAX = 63
-_TABLES = ("version", "key", "lease", "outbox", "guard")
+_FIRST = ("version", "key", "lease", "outbox", "guard")
+_ADDED = {"instances": ("instance", "timer")}
+"""Tables that were added later, by the name of the file that makes them; all of a file are there, or none."""
+_TABLES = (*_FIRST, *(table for tables in _ADDED.values() for table in tables))
 _PLACE = re.compile(r"\{(\w+)\}")
-_INDEXES = ("key_age", "key_flow", "outbox_input")
+_INDEXES = ("key_age", "key_flow", "outbox_input", "instance_state", "timer_wake")
 
 
 class Names:
@@ -66,9 +71,9 @@ def checked(kind: str, name: str) -> str:
     return name
 
 
-def ddl(names: Names) -> list[str]:
-    """Every statement of the schema's tables, in order."""
-    text = resources.files("choreo.stores.postgres").joinpath("schema.sql").read_text("utf-8")
+def ddl(names: Names, file: str) -> list[str]:
+    """Every statement of a file beside this one, in order."""
+    text = resources.files("choreo.stores.postgres").joinpath(f"{file}.sql").read_text("utf-8")
     bare = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
     return [names.fill(part.strip()) for part in bare.split(";\n") if part.strip()]
 
@@ -87,14 +92,17 @@ async def missing(connection: psycopg.AsyncConnection[Any], names: Names) -> Seq
         )
         found = await cursor.fetchone()
         there: list[str] = [] if found is None else found[0]
+        added = [statement for file in _ADDED for statement in ddl(names, file)]
         if not there:
             create = f"CREATE SCHEMA {sql.Identifier(names.schema).as_string(None)}"
-            return ([create] if found is None else []) + ddl(names)
+            return ([create] if found is None else []) + ddl(names, "schema") + added
         strange = ConfigurationError(
             f"the schema {names.schema!r} has tables {sorted(there)} that are not of choreo's making; "
             "choose another schema or prefix"
         )
-        if len(there) < len(names.tables):
+        absent = {name for name, table in names.tables.items() if table not in there}
+        lacking = [file for file, tables in _ADDED.items() if absent.issuperset(tables)]
+        if absent != {table for file in lacking for table in _ADDED[file]}:
             raise strange
         try:
             await cursor.execute(names.fill("SELECT max(version) FROM {version}").encode())
@@ -108,4 +116,4 @@ async def missing(connection: psycopg.AsyncConnection[Any], names: Names) -> Seq
         raise ConfigurationError(
             f"the schema {names.schema!r} is of version {version}, this choreo knows {VERSION}; upgrade choreo"
         )
-    return []
+    return [statement for file in lacking for statement in ddl(names, file)]

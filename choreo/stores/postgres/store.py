@@ -4,15 +4,17 @@ A handler's own rows commit with its key, on psycopg's connections and on SQLAlc
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import psycopg
 
 from choreo.errors import ConfigurationError, LeaseLost
+from choreo.instances import Instance, Timer
 from choreo.ports import Carries, Claimed, ClaimRequest, CommitRequest, CommitResult, Lease, StoreStats
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.stores.postgres import claims, reading
+from choreo.stores.postgres import claims, instances, reading
 from choreo.stores.postgres import schema as schemas
 from choreo.stores.postgres.commit import Settings, Undone, plain
 from choreo.stores.postgres.inside import TRANSACTION_TYPES, Inside
@@ -28,7 +30,7 @@ _Connection = psycopg.AsyncConnection[Any]
 
 
 class PostgresStore:
-    """`IdempotencyStore` on PostgreSQL 13 or newer, directly or behind PgBouncer in transaction mode.
+    """`IdempotencyStore` and `TimerStore` on PostgreSQL 13 or newer, or on PgBouncer in transaction mode.
 
     Leases are measured by the server's clock; the members' clocks do not matter.
 
@@ -76,7 +78,9 @@ class PostgresStore:
             "idle_ms": str(max(1, int(transaction_idle_s * 1000))),
         }
         self._settings = Settings(self._queries, limits)
-        self._inside = Inside(self._server, self._settings)
+        self._instances = instances.InstanceQueries(self._names)
+        self._inside = Inside(self._server, self._settings, self._instances)
+        self.on_timer: list[Callable[[float], None]] = []
         self._in_flight = claims.InFlight()
         self.transactions_max = connections_max
 
@@ -149,8 +153,14 @@ class PostgresStore:
         return result
 
     async def _commit_inside(self, request: CommitRequest) -> CommitResult:
-        result = await self._server.call(lambda: self._inside.commit(request), repeat=False, timeout_s=self._inside_s)
+        due_in_s: list[float] = []
+        result = await self._server.call(
+            lambda: self._inside.commit(request, due_in_s), repeat=False, timeout_s=self._inside_s
+        )
         if not isinstance(result, Undone):
+            if due_in_s:
+                for notify in self.on_timer:
+                    notify(min(due_in_s))
             return result
         lost = result.lost
         rest = await self._call(
@@ -216,6 +226,29 @@ class PostgresStore:
                 function(connection)
 
         await self._server.call(lambda: asyncio.to_thread(alone), repeat=False, timeout_s=self._inside_s)
+
+    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
+        """Timers to be sent now; other processes skip those that are being claimed."""
+        rows, ((next_ms,),) = await self._flush(*instances.due(self._instances, processes, limit, claim_s))
+        found = sorted(map(instances.timer_of, rows), key=lambda timer: timer.due_ms)
+        return found, math.inf if next_ms is None else max(0, next_ms) / 1000
+
+    async def due_sent(self, timers: Sequence[Timer], *, again_s: float) -> None:
+        """They are on the log."""
+        if timers:
+            await self._flush(instances.sent(self._instances, timers, again_s))
+
+    async def instances(
+        self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
+    ) -> Sequence[Instance]:
+        """In order of their keys, as bytes of UTF-8."""
+        (rows,) = await self._flush(instances.listing(self._instances, process, state, after, limit))
+        return list(map(instances.instance_of, rows))
+
+    async def instance(self, process: str, key: str) -> tuple[Instance, Sequence[Timer]] | None:
+        """One, with its timers."""
+        rows, timers = await self._flush(*instances.looking(self._instances, process, key))
+        return (instances.instance_of(rows[0]), list(map(instances.timer_of, timers))) if rows else None
 
     async def close(self) -> None:
         """Disconnect."""

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterable
 
 from choreo.errors import LeaseLost, StoreError
+from choreo.instances import INSTANCES
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
 from choreo.stores.sqlite.digests import Digests
+from choreo.stores.sqlite.instances import SqliteInstances
 
 LOCK_S_MAX = 0.05
 """Handlers are invoked under the write lock for so long at most; the rest of a run waits for the next commit."""
@@ -30,6 +32,8 @@ class Commit:
         self._request = request
         self._with_log = with_log
         self._now_ms = now_ms
+        self.timers_due_ms: list[int] = []
+        """When timers that were set are due; of units that were rolled back, too."""
         self._outbox: list[tuple[int, ProducerRecord]] = []
         self._written: set[bytes] = set()
         self._gone: set[bytes] = set()
@@ -132,7 +136,8 @@ class Commit:
             return Finished(unit.partition, 0, unit.digest, (), "duplicate")
         self._db.execute(f"SAVEPOINT {self._savepoint}")
         try:
-            finished: Finished = unit.invoke(self._db, self._db)
+            transaction = self._instances() if unit.wants == INSTANCES else self._db
+            finished: Finished = unit.invoke(transaction, self._db)
             if not self._db.in_transaction:
                 raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
             self._finish(finished)
@@ -144,6 +149,9 @@ class Commit:
             return error
         self._db.execute(f"RELEASE {self._savepoint}")
         return finished
+
+    def _instances(self) -> SqliteInstances:
+        return SqliteInstances(self._db, self._now_ms, self.timers_due_ms)
 
 
 def _file_failed(error: BaseException) -> bool:

@@ -4,10 +4,12 @@ Beside the embedded log in the same file the emits and the committed offset are 
 there is no outbox. The handler's own rows are part of it in both cases.
 """
 
+import math
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from choreo.instances import INSTANCES, Instance, Timer
 from choreo.ports import (
     Carries,
     Claimed,
@@ -22,6 +24,7 @@ from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log, schema
 from choreo.sqlite.database import Database
 from choreo.sqlite.schema import SPAN_ROWS
+from choreo.stores.sqlite import instances
 from choreo.stores.sqlite.claim import claim
 from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_control
 from choreo.stores.sqlite.digests import Digests, forget, known, sort_in
@@ -41,7 +44,7 @@ FROM span CROSS JOIN choreo_key k ON k.id / {SPAN_ROWS} = span.number AND k.corr
 
 
 class SqliteStore:
-    """`IdempotencyStore` on a `Database`.
+    """`IdempotencyStore` and `TimerStore` on a `Database`.
 
     Args:
         database: The file; shared with the embedded transport or a service's own.
@@ -51,7 +54,7 @@ class SqliteStore:
     """
 
     dedupe_scope: Literal["anywhere", "partition"] = "anywhere"
-    transaction_types = frozenset({"sqlite3.Connection"})
+    transaction_types = frozenset({"sqlite3.Connection", INSTANCES})
     transactions_max = 1
 
     def __init__(self, database: Database, clock: Clock, *, with_log: bool, lease_s: float = 30.0) -> None:
@@ -64,6 +67,7 @@ class SqliteStore:
         self._with_log = with_log
         self._lease_s = lease_s
         self._digests = Digests()
+        self.on_timer: list[Callable[[float], None]] = []
 
     async def open(self) -> None:
         """Open the file; a new one gets choreo's tables at once, since nobody else owns its schema."""
@@ -112,9 +116,17 @@ class SqliteStore:
 
     async def commit(self, request: CommitRequest) -> CommitResult:
         """Keys, emits or outbox, offsets and handlers' rows in one transaction."""
-        return await self._db.write(
-            lambda db: Commit(db, self._digests, request, self._with_log, self._now_ms()).run()
-        )
+
+        def change(db: sqlite3.Connection) -> tuple[CommitResult, list[int]]:
+            commit = Commit(db, self._digests, request, self._with_log, self._now_ms())
+            return commit.run(), commit.timers_due_ms
+
+        result, due_ms = await self._db.write(change)
+        if due_ms:
+            first_s = (min(due_ms) - self._now_ms()) / 1000
+            for notify in self.on_timer:
+                notify(first_s)
+        return result
 
     async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
         """What a former owner left in the outbox."""
@@ -204,6 +216,42 @@ class SqliteStore:
     async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
         """Of these keys those it has: True is done, False is claimed. A digest is of one group."""
         return await self._db.read(lambda db: known(db, digests))
+
+    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
+        """Timers to be sent now; the write lock is taken only if there are some."""
+        now_ms = self._now_ms()
+        wake_ms = await self._db.read(lambda db: instances.next_wake_ms(db, processes))
+        if wake_ms is None:
+            return [], math.inf
+        if wake_ms > now_ms:
+            return [], (wake_ms - now_ms) / 1000
+
+        def change(db: sqlite3.Connection) -> tuple[list[Timer], int | None]:
+            found = instances.claim_due(db, processes, limit, now_ms, now_ms + int(claim_s * 1000))
+            return found, instances.next_wake_ms(db, processes)
+
+        found, wake_ms = await self._db.write(change)
+        return found, math.inf if wake_ms is None else max(0, wake_ms - now_ms) / 1000
+
+    async def due_sent(self, timers: Sequence[Timer], *, again_s: float) -> None:
+        """They are on the log."""
+        if timers:
+            await self._db.write(lambda db: instances.note_sent(db, timers, self._now_ms(), int(again_s * 1000)))
+
+    async def instances(
+        self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
+    ) -> Sequence[Instance]:
+        """In order of their keys."""
+        return await self._db.read(lambda db: instances.instances(db, process, state, after, limit))
+
+    async def instance(self, process: str, key: str) -> tuple[Instance, Sequence[Timer]] | None:
+        """One, with its timers."""
+
+        def query(db: sqlite3.Connection) -> tuple[Instance, Sequence[Timer]] | None:
+            found = instances.load(db, process, key)
+            return None if found is None else (found, instances.timers(db, process, key))
+
+        return await self._db.read(query)
 
     async def close(self) -> None:
         """Close the file if nobody else uses it."""

@@ -104,7 +104,11 @@ class SessionStore(SqliteStore):
         call = self._awaiting if unit.wants == ASYNC else self._calling
 
         def invoke(transaction: Any, given: Any) -> Any:
-            return call(unit.invoke, connection, given) if unit.wants in (SYNC, ASYNC) else unit.invoke(given, given)
+            return (
+                call(unit.invoke, connection, given)
+                if unit.wants in (SYNC, ASYNC)
+                else unit.invoke(transaction, given)
+            )
 
         return replace(unit, is_async=False, invoke=invoke)
 

@@ -1,0 +1,216 @@
+"""Instances of processes and their timers in PostgreSQL: within a unit's transaction, and looked at from outside."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import psycopg
+
+from choreo.errors import StoreError
+from choreo.instances import Instance, Timer, check_key
+from choreo.stores.postgres.pool import Statement, flush_plain
+from choreo.stores.postgres.schema import Names
+from choreo.stores.postgres.values import Row, decode, encode
+
+_NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::int8"
+# The same, when the transaction began: an index can be searched by it.
+_BEGUN_MS = "(extract(epoch FROM now()) * 1000)::int8"
+_INSTANCE = "process, key, version, state, data, ended, deferred, correlation_id, revision, updated_ms"
+_TIMER = "process, key, name, token, due_ms, number, correlation_id, traceparent"
+_OF_KEY = "WHERE process = %(process)b AND key = %(key)b"
+
+_LOAD = f"SELECT {_INSTANCE} FROM {{instance}} {_OF_KEY}"
+# A row of the same key that is not committed yet is waited for; once it is there, nothing is written.
+_INSERT = f"""INSERT INTO {{instance}} ({_INSTANCE})
+    VALUES (%(process)b, %(key)b, %(version)s, %(state)b, %(data)b, %(ended)s, %(deferred)b, %(correlation_id)b, 1,
+        {_NOW_MS}) ON CONFLICT DO NOTHING RETURNING revision"""
+_UPDATE = f"""UPDATE {{instance}} SET version = %(version)s, state = %(state)b, data = %(data)b, ended = %(ended)s,
+        deferred = %(deferred)b, correlation_id = %(correlation_id)b, revision = revision + 1, updated_ms = {_NOW_MS}
+    {_OF_KEY} AND revision = %(revision)s RETURNING revision"""
+_LIST = f"SELECT {_INSTANCE} FROM {{instance}} WHERE process = %(process)b AND key > %(after)b"
+_IN_ORDER = "ORDER BY key LIMIT %(limit)s"
+
+_TIMERS = f"SELECT {_TIMER} FROM {{timer}} {_OF_KEY} ORDER BY name"
+_SET = f"""INSERT INTO {{timer}} ({_TIMER}, wake_ms)
+    VALUES (%(process)b, %(key)b, %(name)b, %(token)b, %(due_ms)s, %(number)s, %(correlation_id)b, %(traceparent)b,
+        %(due_ms)s)
+    ON CONFLICT (process, key, name) DO UPDATE SET token = excluded.token, due_ms = excluded.due_ms,
+        number = excluded.number, correlation_id = excluded.correlation_id, traceparent = excluded.traceparent,
+        wake_ms = excluded.wake_ms"""
+_CANCEL = f"DELETE FROM {{timer}} {_OF_KEY}"
+_CANCEL_NAMED = f"{_CANCEL} AND name = ANY(%(names)b::bytea[])"
+
+# A row that is locked is another poller's, or a handler is setting it anew or taking it away.
+_DUE = f"""WITH found AS MATERIALIZED (
+    SELECT t.process, t.key, t.name FROM unnest(%(processes)b::bytea[]) AS p (process)
+    CROSS JOIN LATERAL (SELECT * FROM {{timer}} t WHERE t.process = p.process AND t.wake_ms <= {_BEGUN_MS}
+        ORDER BY t.wake_ms LIMIT %(limit)s FOR UPDATE SKIP LOCKED) t ORDER BY t.wake_ms LIMIT %(limit)s
+) UPDATE {{timer}} t SET wake_ms = {_BEGUN_MS} + %(claim_ms)s FROM found f
+WHERE t.process = f.process AND t.key = f.key AND t.name = f.name
+RETURNING {", ".join(f"t.{column}" for column in _TIMER.split(", "))}"""
+_NEXT = f"""SELECT min(t.wake_ms - {_BEGUN_MS}) FROM unnest(%(processes)b::bytea[]) AS p (process)
+    CROSS JOIN LATERAL (SELECT wake_ms FROM {{timer}} t WHERE t.process = p.process ORDER BY t.wake_ms LIMIT 1) t"""
+_SENT = f"""WITH sent AS MATERIALIZED (
+    SELECT t.process, t.key, t.name FROM unnest(%(processes)b::bytea[], %(keys)b::bytea[], %(names)b::bytea[],
+        %(tokens)b::bytea[], %(numbers)b::int4[]) AS s (process, key, name, token, number)
+    JOIN {{timer}} t USING (process, key, name) WHERE t.token = s.token AND t.number = s.number
+    FOR UPDATE OF t SKIP LOCKED
+) UPDATE {{timer}} t SET wake_ms = greatest({_BEGUN_MS} + %(again_ms)s, 2 * {_BEGUN_MS} - t.due_ms) FROM sent s
+WHERE t.process = s.process AND t.key = s.key AND t.name = s.name"""
+
+
+class InstanceQueries:
+    """The statements with a store's own names in them."""
+
+    def __init__(self, names: Names) -> None:
+        fill = names.parameterised
+        self.now, self.load, self.lock = fill(f"SELECT {_NOW_MS}"), fill(_LOAD), fill(f"{_LOAD} FOR UPDATE")
+        self.insert, self.update = fill(_INSERT), fill(_UPDATE)
+        self.list, self.list_state = fill(f"{_LIST} {_IN_ORDER}"), fill(f"{_LIST} AND state = %(state)b {_IN_ORDER}")
+        self.timers, self.set_timer = fill(_TIMERS), fill(_SET)
+        self.cancel, self.cancel_named = fill(_CANCEL), fill(_CANCEL_NAMED)
+        self.due, self.next, self.sent = fill(_DUE), fill(_NEXT), fill(_SENT)
+
+
+class PostgresInstances:
+    """`Instances` in a transaction on a plain connection.
+
+    Args:
+        connection: Where it is open.
+        queries: With the store's names.
+        due_in_s: Is told in how many seconds each timer that is set is due.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], queries: InstanceQueries, due_in_s: list[float]) -> None:
+        self._connection = connection
+        self._queries = queries
+        self._due_in_s = due_in_s
+        self._now_ms: int | None = None
+
+    @property
+    def now_ms(self) -> int:
+        """The server's clock, when it was first asked; `load` brings it along."""
+        if self._now_ms is None:
+            ((now_ms,),) = self._run((self._queries.now, {}))
+            self._now_ms = int(now_ms)
+        return self._now_ms
+
+    def load(self, process: str, key: str) -> Instance | None:
+        """The instance; its row is locked."""
+        check_key(process, key)
+        statements = [(self._queries.lock, _of(process, key)), (self._queries.now, {})]
+        rows, ((self._now_ms,),) = flush_plain(self._connection, statements)
+        return instance_of(rows[0]) if rows else None
+
+    def save(self, instance: Instance) -> None:
+        """Store it, unless it was stored since it was loaded."""
+        columns = _of(instance.process, instance.key) | {
+            "version": instance.version,
+            "state": encode(instance.state),
+            "data": instance.data,
+            "ended": instance.ended,
+            "deferred": instance.deferred,
+            "correlation_id": encode(instance.correlation_id),
+            "revision": instance.revision,
+        }
+        if not self._run((self._queries.update if instance.revision else self._queries.insert, columns)):
+            raise StoreError(
+                f"an instance of {instance.process} was stored by somebody else since it was loaded at revision "
+                f"{instance.revision}; its event is tried again"
+            )
+
+    def timers(self, process: str, key: str) -> Sequence[Timer]:
+        """Its timers, by name."""
+        return list(map(timer_of, self._run((self._queries.timers, _of(process, key)))))
+
+    def set_timer(self, timer: Timer) -> None:
+        """Set it, instead of the one of its name."""
+        columns = _of(timer.process, timer.key) | {
+            "name": encode(timer.name),
+            "token": encode(timer.token),
+            "due_ms": timer.due_ms,
+            "number": timer.number,
+            "correlation_id": encode(timer.correlation_id),
+            "traceparent": encode(timer.traceparent),
+        }
+        self._run((self._queries.set_timer, columns))
+        self._due_in_s.append((timer.due_ms - self.now_ms) / 1000)
+
+    def cancel_timers(self, process: str, key: str, names: Collection[str] | None = None) -> None:
+        """Those of these names, or all."""
+        if names is None:
+            self._run((self._queries.cancel, _of(process, key)))
+        else:
+            wanted = {"names": [encode(name) for name in names]}
+            self._run((self._queries.cancel_named, _of(process, key) | wanted))
+
+    def _run(self, statement: Statement) -> list[Row]:
+        (rows,) = flush_plain(self._connection, [statement])
+        return rows
+
+
+def looking(queries: InstanceQueries, process: str, key: str) -> list[Statement]:
+    """One instance, and its timers."""
+    return [(queries.load, _of(process, key)), (queries.timers, _of(process, key))]
+
+
+def listing(queries: InstanceQueries, process: str, state: str | None, after: str, limit: int) -> Statement:
+    """Instances in order of their keys, above `after`."""
+    wanted = {"process": encode(process), "after": encode(after), "limit": limit}
+    if state is None:
+        return queries.list, wanted
+    return queries.list_state, wanted | {"state": encode(state)}
+
+
+def due(queries: InstanceQueries, processes: Iterable[str], limit: int, claim_s: float) -> list[Statement]:
+    """Timers to be sent now, claimed; and how many milliseconds until the next one is to be."""
+    named = {"processes": [encode(process) for process in processes]}
+    return [(queries.due, named | {"limit": limit, "claim_ms": int(claim_s * 1000)}), (queries.next, named)]
+
+
+def sent(queries: InstanceQueries, timers: Sequence[Timer], again_s: float) -> Statement:
+    """These need not be sent again for a while."""
+    ordered = sorted(timers)
+    return queries.sent, {
+        "processes": [encode(timer.process) for timer in ordered],
+        "keys": [encode(timer.key) for timer in ordered],
+        "names": [encode(timer.name) for timer in ordered],
+        "tokens": [encode(timer.token) for timer in ordered],
+        "numbers": [timer.number for timer in ordered],
+        "again_ms": int(again_s * 1000),
+    }
+
+
+def instance_of(row: Row) -> Instance:
+    """A row of the instances' table."""
+    process, key, version, state, data, ended, deferred, correlation_id, revision, updated_ms = row
+    return Instance(
+        decode(process),
+        decode(key),
+        version,
+        decode(state),
+        bytes(data),
+        ended,
+        bytes(deferred),
+        decode(correlation_id),
+        revision,
+        updated_ms,
+    )
+
+
+def timer_of(row: Row) -> Timer:
+    """A row of the timers' table."""
+    process, key, name, token, due_ms, number, correlation_id, traceparent = row
+    return Timer(
+        decode(process),
+        decode(key),
+        decode(name),
+        decode(token),
+        due_ms,
+        number,
+        decode(correlation_id),
+        decode(traceparent),
+    )
+
+
+def _of(process: str, key: str) -> dict[str, Any]:
+    return {"process": encode(process), "key": encode(key)}
