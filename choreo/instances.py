@@ -70,7 +70,8 @@ class Instances(Protocol):
         """Store it. `revision` is the one it was loaded with, 0 if it is new.
 
         Raises:
-            StoreError: It was stored by somebody else meanwhile; the unit is tried again.
+            StoreError: It was stored by somebody else meanwhile; the unit is tried again. Perhaps not here, but by
+                a later call or when the handler has returned.
         """
 
     def timers(self, process: str, key: str) -> Sequence[Timer]:

@@ -1,4 +1,4 @@
-"""A store's file as choreo 0.1 made it, before the schema stated its version."""
+"""A store's file as older choreos made it: 0.1, before the schema stated its version, and version 3."""
 
 import sqlite3
 from contextlib import closing
@@ -37,3 +37,41 @@ def make_first(
             (digest, fingerprint, group, time_ms),
         )
         db.execute("INSERT INTO choreo_lease VALUES (?, 'orders', 0, 7, '', 0)", (group,))
+
+
+THIRD = (
+    """CREATE TABLE choreo_key (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL, done INTEGER NOT NULL, fingerprint BLOB NOT NULL,
+    "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    deliveries INTEGER NOT NULL, handler TEXT NOT NULL, offset INTEGER NOT NULL, correlation_id TEXT NOT NULL,
+    timestamp_ms INTEGER NOT NULL, outcome TEXT NOT NULL, attempts INTEGER NOT NULL, duration_s REAL NOT NULL,
+    done_ms INTEGER NOT NULL
+)""",
+    'CREATE INDEX choreo_key_claimed ON choreo_key ("group", topic, "partition") WHERE done = 0',
+    "CREATE INDEX choreo_key_flow ON choreo_key (id / 2048, correlation_id)",
+    'CREATE INDEX choreo_key_time ON choreo_key ("group", timestamp_ms)',
+    "CREATE TABLE choreo_digest (prefix BLOB, id INTEGER, PRIMARY KEY (prefix, id)) WITHOUT ROWID",
+    "CREATE TABLE choreo_run (end INTEGER NOT NULL)",
+    "INSERT INTO choreo_run VALUES (0)",
+    """CREATE TABLE choreo_lease (
+    "group" TEXT, topic TEXT, "partition" INTEGER, epoch INTEGER NOT NULL, owner TEXT NOT NULL,
+    expires_ms INTEGER NOT NULL, progress_ms INTEGER, PRIMARY KEY ("group", topic, "partition")
+) WITHOUT ROWID""",
+    FIRST[3],
+    "CREATE TABLE choreo_schema (version INTEGER NOT NULL)",
+    "INSERT INTO choreo_schema VALUES (3)",
+)
+
+
+def make_third(path: Path) -> None:
+    """A file with one handled key, one lease of a member that has gone, and one emit that is not sent."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in THIRD:
+            db.execute(statement)
+        db.execute(
+            "INSERT INTO choreo_key VALUES (1, ?, 1, ?, 'kitchen', 'orders', 0, 7, 1, 'h', 0, 'flow', 1000, "
+            "'handled', 1, 0.1, 2)",
+            (KEY, b"12345678"),
+        )
+        db.execute("INSERT INTO choreo_lease VALUES ('kitchen', 'orders', 0, 7, '', 0, 500)")
+        db.execute("INSERT INTO choreo_outbox VALUES (1, 'kitchen', 'orders', 0, 'out', NULL, x'31', x'')")

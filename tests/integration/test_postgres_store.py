@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import psycopg
@@ -10,10 +11,13 @@ import pytest
 from psycopg import sql
 
 from choreo.errors import ConfigurationError, StoreError
+from choreo.instances import KEY_BYTES_MAX, Instances
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import PostgresStore
 from choreo.stores.postgres import reading as postgres_reading
+from choreo.stores.postgres import schema as schemas
+from choreo.testing.conformance_instances import Desk
 from choreo.testing.conformance_shelf import Shelf
 
 HOSTILE = "a\"b'c\0d\ud800😀%s{key}\\"
@@ -118,6 +122,76 @@ async def test_a_schema_newer_than_the_library_is_refused(shelf: Shelf, postgres
         db.execute(sql.SQL("DROP TABLE {}.outbox").format(schema))
     with pytest.raises(ConfigurationError, match="not of choreo's making"):
         await shelf.store.plan()
+
+
+@asynccontextmanager
+async def older(postgres: str, schema: str) -> AsyncIterator[PostgresStore]:
+    """A store of a choreo that does not know the tables of processes: it plans for its own five."""
+    store = PostgresStore(postgres, schema=schema)
+    store._names.tables = {name: store._names.tables[name] for name in schemas._FIRST}
+    await store.open()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schemas, "_ADDED", {})
+        await store.apply()
+        assert await store.plan() == []
+    yield store
+    await store.close()
+
+
+async def test_tables_of_processes_are_added_while_an_older_choreo_runs(postgres: str) -> None:
+    """It waits for no transaction of it, keeps what is there, and lets it be started again, for a way back."""
+    schema, keys = f"older {uuid4().hex}", [os.urandom(16) for _ in range(2)]
+    async with older(postgres, schema) as before:
+        running = Shelf(before, "group")
+        lease = await running.lease(running.p)
+        for key in keys:
+            await running.claim(lease, key)
+        await before.commit(running.request((lease, keys[0], 1)))
+        store = PostgresStore(postgres, schema=schema, timeout_s=10.0)
+        await store.open()
+        with psycopg.connect(postgres) as busy:
+            for table in ("key", "lease", "outbox", "version"):  # as a commit of the older one that is under way
+                busy.execute(sql.SQL("SELECT FROM {} FOR UPDATE").format(sql.Identifier(schema, table)))
+            assert len(await store.plan()) == 4
+            await store.apply()
+            assert await store.plan() == []
+        assert await store.instances("approval") == []
+        assert not (await before.commit(running.request((lease, keys[1], 2)))).refused
+        assert len(await store.pending(lease)) == 2
+        assert (await running.claim(lease, keys[0])).verdict == "done"
+        async with older(postgres, schema) as again:
+            assert len(await again.pending(lease)) == 2
+        await store.close()
+
+
+async def test_half_of_the_tables_of_processes_are_somebody_elses(postgres: str) -> None:
+    """A table of an application's that happens to be called timer is not taken for ours, nor overwritten."""
+    schema = f"half {uuid4().hex}"
+    async with older(postgres, schema):
+        pass
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute(sql.SQL("CREATE TABLE {} (mine integer)").format(sql.Identifier(schema, "timer")))
+    store = PostgresStore(postgres, schema=schema)
+    await store.open()
+    for call in (store.plan, store.apply):
+        with pytest.raises(ConfigurationError, match=r"'timer'.* not of choreo's making"):
+            await call()
+    await store.close()
+
+
+async def test_a_key_of_any_bytes_goes_into_the_indexes(shelf: Shelf) -> None:
+    """The longest one there can be, and names as long; compressed or not, it fits."""
+    desk = Desk(shelf)
+    desk.process = "p" * 200
+    key = os.urandom(KEY_BYTES_MAX // 2).hex()
+
+    def save(instances: Instances) -> None:
+        instances.load(desk.process, key)
+        instances.save(desk.instance(key, state="s" * 200))
+        instances.set_timer(desk.timer("n" * 200, 0, key=key))
+
+    assert await desk.handle(save) is None
+    assert [timer.name for timer in await desk.timers(key)] == ["n" * 200]
 
 
 async def test_several_processes_apply_and_start_at_once(postgres: str) -> None:

@@ -1,6 +1,7 @@
 """The schema of SQLite files: new, of the first version, of a newer one, and applied by two at once."""
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -15,7 +16,7 @@ from choreo.runtime.clock import SystemClock
 from choreo.sqlite import schema
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-from tests.sqlite_versions import FIRST, KEY, make_first
+from tests.sqlite_versions import FIRST, KEY, make_first, make_third
 
 P = TopicPartition("orders", 0)
 
@@ -71,6 +72,31 @@ async def test_file_of_the_first_version_is_brought_up_to_date_with_its_keys(tmp
         assert (await store.stats())["kitchen"].progress_ms == 5_000
     assert columns(old) == columns(new)
     assert tables(old)["choreo_key_time"] == tables(new)["choreo_key_time"]
+
+
+async def test_file_of_the_third_version_gets_the_tables_of_processes(tmp_path: Path) -> None:
+    """A key, a lease's epoch and an emit that is not sent stay; it is then as a new one is, and used as one."""
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    make_third(old)
+    async with opened(new):
+        pass
+    async with opened(old) as store:
+        assert [statement.split()[:3] for statement in await store.plan()][:4] == [
+            ["CREATE", "TABLE", "choreo_instance"],
+            ["CREATE", "INDEX", "choreo_instance_state"],
+            ["CREATE", "TABLE", "choreo_timer"],
+            ["CREATE", "INDEX", "choreo_timer_wake"],
+        ]
+        await store.apply()
+        assert await store.plan() == []
+        (lease,) = await store.acquire("kitchen", [P], "me")
+        assert lease.epoch == 8
+        assert [record.value for _, record in await store.pending(lease)] == [b"1"]
+        request = ClaimRequest(P, KEY, b"12345678", "kitchen.pour", 0, "flow", 0)
+        assert await store.claim([lease], [request]) == [Claimed("done")]
+        assert await store.instances("approval") == []
+        assert await store.due(["approval"], limit=1, claim_s=1.0) == ([], math.inf)
+    assert tables(old) == tables(new)
 
 
 async def test_two_apply_at_once(tmp_path: Path) -> None:

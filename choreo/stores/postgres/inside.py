@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,14 @@ class Inside:
         self, due_in_s: list[float]
     ) -> Iterator[tuple[psycopg.Connection[Any], PlainTransaction | None]]:
         with self._server.thread_connection() as connection:
-            instances = PostgresInstances(connection, self._instances, due_in_s)
-            yield connection, lambda: nullcontext(instances)
+
+            @contextmanager
+            def instances() -> Iterator[PostgresInstances]:
+                made = PostgresInstances(connection, self._instances, due_in_s)
+                yield made
+                made.flush()
+
+            yield connection, instances
 
     def sessions(self) -> "Sessions":
         """SQLAlchemy's side, imported when the first handler asks for a session."""

@@ -74,6 +74,8 @@ class InstanceQueries:
 class PostgresInstances:
     """`Instances` in a transaction on a plain connection.
 
+    What is stored and set goes to the server with the next read, or in the end with `flush`: a round trip less each.
+
     Args:
         connection: Where it is open.
         queries: With the store's names.
@@ -85,24 +87,25 @@ class PostgresInstances:
         self._queries = queries
         self._due_in_s = due_in_s
         self._now_ms: int | None = None
+        self._unsent: list[tuple[Statement, Instance | None]] = []
 
     @property
     def now_ms(self) -> int:
         """The server's clock, when it was first asked; `load` brings it along."""
         if self._now_ms is None:
-            ((now_ms,),) = self._run((self._queries.now, {}))
+            (((now_ms,),),) = self.flush((self._queries.now, {}))
             self._now_ms = int(now_ms)
         return self._now_ms
 
     def load(self, process: str, key: str) -> Instance | None:
         """The instance; its row is locked."""
         check_key(process, key)
-        statements = [(self._queries.lock, _of(process, key)), (self._queries.now, {})]
-        rows, ((self._now_ms,),) = flush_plain(self._connection, statements)
+        rows, ((now_ms,),) = self.flush((self._queries.lock, _of(process, key)), (self._queries.now, {}))
+        self._now_ms = int(now_ms)
         return instance_of(rows[0]) if rows else None
 
     def save(self, instance: Instance) -> None:
-        """Store it, unless it was stored since it was loaded."""
+        """Store it, unless it was stored since it was loaded, which may show only in the end."""
         columns = _of(instance.process, instance.key) | {
             "version": instance.version,
             "state": encode(instance.state),
@@ -112,15 +115,13 @@ class PostgresInstances:
             "correlation_id": encode(instance.correlation_id),
             "revision": instance.revision,
         }
-        if not self._run((self._queries.update if instance.revision else self._queries.insert, columns)):
-            raise StoreError(
-                f"an instance of {instance.process} was stored by somebody else since it was loaded at revision "
-                f"{instance.revision}; its event is tried again"
-            )
+        query = self._queries.update if instance.revision else self._queries.insert
+        self._unsent.append(((query, columns), instance))
 
     def timers(self, process: str, key: str) -> Sequence[Timer]:
         """Its timers, by name."""
-        return list(map(timer_of, self._run((self._queries.timers, _of(process, key)))))
+        (rows,) = self.flush((self._queries.timers, _of(process, key)))
+        return list(map(timer_of, rows))
 
     def set_timer(self, timer: Timer) -> None:
         """Set it, instead of the one of its name."""
@@ -132,20 +133,34 @@ class PostgresInstances:
             "correlation_id": encode(timer.correlation_id),
             "traceparent": encode(timer.traceparent),
         }
-        self._run((self._queries.set_timer, columns))
         self._due_in_s.append((timer.due_ms - self.now_ms) / 1000)
+        self._unsent.append(((self._queries.set_timer, columns), None))
 
     def cancel_timers(self, process: str, key: str, names: Collection[str] | None = None) -> None:
         """Those of these names, or all."""
-        if names is None:
-            self._run((self._queries.cancel, _of(process, key)))
-        else:
-            wanted = {"names": [encode(name) for name in names]}
-            self._run((self._queries.cancel_named, _of(process, key) | wanted))
+        statement: Statement = (self._queries.cancel, _of(process, key))
+        if names is not None:
+            named = {"names": [encode(name) for name in names]}
+            statement = (self._queries.cancel_named, _of(process, key) | named)
+        self._unsent.append((statement, None))
 
-    def _run(self, statement: Statement) -> list[Row]:
-        (rows,) = flush_plain(self._connection, [statement])
-        return rows
+    def flush(self, *reads: Statement) -> list[list[Row]]:
+        """Send what is unsent, then read.
+
+        Raises:
+            StoreError: An instance was stored by somebody else meanwhile.
+        """
+        unsent, self._unsent = self._unsent, []
+        if not unsent and not reads:
+            return []
+        rows = flush_plain(self._connection, [*(statement for statement, _ in unsent), *reads])
+        for (_, instance), stored in zip(unsent, rows, strict=False):
+            if instance is not None and not stored:
+                raise StoreError(
+                    f"an instance of {instance.process} was stored by somebody else since it was loaded at revision "
+                    f"{instance.revision}; its event is tried again"
+                )
+        return rows[len(unsent) :]
 
 
 def looking(queries: InstanceQueries, process: str, key: str) -> list[Statement]:
