@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from choreo.instances import KEY_BYTES_MAX, Instances
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import PostgresStore
+from choreo.stores.postgres import commit as postgres_commit
 from choreo.stores.postgres import reading as postgres_reading
 from choreo.stores.postgres import schema as schemas
 from choreo.testing.conformance_instances import Desk
@@ -192,6 +194,37 @@ async def test_a_key_of_any_bytes_goes_into_the_indexes(shelf: Shelf) -> None:
 
     assert await desk.handle(save) is None
     assert [timer.name for timer in await desk.timers(key)] == ["n" * 200]
+
+
+async def test_batches_that_wait_for_each_others_instances_do_not_hang(shelf: Shelf) -> None:
+    """The server ends the deadlock by failing one event; the other three are committed."""
+    desk, both = Desk(shelf), threading.Barrier(2)
+
+    def holding(key: str, *, first: bool) -> Callable[[Instances], None]:
+        def change(instances: Instances) -> None:
+            found = instances.load(desk.process, key)
+            if first:
+                both.wait(10.0)
+            assert found is not None
+            instances.save(found._replace(data=found.data + b"+"))
+
+        return change
+
+    for key in "ab":
+        await desk.handle(lambda instances, key=key: instances.save(desk.instance(key, data=b"")))  # type: ignore[misc]
+    leases = await shelf.store.acquire(shelf.group, [shelf.p, shelf.q], "one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_commit, "INVOKING_S_MAX", 10.0)
+        units = [
+            [await desk.unit(lease, holding(key, first=key == keys[0])) for key in keys]
+            for lease, keys in zip(leases, ("ab", "ba"), strict=True)
+        ]
+        outcomes = await asyncio.gather(
+            *(desk.commit(lease, *some) for lease, some in zip(leases, units, strict=True))
+        )
+    failed = [each for some in outcomes for each in some if each is not None]
+    assert [type(each) for each in failed] == [psycopg.errors.DeadlockDetected]
+    assert sorted(each.data for each in await shelf.store.instances(desk.process)) == [b"+", b"++"]  # type: ignore[attr-defined]
 
 
 async def test_several_processes_apply_and_start_at_once(postgres: str) -> None:

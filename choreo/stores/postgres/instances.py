@@ -39,7 +39,7 @@ _SET = f"""INSERT INTO {{timer}} ({_TIMER}, wake_ms)
 _CANCEL = f"DELETE FROM {{timer}} {_OF_KEY}"
 _CANCEL_NAMED = f"{_CANCEL} AND name = ANY(%(names)b::bytea[])"
 
-# A row that is locked is another poller's, or a handler is setting it anew or taking it away.
+# A row that is locked is one that a handler is setting anew or taking away.
 _DUE = f"""WITH found AS MATERIALIZED (
     SELECT t.process, t.key, t.name FROM unnest(%(processes)b::bytea[]) AS p (process)
     CROSS JOIN LATERAL (SELECT * FROM {{timer}} t WHERE t.process = p.process AND t.wake_ms <= {_BEGUN_MS}

@@ -228,8 +228,11 @@ class PostgresStore:
         await self._server.call(lambda: asyncio.to_thread(alone), repeat=False, timeout_s=self._inside_s)
 
     async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
-        """Timers to be sent now; other processes skip those that are being claimed."""
-        rows, ((next_ms,),) = await self._flush(*instances.due(self._instances, processes, limit, claim_s))
+        """Timers to be sent now, but for those that a handler is about to change."""
+        wanted = instances.due(self._instances, processes, limit, claim_s)
+        # One after the other: who looks with an old snapshot also locks what another has just claimed, and `due_sent`
+        # would skip it.
+        _, rows, ((next_ms,),) = await self._flush((LOCK, {"lock": self._names.lock ^ 1}), *wanted)
         found = sorted(map(instances.timer_of, rows), key=lambda timer: timer.due_ms)
         return found, math.inf if next_ms is None else max(0, next_ms) / 1000
 
