@@ -1,0 +1,219 @@
+"""What traces alone show of a flow: `send` and `process` spans of choreo, joined by the ids of their events. No I/O.
+
+Joined by id and not by the shape of a trace, since a hop may be a child, a link, or in a trace of its own.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from math import log
+from typing import Any, Protocol
+
+from choreo.flow.drift_log import Window, event_key
+from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped, service_names
+from choreo.flow.model import Capability
+from choreo.flow.sightings import ANCESTORS_MAX, SpanLike
+
+FLOW = "messaging.message.conversation_id"
+_UNLIKELY = 1e-6
+_64_BITS = 2.0**64
+
+
+class TimedSpan(SpanLike, Protocol):
+    """A span that also tells how long it took; see `choreo.flow.jaeger`."""
+
+    @property
+    def duration_ns(self) -> int: ...
+
+
+def from_traces(
+    spans: Iterable[TimedSpan],
+    *,
+    capability: Capability,
+    window: Window,
+    sampled: float | None = None,
+    cut_short: Sequence[str] = (),
+    topic_prefix: str = "",
+) -> Seen:
+    """Read spans.
+
+    Args:
+        sampled: Share of flows that are sampled, as somebody said; None if nobody did.
+        cut_short: Services that have more traces than were read.
+        topic_prefix: Of actual topics, before the declared ones.
+    """
+    reading = _Reading(spans, capability, topic_prefix)
+    events, units = reading.events(), reading.units()
+    broken = list(reading.broken())
+    traces = sorted({event.trace_id for event in events.values()})
+    flows = {event.flow for event in events.values() if event.flow}
+    found = ratio([_share_of_trace(each) for each in traces], [_share_of_flow(each) for each in flows])
+    notes = [f"From {len(traces)} traces: {len(events)} events, {len(units)} of them handled by somebody."]
+    if found is not None and (sampled is None or sampled > found):
+        notes.append(f"The ids show that about {found:.0%} of flows are sampled" + _contradicted(sampled))
+        sampled = found
+    if any(event.version is None for event in events.values()):
+        notes.append("Some spans tell no version of their event, which then fits any.")
+    return Seen(
+        "traces",
+        *window[:2],
+        events,
+        {key: unit for key, unit in units.items() if key[0] in events},
+        frozenset(service.name for service in capability.services),
+        sampled,
+        _doubt(sampled, cut_short, reading.lost),
+        broken,
+        notes,
+    )
+
+
+def ratio(*shares: Sequence[float]) -> float | None:
+    """The share that a ratio sampler seems to take, None if nothing shows that one is there.
+
+    Samplers of a ratio r take what hashes, or has a trace id, below r. So if of n numbers that should lie anywhere in
+    0..1 none exceeds m, and m ** n is below one in a million, r is about m (n + 1) / n.
+    """
+    for each in shares:
+        highest = max(each, default=1.0)
+        if 0.0 < highest < 1.0 and len(each) * log(highest) < log(_UNLIKELY):
+            return min(1.0, highest * (len(each) + 1) / len(each))
+    return None
+
+
+def _doubt(sampled: float | None, cut_short: Sequence[str], lost: int) -> str:
+    if sampled is None:
+        return "nobody said what share of flows is sampled; if it is all of them, say --sampled 1"
+    if sampled < 1.0:
+        return f"{sampled:.0%} of flows are sampled"
+    if cut_short:
+        return f"not all traces of {', '.join(cut_short)} were read; take a shorter --since"
+    if lost:
+        return f"{lost} spans of declared services are missing, as where an exporter drops them"
+    return ""
+
+
+def _contradicted(sampled: float | None) -> str:
+    return "." if sampled is None else f", whatever --sampled {sampled:g} says."
+
+
+class _Reading:
+    def __init__(self, spans: Iterable[TimedSpan], capability: Capability, topic_prefix: str) -> None:
+        self._spans = {(span.trace_id, span.span_id): span for span in spans}
+        self._names = service_names(capability)
+        self._letters = {service.dead_letter_topic for service in capability.services}
+        self._prefix = topic_prefix
+        self.lost = 0
+
+    def events(self) -> dict[str, SeenEvent]:
+        """What was sent; and what was handled though nobody who is traced sent it."""
+        taken = (span for span in self._spans.values() if _said(span, "process") and _key(span))
+        return earliest(self._event(span, None, "") for span in taken) | earliest(self._sent())
+
+    def units(self) -> dict[tuple[str, str, str], SeenUnit]:
+        """Who handled what, retries and duplicates together."""
+        return grouped(self._processed())
+
+    def broken(self) -> Iterator[Broken]:
+        """Spans whose parent was never exported; `lost` counts those that a declared service should have."""
+        for span in self._spans.values():
+            if not span.parent_id or (span.trace_id, span.parent_id) in self._spans:
+                continue
+            if _said(span, "process") or _said(span, "send"):
+                self.lost += str(span.attributes.get("cloudevents.event_source")) in self._names
+                flow = str(span.attributes.get(FLOW) or "")
+                yield Broken(_service(span), span.start_ns / 1e6, flow, span.trace_id)
+
+    def _sent(self) -> Iterator[SeenEvent]:
+        for span in self._spans.values():
+            if not _said(span, "send") or not _key(span) or span.attributes.get("choreo.outcome") == "dropped":
+                continue
+            if self._topic(span) in self._letters:
+                continue  # a copy of the event: its `process` span tells of it
+            above = self._handled_above(span)
+            cause = None if above is None else self._event_of(above)
+            yield self._event(span, cause or None, "" if above is None else _handler(above))
+
+    def _event(self, span: TimedSpan, cause: str | None, handler: str) -> SeenEvent:
+        source = str(span.attributes.get("cloudevents.event_source") or "")
+        version = str(span.attributes.get("choreo.event_version") or "")
+        return SeenEvent(
+            _key(span),
+            str(span.attributes.get("cloudevents.event_type") or ""),
+            int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
+            self._topic(span),
+            self._names.get(source, source.strip("/")),
+            span.start_ns / 1e6,
+            cause,
+            handler,
+            str(span.attributes.get(FLOW) or ""),
+            span.trace_id,
+        )
+
+    def _processed(self) -> Iterator[SeenUnit]:
+        for span in self._spans.values():
+            event = self._event_of(span) if _said(span, "process") else ""
+            outcome = str(span.attributes.get("choreo.outcome") or "")
+            if not event or outcome not in ("handled", "dead_letter", "duplicate", ""):
+                continue
+            yield SeenUnit(
+                event,
+                _service(span),
+                _handler(span),
+                span.start_ns / 1e6,
+                outcome,
+                str(span.attributes.get("error.type") or ""),
+                _int(span.attributes.get("choreo.attempts")),
+                span.duration_ns / 1e9,
+                span.trace_id,
+            )
+
+    def _event_of(self, process: TimedSpan) -> str:
+        """Of a record that could not be read, what the span above it sent."""
+        above = self._spans.get((process.trace_id, process.parent_id))
+        return _key(process) or (_key(above) if above is not None and _said(above, "send") else "")
+
+    def _handled_above(self, span: TimedSpan) -> TimedSpan | None:
+        """The handler in which something was sent; there may be spans of its own between."""
+        for _ in range(ANCESTORS_MAX):
+            above = self._spans.get((span.trace_id, span.parent_id))
+            if above is None or _said(above, "process"):
+                return above
+            span = above
+        return None
+
+    def _topic(self, span: TimedSpan) -> str:
+        return str(span.attributes.get("messaging.destination.name") or "").removeprefix(self._prefix)
+
+
+def _said(span: SpanLike, operation: str) -> bool:
+    return span.attributes.get("messaging.operation.name") == operation
+
+
+def _key(span: SpanLike) -> str:
+    id_ = span.attributes.get("messaging.message.id")
+    return event_key(str(span.attributes.get("cloudevents.event_source") or ""), str(id_)) if id_ else ""
+
+
+def _service(span: SpanLike) -> str:
+    return str(span.attributes.get("choreo.service") or span.service)
+
+
+def _handler(span: SpanLike) -> str:
+    return str(span.attributes.get("choreo.handler") or "")
+
+
+def _int(found: Any) -> int | None:
+    text = str(found)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _share_of_flow(flow: str) -> float:
+    """Where choreo's own sampler puts a flow: see `choreo.telemetry`."""
+    return int.from_bytes(blake2b(flow.encode("utf-8", "replace"), digest_size=8).digest(), "big") / _64_BITS
+
+
+def _share_of_trace(trace_id: str) -> float:
+    """Where OpenTelemetry's sampler of a ratio puts a trace: by the low 64 bits of its id."""
+    try:
+        return int(trace_id[-16:], 16) / _64_BITS
+    except ValueError:
+        return 1.0
