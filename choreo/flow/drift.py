@@ -106,9 +106,7 @@ def compare(
     return Drift(_ordered(findings), fitness, precision, sample, list(_flows(judged, seen)), seen)
 
 
-def _measures(
-    declared: Declared, sightings: Sequence[Sighted], seen: Seen
-) -> tuple[float | None, float | None]:
+def _measures(declared: Declared, sightings: Sequence[Sighted], seen: Seen) -> tuple[float | None, float | None]:
     """Of the log alone, what it cannot show is no part of the measure."""
     found = {each.edge for each in sightings}
     fits = sum(declared.verdict(edge) == "declared" for edge in found)

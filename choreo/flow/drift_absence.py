@@ -1,4 +1,4 @@
-"""Findings that something not seen is evidence of: only where it would have been seen. Else `inconclusive`. No I/O."""
+"""Findings that something not seen is evidence of, where it would have been seen; else `inconclusive`. No I/O."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -64,26 +64,25 @@ def _judge(
 
 
 def _silences(edge: Edge, wanted: str, lacking: _Lacking, seen: Seen) -> Iterator[DriftFinding]:
-    level, doubt = ("inconclusive" if seen.doubt else None), _because(seen.doubt)
     label = f"{edge.service}.{edge.handler}"
     aside = "".join(
         f"; {count} others are dead letters ({reason}), which explains those"
         for reason, count in sorted(lacking.explained.items())
     )
     if lacking.missing.count:
-        message = f"{label} handled {lacking.missing.count} of {edge.consumed} and did not emit {wanted}{aside}{doubt}"
-        yield lacking.missing.finding("missing_emission", str(edge), message, level)
+        message = f"{label} handled {lacking.missing.count} of {edge.consumed} without {wanted}{aside}"
+        yield lacking.missing.finding("missing_emission", str(edge), message, seen.doubt)
     if lacking.unconsumed.count:
         message = (
             f"{lacking.unconsumed.count} of {edge.consumed} were not handled by {label} in time{aside}; is it deployed, "
-            f"and does it keep up?{doubt}"
+            "and does it keep up?"
         )
-        yield lacking.unconsumed.finding("unconsumed_event", str(edge), message, level)
+        yield lacking.unconsumed.finding("unconsumed_event", str(edge), message, seen.doubt)
     if lacking.unknown.count:
         id_ = "missing_emission" if wanted else "unconsumed_event"
         nothing = f"no {wanted} came of" if wanted else "nothing shows that it handled"
-        message = f"{label}: {nothing} {lacking.unknown.count} of {edge.consumed}{aside}; {_LOG_ALONE}"
-        yield lacking.unknown.finding(id_, str(edge), message, "inconclusive")
+        message = f"{label}: {nothing} {lacking.unknown.count} of {edge.consumed}{aside}"
+        yield lacking.unknown.finding(id_, str(edge), message, _LOG_ALONE)
 
 
 def never(declared: Declared, sightings: Iterable[Sighted], seen: Seen) -> Iterator[DriftFinding]:
@@ -99,8 +98,7 @@ def never(declared: Declared, sightings: Iterable[Sighted], seen: Seen) -> Itera
         consumed = edge.consumed
         count = 0 if consumed is None else events[consumed] + events[Ref(consumed.type, None)]
         message = f"declared and not seen, though {count} of {consumed} were" if count else "declared and not seen"
-        level = "inconclusive" if seen.doubt else None
-        yield Evidence().finding("never_observed_edge", str(edge), message + _because(seen.doubt), level)
+        yield Evidence().finding("never_observed_edge", str(edge), message, seen.doubt)
 
 
 def observed_edges(sightings: Iterable[Sighted]) -> frozenset[Edge]:
@@ -116,12 +114,11 @@ def broken(seen: Seen, services: Collection[str]) -> Iterator[DriftFinding]:
         if services and each.service not in services:
             continue
         found.setdefault(each.service, Evidence()).add(each.at_ms, each.trace_id, each.flow)
-    level = "inconclusive" if seen.sampled != 1.0 else None
+    doubt = seen.doubt if seen.sampled != 1.0 else ""
     what = "their parent spans were not exported" if seen.basis == "traces" else "their causes are not on the log"
-    why = "" if level is None else _because(seen.doubt)
     for service, evidence in found.items():
-        message = f"{evidence.count} of {service or 'an unknown service'} hang in the air: {what}{why}"
-        yield evidence.finding("broken_trace", service or "unknown service", message, level)
+        message = f"{evidence.count} of {service or 'an unknown service'} hang in the air: {what}"
+        yield evidence.finding("broken_trace", service or "unknown service", message, doubt)
 
 
 def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
@@ -137,16 +134,15 @@ def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
                 letters += dead and ended_ms is None
         where, within = f"flow {flow.name}", f"within the {flow.deadline_s:g} s it declares"
         if never.count:
-            level = "inconclusive" if seen.doubt else None
             aside = f"; {letters} of them have a dead letter, which explains those" if letters else ""
             message = f"{never.count} came to no end {within}{aside}; look at one with choreo trace"
-            yield never.finding("overdue_flow", where, message + _because(seen.doubt), level)
+            yield never.finding("overdue_flow", where, message, seen.doubt)
         if late.count:
             yield late.finding("overdue_flow", where, f"{late.count} came to an end, but not {within}")
 
 
 def runs(flow: DeclaredFlow, seen: Seen) -> Iterator[tuple[SeenEvent, float | None, bool]]:
-    """Each flow of this kind that began in the window: its first event, when it ended, whether it has a dead letter."""
+    """Each flow of this kind that began in the window: first event, when it ended, whether it has a dead letter."""
     ends = {end.type for end in flow.ends}
     dead = {seen.events[unit.event].flow for unit in seen.units.values() if unit.outcome == DEAD_LETTER}
     for correlation_id, events in seen.flows.items():
@@ -162,10 +158,6 @@ def _wanted(handler: DeclaredHandler) -> str:
     if not must and handler.emits_min:
         return " or ".join(f"{emit.type} v{emit.version}" for emit in handler.emits)
     return " and ".join(must)
-
-
-def _because(doubt: str) -> str:
-    return f"; inconclusive, since {doubt}" if doubt else ""
 
 
 def _at(event: SeenEvent) -> float:

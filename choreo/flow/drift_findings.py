@@ -78,13 +78,13 @@ class Evidence:
             if example and len(examples) < EXAMPLES_MAX:
                 examples.setdefault(example)
 
-    def finding(self, id_: str, where: str, message: str, level: DriftLevel | None = None) -> DriftFinding:
-        """What it comes to."""
+    def finding(self, id_: str, where: str, message: str, doubt: str = "") -> DriftFinding:
+        """What it comes to; with a `doubt`, which says why, it is inconclusive."""
         return DriftFinding(
             id_,
-            level or DRIFT_LEVEL_OF[id_],
+            "inconclusive" if doubt else DRIFT_LEVEL_OF[id_],
             where,
-            message,
+            f"{message}; inconclusive, since {doubt}" if doubt else message,
             self.count,
             self.first_ms,
             self.last_ms,

@@ -1,11 +1,11 @@
 """An edge against its own baseline: windows of time in which it was slower, or retried more, than it usually is.
 
-The span of time that was looked at is cut into WINDOWS equal ones; of each that holds at least SAMPLES_MIN samples the
-median wait, or the share of retried units, is one figure. With at least WINDOWS_MIN figures their median is the
-baseline, and 1.4826 times their median absolute deviation (MAD, which is then a standard deviation if they are normal)
-is their spread, though never less than what chance alone gives to a figure of so few samples. A figure further above
-the baseline than DEVIATIONS_MAX spreads is an outlier, if it is also large enough to matter: twice the baseline and
-WAIT_MS_MIN more for waits, RETRIED_MIN retried units for shares.
+The time from an edge's first sighting to its last is cut into WINDOWS equal windows; of each that holds at least
+SAMPLES_MIN samples the median wait, or the share of retried units, is one figure. With at least WINDOWS_MIN figures
+their median is the baseline, and 1.4826 times their median absolute deviation (MAD; a standard deviation if they
+are normal) is their spread, though never less than what chance alone gives to a figure of so few samples. A figure
+further above the baseline than DEVIATIONS_MAX spreads is an outlier, if it is also large enough to matter: twice
+the baseline and WAIT_MS_MIN more for waits, RETRIED_MIN retried units for shares.
 
 Source: Leys et al., "Detecting outliers: Do not use standard deviation around the mean, use absolute deviation around
 the median", J. Exp. Soc. Psychol. 49 (2013); the error of a median of n is 1.2533 s / sqrt(n) for normal samples.
@@ -62,8 +62,8 @@ def outliers(sightings: Iterable[Sighted], seen: Seen) -> Iterator[DriftFinding]
     for edge, samples in waits.items():
         for usual_ms, worst_ms, evidence in _outlying(samples, _median_of, _slow):
             message = (
-                f"usually after {usual_ms:.0f} ms (median), and after {worst_ms:.0f} ms at the worst time, in windows "
-                f"with {evidence.count} of them"
+                f"usually after {usual_ms:.0f} ms (median), and after {worst_ms:.0f} ms at the worst time, in "
+                f"windows with {evidence.count} of them"
             )
             yield evidence.finding("slow_edge", str(edge), message)
     for edge, samples in retries.items():

@@ -38,8 +38,8 @@ def edges(declared: Declared, sightings: Iterable[Sighted]) -> Iterator[DriftFin
         yield evidence.finding("undeclared_edge", str(edge), _undeclared(edge, evidence.count))
     for edge, evidence in other.items():
         message = (
-            f"seen {evidence.count} times; {edge.service} declares {_versions(declared, edge)}: another release of it "
-            "runs than the one declared"
+            f"seen {evidence.count} times; {edge.service} declares {_versions(declared, edge)}: another release "
+            "of it runs than the one declared"
         )
         yield evidence.finding("unknown_version", str(edge), message)
 
@@ -126,13 +126,13 @@ def late(sightings: Iterable[Sighted], seen: Seen, timeout_ms: float) -> Iterato
 def _undeclared(edge: Edge, count: int) -> str:
     if edge.emitted is None:
         return (
-            f"{edge.service}.{edge.handler} took {edge.consumed} in {count} times and declares no such handler; export "
-            "the capability of the release that runs, or deploy the one that is declared"
+            f"{edge.service}.{edge.handler} took {edge.consumed} in {count} times and declares no such handler; "
+            "export the capability of the release that runs, or deploy the one that is declared"
         )
     cause = "" if edge.consumed is None else f" for {edge.consumed}"
     return (
-        f"{edge.service} emitted {edge.emitted}{cause} {count} times and does not declare it; export the capability of "
-        "the release that runs, or deploy the one that is declared"
+        f"{edge.service} emitted {edge.emitted}{cause} {count} times and does not declare it; export the capability "
+        "of the release that runs, or deploy the one that is declared"
     )
 
 

@@ -18,10 +18,9 @@ UNKNOWN_VERSION = "unknown_version"
 """Reason of a dead letter: a handler has no class for the version of its event."""
 
 HANDLED, DEAD_LETTER, DUPLICATE, UNFINISHED = "handled", "dead_letter", "duplicate", ""
-_RANK = (UNKNOWN_VERSION = "unknown_version"
+_RANK = (HANDLED, DEAD_LETTER, DUPLICATE, UNFINISHED)
+UNKNOWN_VERSION = "unknown_version"
 """Reason of a dead letter: a handler has no class for the version of its event."""
-
-HANDLED, DEAD_LETTER, DUPLICATE, UNFINISHED)
 
 
 class SeenEvent(NamedTuple):

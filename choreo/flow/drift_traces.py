@@ -21,8 +21,7 @@ _64_BITS = 2.0**64
 class TimedSpan(SpanLike, Protocol):
     """A span that also tells how long it took; see `choreo.flow.jaeger`."""
 
-    @property
-    def duration_ns(self) -> int: ...
+    duration_ns: int
 
 
 def from_traces(
