@@ -5,6 +5,7 @@ import typer
 from choreo.cli.check import check as run_check
 from choreo.cli.demo import demo as run_demo
 from choreo.cli.dev import dev as run_dev
+from choreo.cli.drift import drift as run_drift
 from choreo.cli.explain import explain as run_explain
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.publish import publish as run_publish
@@ -31,6 +32,7 @@ for _command in (
     run_trace,
     run_graph,
     run_check,
+    run_drift,
     run_explain,
     run_simulation,
 ):

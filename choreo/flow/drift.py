@@ -4,6 +4,7 @@
 `drift_outliers` what follows from it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from choreo.flow.drift_edges import Declared, Sighted, seen_as, sighted
 from choreo.flow.drift_findings import DRIFT_LEVELS, DriftFinding
 from choreo.flow.drift_outliers import outliers
 from choreo.flow.drift_presence import cardinality, circles, edges, late, letters
-from choreo.flow.drift_seen import Seen
+from choreo.flow.drift_seen import DEAD_LETTER, Seen
 from choreo.flow.model import Capability
 
 TIMEOUT_S = 900.0
@@ -45,6 +46,8 @@ class Drift:
     sample: Mapping[str, int]
     flows: Sequence[FlowSample]
     seen: Seen
+    notes: Sequence[str]
+    silenced: int = 0
 
     @property
     def violated(self) -> bool:
@@ -66,7 +69,8 @@ class Drift:
             "sample": dict(self.sample),
             "flows": [each._asdict() for each in self.flows],
             "findings": [each.as_dict() for each in self.findings],
-            "notes": list(seen.notes),
+            "silenced": self.silenced,
+            "notes": list(self.notes),
         }
 
 
@@ -103,7 +107,8 @@ def compare(
         "units": len(seen.units),
         "edges": len({each.edge for each in sightings}),
     }
-    return Drift(_ordered(findings), fitness, precision, sample, list(_flows(judged, seen)), seen)
+    notes = [*seen.notes, *_dead_letters(seen)]
+    return Drift(_ordered(findings), fitness, precision, sample, list(_flows(judged, seen)), seen, notes)
 
 
 def _measures(declared: Declared, sightings: Sequence[Sighted], seen: Seen) -> tuple[float | None, float | None]:
@@ -124,6 +129,13 @@ def _flows(capability: Capability, seen: Seen) -> Iterator[FlowSample]:
         found = list(runs(flow, seen))
         open_ms = [seen.to_ms - begun.at_ms for begun, ended_ms, _ in found if ended_ms is None]
         yield FlowSample(flow.name, len(found), len(found) - len(open_ms), round(max(open_ms, default=0.0) / 1000, 3))
+
+
+def _dead_letters(seen: Seen) -> Iterator[str]:
+    reasons = Counter(unit.reason for unit in seen.units.values() if unit.outcome == DEAD_LETTER)
+    if reasons:
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        yield f"Dead letters ({told}) explain what did not come of their events; that is not counted as missing."
 
 
 def _ordered(findings: Sequence[DriftFinding]) -> list[DriftFinding]:

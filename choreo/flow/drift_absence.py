@@ -10,6 +10,9 @@ from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
 
 _LOG_ALONE = "the log alone does not tell whether it was taken in; ask the store too, with --store"
 
+KEY_KEPT_MS = 7 * 86_400_000
+"""How long a key is kept at least, unless `--key-ttl` is lower: that there is none tells nothing of older events."""
+
 
 class _Lacking:
     """Evidence of one handler's silence on one kind of event."""
@@ -54,6 +57,8 @@ def _judge(
     lacks = any(counts[emit.type] < emit.min for emit in handler.emits) or len(effects) < handler.emits_min
     if effects or (unit is not None and unit.outcome == HANDLED):
         bucket = lacking.missing if lacks else None
+    elif seen.basis != "traces" and seen.to_ms - event.at_ms > KEY_KEPT_MS:
+        bucket = None
     elif service.name in seen.told:
         # With a key of its own another event with this key may have been handled for it.
         bucket = lacking.unconsumed if handler.idempotency_key is None else None
@@ -74,8 +79,8 @@ def _silences(edge: Edge, wanted: str, lacking: _Lacking, seen: Seen) -> Iterato
         yield lacking.missing.finding("missing_emission", str(edge), message, seen.doubt)
     if lacking.unconsumed.count:
         message = (
-            f"{lacking.unconsumed.count} of {edge.consumed} were not handled by {label} in time{aside}; is it deployed, "
-            "and does it keep up?"
+            f"{lacking.unconsumed.count} of {edge.consumed} were not handled by {label} in time{aside}; is it "
+            "deployed, and does it keep up?"
         )
         yield lacking.unconsumed.finding("unconsumed_event", str(edge), message, seen.doubt)
     if lacking.unknown.count:

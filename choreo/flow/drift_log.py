@@ -1,5 +1,6 @@
 """What a log, and the idempotency stores beside it, show of a flow: complete, whatever was sampled. No I/O."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,72 +37,75 @@ class Window(NamedTuple):
     slack_ms: float = 60_000
 
 
-def from_log(
-    records: Sequence[Record],
-    history: Iterable[Mapping[str, Any]] = (),
-    *,
-    capability: Capability,
-    window: Window,
-    told: Collection[str] = (),
-    topic_prefix: str = "",
-) -> Seen:
-    """Read records and rows of stores.
+class LogReading:
+    """Records read once: they tell the flows, whose history the stores are then asked for.
 
     Args:
         records: Of the flow's topics, dead letters among them; other records are counted and passed over.
-        history: Rows of a store's `history`, of every flow and of the empty correlation id.
-        told: Services whose store was asked.
         topic_prefix: Of actual topics, before the declared ones.
     """
-    reading = _Reading(capability, topic_prefix)
-    for record in records:
-        reading.take(record)
-    events = reading.linked()
-    units = [*reading.letters, *_of_rows(history, reading.places)]
-    letters = {letter.event for letter in reading.letters if letter.event not in events}
-    notes = [f"From {len(records)} records: {len(events)} events."]
-    if reading.strange:
-        notes.append(f"{reading.strange} records are no CloudEvents and were passed over.")
-    if letters:
-        notes.append(f"{len(letters)} dead letters are of events that are not in the window.")
-    if not told:
-        notes.append(_NO_STORE)
-    return Seen(
-        "log and store" if told else "log",
-        *window[:2],
-        events,
-        {key: unit for key, unit in grouped(units).items() if key[0] in events},
-        frozenset(told),
-        broken=list(_broken(events, window)),
-        notes=notes,
-    )
 
-
-class _Reading:
-    """Records taken in one by one; causes are known by their id alone, and so are linked at the end."""
-
-    def __init__(self, capability: Capability, topic_prefix: str) -> None:
-        self.letters: list[SeenUnit] = []
-        self.places: dict[Place, str] = {}
-        self.strange = 0
+    def __init__(self, records: Sequence[Record], *, capability: Capability, topic_prefix: str = "") -> None:
+        self.flows: dict[str, None] = {}
         self._prefix = topic_prefix
         self._names = service_names(capability)
         self._handlers = {each.name: [handler.name for handler in each.handlers] for each in capability.services}
+        self._letters: list[SeenUnit] = []
+        self._places: dict[Place, str] = {}
         self._found: list[tuple[SeenEvent, Envelope]] = []
-        self._by_id: dict[str, SeenEvent] = {}
-        self._sources: dict[str, str] = {}
+        self._strange = 0
+        for record in records:
+            self._take(record)
+        self._events = self._linked()
 
-    def take(self, record: Record) -> None:
-        """One record, whatever it is."""
+    def seen(
+        self,
+        history: Iterable[Mapping[str, Any]] = (),
+        *,
+        window: Window,
+        told: Collection[str] = (),
+        notes: Sequence[str] = (),
+    ) -> Seen:
+        """What the log shows, and the rows of stores.
+
+        Args:
+            history: Rows of a store's `history`, of each of `flows` and of the empty correlation id.
+            told: Services whose store was asked.
+            notes: For people, before those of what was read.
+        """
+        events = self._events
+        units = grouped([*self._letters, *_of_rows(history, self._places)])
+        said = [
+            *notes,
+            f"From {len(self._found) + len(self._letters) + self._strange} records: {len(events)} events.",
+        ]
+        if self._strange:
+            said.append(f"{self._strange} records are no CloudEvents and were passed over.")
+        if older := sum(letter.event not in events for letter in self._letters):
+            said.append(f"{older} dead letters are of events before the window.")
+        if not told:
+            said.append(_NO_STORE)
+        return Seen(
+            "log and store" if told else "log",
+            window.from_ms,
+            window.to_ms,
+            events,
+            {key: unit for key, unit in units.items() if key[0] in events},
+            frozenset(told),
+            broken=list(_broken(events, window)),
+            notes=said,
+        )
+
+    def _take(self, record: Record) -> None:
         envelope = _envelope(record)
         if envelope is None:
-            self.strange += record.value is not None
+            self._strange += record.value is not None
             return
         key = event_key(envelope.source, envelope.id)
         if (letter := _letter(record, key)) is not None:
-            self.letters.append(letter)
+            self._letters.append(letter)
             return
-        self.places[Place(record.topic, record.partition, record.offset)] = key
+        self._places[Place(record.topic, record.partition, record.offset)] = key
         event = SeenEvent(
             key,
             envelope.type,
@@ -114,35 +118,31 @@ class _Reading:
             trace_id=_trace_id(envelope.traceparent),
         )
         self._found.append((event, envelope))
+        self.flows.setdefault(envelope.correlationid)
 
-    def linked(self) -> dict[str, SeenEvent]:
-        """Every event once, with its cause and, where its id tells, the handler that made it."""
+    def _linked(self) -> dict[str, SeenEvent]:
+        """Every event once, with its cause, which is known by its id alone, and the handler that its id tells."""
+        envelopes: dict[str, Envelope] = {}
+        by_id: dict[str, SeenEvent] = {}
         for event, envelope in self._found:
-            self._by_id.setdefault(envelope.id, event)
-            self._sources.setdefault(event.key, envelope.source)
-        ids = {event.key: envelope.id for event, envelope in self._found}
-        alike: dict[tuple[str | None, str, str], int] = {}
-        for event in earliest(event for event, _ in self._found).values():
-            group = (event.cause, event.service, event.type)
-            alike[group] = alike.get(group, 0) + 1
-        linked = []
-        for event, _ in self._found:
-            cause = self._by_id.get(event.cause or "")
+            envelopes.setdefault(event.key, envelope)
+            by_id.setdefault(envelope.id, event)
+        events = earliest(event for event, _ in self._found)
+        alike = Counter((event.cause, event.service, event.type) for event in events.values())
+        for key, event in events.items():
+            cause = by_id.get(event.cause or "")
             if cause is not None:
                 count = alike[event.cause, event.service, event.type]
-                handler = self._handler(event, ids[event.key], cause, ids[cause.key], count)
-                event = event._replace(cause=cause.key, handler=handler)
-            linked.append(event)
-        return earliest(linked)
+                handler = self._handler(event, envelopes[key].id, envelopes[cause.key], count)
+                events[key] = event._replace(cause=cause.key, handler=handler)
+        return events
 
-    def _handler(self, event: SeenEvent, id_: str, cause: SeenEvent, cause_id: str, count: int) -> str:
-        if not is_derived(id_, cause_id):
-            return ""
-        source = self._sources[cause.key]
-        for ordinal in range(min(count, ORDINALS_MAX)):
-            for handler in self._handlers.get(event.service, ()):
-                if derived_id(event.service, handler, source, cause_id, event.type, ordinal) == id_:
-                    return handler
+    def _handler(self, event: SeenEvent, id_: str, cause: Envelope, count: int) -> str:
+        if is_derived(id_, cause.id):
+            for ordinal in range(min(count, ORDINALS_MAX)):
+                for handler in self._handlers.get(event.service, ()):
+                    if derived_id(event.service, handler, cause.source, cause.id, event.type, ordinal) == id_:
+                        return handler
         return ""
 
 
