@@ -1,4 +1,4 @@
-"""A small shop as it was released, and deployments of it that do something else; and what a Jaeger would answer of them.
+"""A small shop as it was released, deployments of it that do something else, and what a Jaeger would say of them.
 
 Each deployment differs from the release in one service, whose code is another: nothing is written by hand into a log
 or a trace.
@@ -9,7 +9,7 @@ import json
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -97,6 +97,11 @@ def ship_round(paid: Paid) -> Shipped | Reserved:
     return Shipped(order=paid.order) if paid.again else Reserved(order=paid.order, again=True)
 
 
+def ship_of_old(paid: OldPaid) -> Shipped:
+    """It reads the version before."""
+    return Shipped(order=paid.order)
+
+
 def confirm(paid: Paid) -> None:
     """As it was released: what it does leaves no event."""
 
@@ -109,6 +114,7 @@ DEPLOYMENTS: dict[str, dict[str, Any]] = {
     "missing either": {"reserve": reserve_in_silence},
     "cycle": {"ship": ship_round},
     "old": {"charge": charge_of_old},
+    "old reader": {"ship": ship_of_old},
     "renamed": {"confirm": None},
 }
 
@@ -119,22 +125,22 @@ def shop(deployment: str = "released") -> App:
     stock, billing, shipping, mail = (Service(name) for name in ("stock", "billing", "shipping", "mail"))
     stock.handler(Placed, name="reserve")(code["reserve"])
     billing.handler(Reserved, name="charge")(code["charge"])
-    shipping.handler(Paid, name="ship")(code["ship"])
+    shipping.handler(OldPaid if code["ship"] is ship_of_old else Paid, name="ship")(code["ship"])
     mail.handler(Paid, name="confirm" if code["confirm"] else "thank")(confirm)
     order = Flow("order", starts=Placed, ends=(Shipped, Refused), deadline=timedelta(days=2))
     return App(stock, billing, shipping, mail, flows=[order], name="web")
 
 
-async def run(app: App, path: Path, orders: Sequence[str], timeout_s: float = 30.0) -> None:
-    """Have an app's services handle orders on an embedded broker in a file, until nothing is unread."""
-    async with app.running(broker=f"embedded:{path}", create_topics=True) as running:
-        for order in orders:
-            await running.publish(Placed(order=order))
+async def run(app: App, path: Path, events: Iterable[Event], timeout_s: float = 30.0, **overrides: Any) -> None:
+    """Have an app's services handle events on an embedded broker in a file, until nothing is unread."""
+    async with app.running(broker=f"embedded:{path}", create_topics=True, **overrides) as running:
+        for event in events:
+            await running.publish(event)
         assert isinstance(running.transport, EmbeddedTransport)
         until_s = time.monotonic() + timeout_s
         workers = running.workers.values()
         while not all(each.leases for each in workers) or await running.transport.unread():
-            assert time.monotonic() < until_s, "the orders are not handled"
+            assert time.monotonic() < until_s, "the events are not handled"
             await asyncio.sleep(0.01)
 
 
@@ -174,7 +180,7 @@ def _pair(name: str, value: Any) -> dict[str, Any]:
 
 @contextmanager
 def jaeger(spans: Callable[[], Sequence[ReceivedSpan]]) -> Iterator[str]:
-    """A Jaeger that has v3 only, as those after 2.20, and answers with `spans`; what is not there is a page for people."""
+    """A Jaeger that has v3 only, as those after 2.20, with these spans; what is not there is a page for people."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

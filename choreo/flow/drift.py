@@ -108,7 +108,7 @@ def compare(
         "edges": len({each.edge for each in sightings}),
     }
     notes = [*seen.notes, *_dead_letters(seen)]
-    return Drift(_ordered(findings), fitness, precision, sample, list(_flows(judged, seen)), seen, notes)
+    return Drift(_ordered(findings), fitness, precision, sample, list(_flows(declared, seen)), seen, notes)
 
 
 def _measures(declared: Declared, sightings: Sequence[Sighted], seen: Seen) -> tuple[float | None, float | None]:
@@ -124,9 +124,9 @@ def _measures(declared: Declared, sightings: Sequence[Sighted], seen: Seen) -> t
     )
 
 
-def _flows(capability: Capability, seen: Seen) -> Iterator[FlowSample]:
-    for flow in capability.flows:
-        found = list(runs(flow, seen))
+def _flows(declared: Declared, seen: Seen) -> Iterator[FlowSample]:
+    for flow in declared.capability.flows:
+        found = list(runs(declared, flow, seen))
         open_ms = [seen.to_ms - begun.at_ms for begun, ended_ms, _ in found if ended_ms is None]
         yield FlowSample(flow.name, len(found), len(found) - len(open_ms), round(max(open_ms, default=0.0) / 1000, 3))
 

@@ -33,8 +33,8 @@ def silence(declared: Declared, seen: Seen, timeout_ms: float) -> Iterator[Drift
             continue
         for service, handler in declared.consumers(event):
             edge = Edge(ref(event), service.name, handler.name)
-            wanted = _wanted(handler)
-            _judge(found.setdefault((edge, wanted), _Lacking()), event, service, handler, seen)
+            if declared.repeated(event, service, handler, seen) is False:
+                _judge(found.setdefault((edge, _wanted(handler)), _Lacking()), event, service, handler, seen)
     for (edge, wanted), lacking in found.items():
         yield from _silences(edge, wanted, lacking, seen)
 
@@ -60,8 +60,7 @@ def _judge(
     elif seen.basis != "traces" and seen.to_ms - event.at_ms > KEY_KEPT_MS:
         bucket = None
     elif service.name in seen.told:
-        # With a key of its own another event with this key may have been handled for it.
-        bucket = lacking.unconsumed if handler.idempotency_key is None else None
+        bucket = lacking.unconsumed
     else:
         bucket = lacking.unknown
     if bucket is not None:
@@ -133,7 +132,7 @@ def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
             continue
         never, late = Evidence(), Evidence()
         letters = 0
-        for begun, ended_ms, dead in runs(flow, seen):
+        for begun, ended_ms, dead in runs(declared, flow, seen):
             if (seen.to_ms if ended_ms is None else ended_ms) - begun.at_ms > flow.deadline_s * 1000:
                 (never if ended_ms is None else late).add(begun.at_ms, begun.trace_id, begun.flow)
                 letters += dead and ended_ms is None
@@ -146,15 +145,22 @@ def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
             yield late.finding("overdue_flow", where, f"{late.count} came to an end, but not {within}")
 
 
-def runs(flow: DeclaredFlow, seen: Seen) -> Iterator[tuple[SeenEvent, float | None, bool]]:
+def runs(declared: Declared, flow: DeclaredFlow, seen: Seen) -> Iterator[tuple[SeenEvent, float | None, bool]]:
     """Each flow of this kind that began in the window: first event, when it ended, whether it has a dead letter."""
     ends = {end.type for end in flow.ends}
     dead = {seen.events[unit.event].flow for unit in seen.units.values() if unit.outcome == DEAD_LETTER}
     for correlation_id, events in seen.flows.items():
         begun = min((each for each in events if each.type == flow.starts.type), key=_at, default=None)
-        if begun is not None:
+        if begun is not None and not _dropped(declared, begun, seen):
             ended = min((each.at_ms for each in events if each.type in ends), default=None)
             yield begun, ended, correlation_id in dead
+
+
+def _dropped(declared: Declared, begun: SeenEvent, seen: Seen) -> bool:
+    """Whether a flow is none: its only event was sent again under another id, and known by its business key."""
+    return begun.key not in seen.effects and any(
+        declared.repeated(begun, service, handler, seen) for service, handler in declared.consumers(begun)
+    )
 
 
 def _wanted(handler: DeclaredHandler) -> str:

@@ -65,6 +65,20 @@ class Declared:
             if any(ref(event).fits(each) and event.topic in ("", each.topic) for each in handler.consumes):
                 yield service, handler
 
+    def repeated(
+        self, event: SeenEvent, service: DeclaredService, handler: DeclaredHandler, seen: Seen
+    ) -> bool | None:
+        """Whether a handler with a key of its own may have dropped an event as a duplicate; None: cannot be told.
+
+        It can where that key is the record's, as other events then are seen to have it, too.
+        """
+        if handler.idempotency_key is None:
+            return False
+        keys = {each.key for each in service.events if each.direction == "receive" and each.type == event.type}
+        if keys != {handler.idempotency_key} or not event.record_key:
+            return None
+        return seen.alike[event.type, event.record_key] > 1
+
     def handlers(self, service: str, name: str, consumed: str | None = None) -> list[DeclaredHandler]:
         """Those of a service that may be meant: by name, all without one; of those that consume a type."""
         there = self.services[service].handlers if service in self.services else ()

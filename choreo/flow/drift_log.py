@@ -116,6 +116,7 @@ class LogReading:
             envelope.causationid,
             flow=envelope.correlationid,
             trace_id=_trace_id(envelope.traceparent),
+            record_key=(record.key or b"").decode("utf-8", "replace"),
         )
         self._found.append((event, envelope))
         self.flows.setdefault(envelope.correlationid)

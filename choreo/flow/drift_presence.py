@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref
+from choreo.flow.drift_edges import Declared, Edge, Sighted, ref
 from choreo.flow.drift_findings import DriftFinding, Evidence
 from choreo.flow.drift_seen import DEAD_LETTER, DECODE, UNKNOWN_VERSION, Seen, SeenEvent
 from choreo.flow.model import DeclaredHandler
@@ -46,28 +46,25 @@ def edges(declared: Declared, sightings: Iterable[Sighted]) -> Iterator[DriftFin
 
 def letters(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
     """`schema_violation` and `unknown_version`, as services say it by dead letters."""
-    found: dict[tuple[str, str, Ref, str], Evidence] = {}
+    found: dict[tuple[str, Edge, str], Evidence] = {}
     for unit in seen.units.values():
         event = seen.events[unit.event]
-        if not {unit.service, event.service} & declared.services.keys():
+        if unit.outcome != DEAD_LETTER or not {unit.service, event.service} & declared.services.keys():
             continue
-        if unit.outcome == DEAD_LETTER and (unit.reason in UNREADABLE or unit.reason == UNKNOWN_VERSION):
-            id_ = "schema_violation" if unit.reason in UNREADABLE else "unknown_version"
-            key = (id_, f"{unit.service}.{unit.handler}", ref(event), event.service)
-            found.setdefault(key, Evidence()).add(unit.at_ms, unit.trace_id or event.trace_id, event.flow)
-    for (id_, label, event_ref, sender), evidence in found.items():
-        reader = label.removesuffix(f".{DECODE}")
+        if unit.reason in UNREADABLE or unit.reason == UNKNOWN_VERSION:
+            id_ = UNKNOWN_VERSION if unit.reason == UNKNOWN_VERSION else "schema_violation"
+            edge = Edge(ref(event), unit.service, "" if unit.handler == DECODE else unit.handler)
+            evidence = found.setdefault((id_, edge, event.service), Evidence())
+            evidence.add(unit.at_ms, unit.trace_id or event.trace_id, event.flow)
+    for (id_, edge, sender), evidence in found.items():
+        what = f"{evidence.count} of {edge.consumed} from {sender or 'an unknown sender'} are dead letters of"
         if id_ == "schema_violation":
-            message = (
-                f"{evidence.count} of {event_ref} from {sender or 'an unknown sender'} were not of the schema that "
-                f"{reader} declares, and are dead letters; compare the schemas of both"
-            )
+            message = f"{what} {edge.service}: not of the schema that it declares; compare the schemas of both"
+        elif declared.verdict(edge) == "declared":
+            message = f"{what} {edge.service}, of which an older release runs than the one declared; deploy it"
         else:
-            message = (
-                f"{evidence.count} of {event_ref} from {sender or 'an unknown sender'} are dead letters of {reader}, "
-                "whose running release does not know this version; deploy the reader first"
-            )
-        yield evidence.finding(id_, f"{event_ref} -> {reader}", message)
+            message = f"{what} {edge.service}, which declares no such version; another release of the sender runs"
+        yield evidence.finding(id_, str(edge), message)
 
 
 def cardinality(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:

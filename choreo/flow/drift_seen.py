@@ -3,6 +3,7 @@
 No I/O and no clock: `choreo.flow.drift_log` and `choreo.flow.drift_traces` make it out of what a window holds.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,7 @@ class SeenEvent(NamedTuple):
         cause: `key` of the event that caused it; its bare id where that event was not seen; None at the beginning.
         handler: That emitted it, "" where it is not known.
         flow: Correlation id.
+        record_key: Of the record, "" for none or where nobody told it.
     """
 
     key: str
@@ -47,11 +49,7 @@ class SeenEvent(NamedTuple):
     handler: str = ""
     flow: str = ""
     trace_id: str = ""
-
-    @property
-    def label(self) -> str:
-        """`order.placed v1`."""
-        return ref_label(self.type, self.version)
+    record_key: str = ""
 
 
 class SeenUnit(NamedTuple):
@@ -125,6 +123,11 @@ class Seen:
             if event.flow:
                 found.setdefault(event.flow, []).append(event)
         return found
+
+    @cached_property
+    def alike(self) -> Mapping[tuple[str, str], int]:
+        """How many events there are of a type and a record key."""
+        return Counter((event.type, event.record_key) for event in self.events.values())
 
     def unit(self, event: str, service: str, handler: str) -> SeenUnit | None:
         """What a handler made of an event; a record that its service could not read counts for all its handlers."""

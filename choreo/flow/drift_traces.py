@@ -104,8 +104,13 @@ class _Reading:
 
     def events(self) -> dict[str, SeenEvent]:
         """What was sent; and what was handled though nobody who is traced sent it."""
-        taken = (span for span in self._spans.values() if _said(span, "process") and _key(span))
-        return earliest(self._event(span, None, "") for span in taken) | earliest(self._sent())
+        processes = (span for span in self._spans.values() if _said(span, "process") and _key(span))
+        taken = earliest(self._event(span, None, "") for span in processes)
+        sent = earliest(self._sent())
+        for key in taken.keys() & sent.keys():
+            if not sent[key].record_key:
+                sent[key] = sent[key]._replace(record_key=taken[key].record_key)
+        return taken | sent
 
     def units(self) -> dict[tuple[str, str, str], SeenUnit]:
         """Who handled what, retries and duplicates together."""
@@ -145,6 +150,7 @@ class _Reading:
             handler,
             str(span.attributes.get(FLOW) or ""),
             span.trace_id,
+            str(span.attributes.get("messaging.kafka.message.key") or ""),
         )
 
     def _processed(self) -> Iterator[SeenUnit]:
