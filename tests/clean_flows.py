@@ -1,7 +1,7 @@
 """Thousands of flows that keep to a capability, as records, rows of a store and spans: all three of the same flows.
 
-They are made by choreo's own pure code (envelopes, derived ids, attributes of spans), and are clean but not tidy: some
-records are there twice, some units needed several attempts, and some became dead letters.
+They are made by choreo's own pure code (envelopes, derived ids, attributes of spans), and are clean but not tidy:
+some records are there twice, some units needed several attempts, and some became dead letters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -162,7 +162,7 @@ class Flows:
     def _append(self, topic: str, headers: Any, at_ms: float) -> Record:
         offset = self._offsets[topic] = self._offsets.get(topic, -1) + 1
         # Each record has a key of its own: flows of one key would be one order placed twice.
-        record = Record(topic, 0, offset, str(dict(headers)["ce_correlationid"]).encode(), b"{}", headers, int(at_ms))
+        record = Record(topic, 0, offset, dict(headers)["ce_correlationid"], b"{}", headers, int(at_ms))
         self.made.records.append(record)
         return record
 

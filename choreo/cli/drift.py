@@ -59,6 +59,8 @@ def drift(
             raise ConfigurationError(
                 "--sampled is of traces, a share above 0 and at most 1: --jaeger URL --sampled 0.1"
             )
+        silence([], ignore or [], DRIFT_LEVEL_OF)  # a typing error is said before a long look
+        look.capability.of(*service or ())
         if jaeger is not None:
             seen = from_jaeger(look, jaeger)
         elif broker is not None:

@@ -27,14 +27,18 @@ def silence(declared: Declared, seen: Seen, timeout_ms: float) -> Iterator[Drift
 
     A dead letter explains why nothing came of an event, and is told but not counted.
     """
-    found: dict[tuple[Edge, str], _Lacking] = {}
+    alike: dict[tuple[Ref, str], list[SeenEvent]] = {}
     for event in seen.events.values():
-        if seen.to_ms - event.at_ms < timeout_ms:
-            continue
-        for service, handler in declared.consumers(event):
-            edge = Edge(ref(event), service.name, handler.name)
-            if declared.repeated(event, service, handler, seen) is False:
-                _judge(found.setdefault((edge, _wanted(handler)), _Lacking()), event, service, handler, seen)
+        if seen.to_ms - event.at_ms >= timeout_ms:
+            alike.setdefault((ref(event), event.topic), []).append(event)
+    found: dict[tuple[Edge, str], _Lacking] = {}
+    for (consumed, _), events in alike.items():
+        for service, handler in declared.consumers(events[0]):
+            edge = Edge(consumed, service.name, handler.name)
+            lacking = found.setdefault((edge, _wanted(handler)), _Lacking())
+            for event in events:
+                if declared.repeated(event, service, handler, seen) is False:
+                    _judge(lacking, event, service, handler, seen)
     for (edge, wanted), lacking in found.items():
         yield from _silences(edge, wanted, lacking, seen)
 

@@ -12,18 +12,19 @@ UNREADABLE = frozenset({"invalid_data", "not_json"})
 """Reasons of dead letters that say: the data is not of the schema that its type and version declare."""
 
 
-def edges(declared: Declared, sightings: Iterable[Sighted]) -> Iterator[DriftFinding]:
+def edges(declared: Declared, sightings: Sequence[Sighted]) -> Iterator[DriftFinding]:
     """`undeclared_service`, `undeclared_edge`, and of `unknown_version` what was taken in or emitted."""
     services: dict[str, Evidence] = {}
     undeclared: dict[Edge, Evidence] = {}
     other: dict[Edge, Evidence] = {}
+    verdicts = {edge: declared.verdict(edge) for edge in {each.edge for each in sightings}}
     for each in sightings:
         edge, event = each.edge, each.event
         if edge.service not in declared.services:
             if edge.service:
                 services.setdefault(edge.service, Evidence()).add(each.at_ms, each.trace_id, event.flow)
             continue
-        verdict = declared.verdict(edge)
+        verdict = verdicts[edge]
         if verdict == "declared":
             continue
         found = undeclared if verdict == "undeclared" else other

@@ -79,21 +79,19 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda each: (LEVELS.index(each.level), each.id, each.where))
 
 
-class Named(Protocol):
-    """What is silenced by its id, or at one place."""
-
+class _Named(Protocol):
     @property
     def id(self) -> str: ...
     @property
     def where(self) -> str: ...
 
 
-_Named = TypeVar("_Named", bound=Named)
+_Found = TypeVar("_Found", bound=_Named)
 
 
 def silence(
-    findings: Sequence[_Named], ignored: Sequence[str], ids: Collection[str] = LEVEL_OF
-) -> tuple[list[_Named], list[str]]:
+    findings: Sequence[_Found], ignored: Sequence[str], ids: Collection[str] = LEVEL_OF
+) -> tuple[list[_Found], list[str]]:
     """Findings that stand, and the entries of `ignored` that silenced none.
 
     Args:

@@ -25,6 +25,12 @@ def clean() -> Clean:
     return Flows(CAPABILITY, seed=20).make(FLOWS, from_ms=HOUR_MS, to_ms=23 * HOUR_MS)
 
 
+@pytest.fixture(scope="module")
+def reading(clean: Clean) -> LogReading:
+    """The log of them, read."""
+    return LogReading(clean.records, capability=CAPABILITY)
+
+
 def judged(seen: Seen, capability: Capability = CAPABILITY) -> Drift:
     """What comes of it, with the default timeout."""
     found = compare(capability, seen)
@@ -38,9 +44,8 @@ def places(found: Drift) -> list[tuple[str, str, str]]:
     return [(each.level, each.id, each.where) for each in found.findings]
 
 
-def test_clean_flows_by_log_and_store_show_nothing(clean: Clean) -> None:
+def test_clean_flows_by_log_and_store_show_nothing(clean: Clean, reading: LogReading) -> None:
     """Duplicates, retries and dead letters among them."""
-    reading = LogReading(clean.records, capability=CAPABILITY)
     services = [service.name for service in CAPABILITY.services]
     found = judged(reading.seen(clean.history, window=WINDOW, told=services))
     assert places(found) == []
@@ -56,9 +61,9 @@ def test_clean_flows_by_traces_show_nothing(clean: Clean) -> None:
     assert found.seen.sampled == 1.0
 
 
-def test_clean_flows_by_the_log_alone_show_no_more_than_it_can_know(clean: Clean) -> None:
+def test_clean_flows_by_the_log_alone_show_no_more_than_it_can_know(reading: LogReading) -> None:
     """Handlers that emit nothing leave nothing on a log, which is no finding."""
-    found = judged(LogReading(clean.records, capability=CAPABILITY).seen(window=WINDOW))
+    found = judged(reading.seen(window=WINDOW))
     assert {each.level for each in found.findings} == {"inconclusive"}
     silent = {f"{service.name}.{handler.name}" for service, handler in CAPABILITY.handlers() if not handler.emits_min}
     assert {each.where.rpartition(" -> ")[2] for each in found.findings} == silent
