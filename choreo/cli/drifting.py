@@ -81,11 +81,9 @@ def _stores(
     """Stores that can tell who handled what, and of which services; `notes` is told why others cannot."""
     services = [service.name for service in capability.services]
     path = embedded_path(broker)
-    if path is not None:
-        return [(SqliteStore(Database(str(path)), SystemClock(), with_log=False), services)]
-    kind, _, name = (url or "").partition(":")
     if url is None:
-        return []
+        return [] if path is None else [(SqliteStore(Database(str(path)), SystemClock(), with_log=False), services)]
+    kind, _, name = url.partition(":")
     if kind in DIGESTS_ONLY:
         notes.append(f"Who handled what is not told by {kind}, which keeps its keys as digests.")
         return []
