@@ -27,6 +27,7 @@ from tests.tea_app import choreo
 ORDERS = ("ada", "bea", "cy", "refused", "rejected")
 """Three are shipped, one is refused, and one is a dead letter."""
 FLOWS = 200
+LEVELS = ("violation", "improvement", "information", "inconclusive")
 
 
 class Ran(NamedTuple):
@@ -120,6 +121,10 @@ def test_deployment_is_found(ran: Callable[[str], Ran], released: str, source: s
     more = ("--sampled", "1") if source == "traces" else ()
     found = drift(released, source, ran(deployment), *more, code=1 if violations else 0)
     assert counts(found) | violations | improvements == counts(found)
+    assert len(counts(found)) == len(found["findings"])
+    assert [each["level"] for each in found["findings"]] == sorted(
+        (each["level"] for each in found["findings"]), key=LEVELS.index
+    )
     assert told(found, "violation") == violations.keys()
     assert told(found, "improvement") == improvements.keys()
     assert {each["id"] for each in found["findings"] if each["level"] == "information"} <= {"never_observed_edge"}

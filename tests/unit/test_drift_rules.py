@@ -96,6 +96,15 @@ def test_handler_that_cannot_be_told_may_be_any_of_its_service() -> None:
     assert places(compare(SHOP, seen([PLACED, RESERVED._replace(handler=""), PAID], UNITS))) == []
 
 
+def test_violations_come_first() -> None:
+    """Whatever rule they are of."""
+    twice = [PAID, PAID._replace(key="again")]
+    old = event("reserved", "placed", name="old", service="stock", handler="reserve", version=2)
+    found = compare(SHOP, seen([PLACED, RESERVED, old, *twice], UNITS)).findings
+    assert [each.id for each in found[:2]] == ["cardinality_exceeded", "cardinality_exceeded"]
+    assert "unknown_version" in [each.id for each in found[2:]]
+
+
 def test_version_that_nobody_tells_fits() -> None:
     """Spans of an older choreo do not say it."""
     unversioned = [each._replace(version=None) for each in CLEAN]
@@ -166,6 +175,19 @@ def test_event_that_nobody_handled_is_unconsumed() -> None:
         found = compare(SHOP, seen(CLEAN[:2], units))
         assert (edge in places(found)) is expected, units
         assert "missing_emission" not in {each.id for each in found.findings}
+
+
+def test_event_of_another_topic_is_not_for_the_handler() -> None:
+    """The same type may lie in a topic that it does not read."""
+    found = compare(SHOP, seen([PLACED._replace(topic="archive")]))
+    assert "unconsumed_event" not in {each.id for each in found.findings}
+
+
+@pytest.mark.parametrize(("basis", "judged"), [("log and store", False), ("traces", True)])
+def test_key_that_may_be_forgotten_tells_nothing(basis: str, judged: bool) -> None:
+    """After a week a store need not know an event any more; spans do not forget."""
+    found = compare(SHOP, seen([PLACED], basis=basis, to_ms=8 * 24 * 60 * MINUTE_MS))
+    assert ("unconsumed_event" in {each.id for each in found.findings}) is judged
 
 
 def test_dead_letter_is_said_beside_what_is_missing() -> None:
@@ -263,14 +285,19 @@ def test_only_the_services_asked_for_are_judged() -> None:
     assert {each.id for each in compare(SHOP, seen(events, UNITS[:1])).findings} >= {"undeclared_edge"}
 
 
-def many(slow: int = 0, retried: int = 0, count: int = 480, usual_ms: float = 40.0) -> Seen:
-    """An hour of events; in the 20 minutes before the last, `slow` of ten are ten times slower, or are retried."""
+def many(slow: int = 0, retried: int = 0, count: int = 480, usual_ms: float = 40.0, unsteady: float = 0.0) -> Seen:
+    """An hour of events; in the 20 minutes before the last, `slow` of ten are ten times slower, or are retried.
+
+    With `unsteady` each few minutes are slower or faster than others.
+    """
     dice = Random(7)
     events, units = [], []
     for number in range(count):
         at_ms = number * NOW_MS / count
         bad = NOW_MS * 0.6 < at_ms < NOW_MS * 0.9
-        wait_ms = usual_ms * dice.lognormvariate(0.0, 0.5) * (10 if bad and number % 10 < slow else 1)
+        if number % (count // 24) == 0:
+            times = dice.lognormvariate(0.0, unsteady)
+        wait_ms = times * usual_ms * dice.lognormvariate(0.0, 0.5) * (10 if bad and number % 10 < slow else 1)
         attempts = 3 if (bad and number % 10 < retried) or dice.random() < 0.01 else 1
         events += [event("reserved", name=f"r{number}", at_ms=at_ms)]
         events += [event("paid", f"r{number}", name=f"p{number}", at_ms=at_ms + wait_ms, service="billing")]
@@ -293,6 +320,7 @@ def test_edge_that_was_slower_for_a_while_is_an_outlier() -> None:
     assert outliers(many(slow=1)) == set()
     assert outliers(many(slow=10, usual_ms=0.5)) == set()
     assert outliers(many(slow=10, count=100)) == set()
+    assert outliers(many(unsteady=0.6)) == set()
 
 
 def test_edge_that_was_retried_more_for_a_while_is_an_outlier() -> None:
