@@ -12,8 +12,8 @@ from typing import Any
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.envelope import Envelope
-from choreo.flow.jaeger import JaegerSpan
 from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, EventRef
+from choreo.flow.spans import Span
 from choreo.ports import UnitInfo
 from choreo.record import Record
 from choreo.telemetry.attributes import of_process, of_send
@@ -31,7 +31,7 @@ class Clean:
 
     records: list[Record] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
-    spans: list[JaegerSpan] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
 
 @dataclass
@@ -128,9 +128,9 @@ class Flows:
     def _send(self, ref: EventRef, envelope: Envelope, trace: str, parent: str, service: str, at_ms: float) -> _Sent:
         span_id = self._span_id()
         envelope = envelope.traced(render(int(trace, 16), int(span_id, 16), 1), None)
-        attributes = of_send({}, ref.topic, envelope)
+        attributes = of_send({}, ref.topic, envelope, envelope.correlationid.encode())
         name = f"send {ref.topic}"
-        self.made.spans.append(JaegerSpan(trace, span_id, parent, name, service, int(at_ms * 1e6), 1000, attributes))
+        self.made.spans.append(Span(trace, span_id, parent, name, service, int(at_ms * 1e6), 1000, attributes))
         record = self._append(ref.topic, cloudevents.write(envelope), at_ms)
         if self._random.random() < SENT_TWICE:
             self._append(ref.topic, record.headers, at_ms + 5)
@@ -144,9 +144,9 @@ class Flows:
         trace: str,
         at_ms: float,
         took_ms: float,
-    ) -> JaegerSpan:
+    ) -> Span:
         unit = UnitInfo(service.name, service.group, handler.name, cause.record, cause.envelope)
-        span = JaegerSpan(
+        span = Span(
             trace,
             self._span_id(),
             cause.span_id,

@@ -2,26 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from choreo.cli.console import embedded_path, require_log
+from choreo.cli.histories import Asked, history, opened
+from choreo.cli.tracing import Where, declared_topics
 from choreo.flow.drift_log import LogReading, Window
-from choreo.flow.drift_seen import Seen
+from choreo.flow.drift_seen import UNFINISHED, Seen, SeenUnit
 from choreo.flow.drift_traces import from_traces
 from choreo.flow.estate import read_estate
 from choreo.flow.model import Capability
-from choreo.opening import open_store, open_transport
+from choreo.opening import open_transport
 from choreo.ports import Transport
 from choreo.record import Record
-from choreo.runtime.clock import SystemClock
-from choreo.sqlite.database import Database
-from choreo.stores.sqlite import SqliteStore
 
 SLACK_S_MAX = 3600.0
-DIGESTS_ONLY = ("redis", "rediss", "changelog")
-"""Stores that keep each key as a digest: who handled what cannot be read back from them."""
 
 
 class Look(NamedTuple):
@@ -62,42 +58,30 @@ async def from_broker(look: Look, broker: str, store: str | None, topics: Sequen
     finally:
         await transport.close()
     reading = await asyncio.to_thread(LogReading, records, capability=look.capability, topic_prefix=look.topic_prefix)
-    history: list[Mapping[str, Any]] = []
+    services = [service.name for service in look.capability.services]
+    rows: list[Mapping[str, Any]] = []
+    known: list[SeenUnit] = []
     told: set[str] = set()
-    for opened, services in _stores(look.capability, broker, store, notes):
-        await opened.open()
-        try:
-            for flow in ("", *reading.flows):  # records that nobody could read are of no flow
-                history += await opened.history(flow)
-        finally:
-            await opened.close()
-        told.update(services)
-    return await asyncio.to_thread(reading.seen, history, window=window, told=told, notes=notes)
+    async with opened(broker, store, services, notes) as stores:
+        for each in stores:
+            told.update(each.services)
+            if each.of_flows:  # records that nobody could read are of no flow
+                for of_flow in (await history([each], ["", *reading.flows])).values():
+                    rows += of_flow
+            else:
+                known += await _known(each, reading)
+    return await asyncio.to_thread(reading.seen, rows, known=known, window=window, told=told, notes=notes)
 
 
-def _stores(
-    capability: Capability, broker: str, url: str | None, notes: list[str]
-) -> list[tuple[Any, Sequence[str]]]:
-    """Stores that can tell who handled what, and of which services; `notes` is told why others cannot."""
-    services = [service.name for service in capability.services]
-    path = embedded_path(broker)
-    if url is None:
-        return [] if path is None else [(SqliteStore(Database(str(path)), SystemClock(), with_log=False), services)]
-    kind, _, name = url.partition(":")
-    if kind in DIGESTS_ONLY:
-        notes.append(f"Who handled what is not told by {kind}, which keeps its keys as digests.")
-        return []
-    if kind != "sqlite":
-        return [(cast(Any, open_store(url, "", "", None, clock=SystemClock())), services)]
-    by_file: dict[Path, list[str]] = {}
-    for service in services:
-        by_file.setdefault(Path(name.replace("{service}", service)), []).append(service)
-    found: list[tuple[Any, Sequence[str]]] = []
-    for file, whose in by_file.items():
-        if file.exists():
-            found.append((SqliteStore(Database(str(file)), SystemClock(), with_log=False), whose))
-        else:
-            notes.append(f"There is no {file} here: the store of {', '.join(whose)} was not asked.")
+async def _known(asked: Asked, reading: LogReading) -> list[SeenUnit]:
+    """Of a store that has digests alone: it says of each event and handler whether it was handled."""
+    by_group: dict[str, dict[bytes, SeenUnit]] = {}
+    for group, digest, unit in reading.keys(asked.services):
+        by_group.setdefault(group, {})[digest] = unit
+    found = []
+    for group, units in by_group.items():
+        for digest, done in (await asked.store.keys(group, list(units))).items():
+            found.append(units[digest] if done else units[digest]._replace(outcome=UNFINISHED))
     return found
 
 
@@ -109,18 +93,9 @@ async def _records(
     notes = []
     wanted = list(existing)
     if embedded_path(broker) is None:
-        named = {*_topics(look.capability, look.topic_prefix), *topics}
+        named = {*declared_topics(Where(capability=look.capability, topic_prefix=look.topic_prefix)), *topics}
         wanted = [name for name in existing if name in named]
         notes.append("Topics that nobody declares were not read; --topics adds some.")
     if unknown := [name for name in topics if name not in existing]:
         notes.append(f"The broker has no topic {', '.join(unknown)}.")
     return await transport.scan(wanted, since_ms=max(0, since_ms)), notes
-
-
-def _topics(capability: Capability, prefix: str) -> Collection[str]:
-    names = [service.dead_letter_topic for service in capability.services]
-    for _, handler in capability.handlers():
-        names += [each.topic for each in (*handler.consumes, *handler.emits)]
-    for flow in capability.flows:
-        names += [each.topic for each in (flow.starts, *flow.ends)]
-    return {prefix + name for name in names}

@@ -7,11 +7,9 @@ from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref, seen_as
 from choreo.flow.drift_findings import DriftFinding, Evidence
 from choreo.flow.drift_seen import DEAD_LETTER, DUPLICATE, HANDLED, Seen, SeenEvent
 from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
+from choreo.flow.waiting import KEY_KEPT_S
 
 _LOG_ALONE = "the log alone does not tell whether it was taken in; ask the store too, with --store"
-
-KEY_KEPT_MS = 7 * 86_400_000
-"""How long a key is kept at least, unless `--key-ttl` is lower: that there is none tells nothing of older events."""
 
 
 class _Lacking:
@@ -61,7 +59,7 @@ def _judge(
     lacks = any(counts[emit.type] < emit.min for emit in handler.emits) or len(effects) < handler.emits_min
     if effects or (unit is not None and unit.outcome == HANDLED):
         bucket = lacking.missing if lacks else None
-    elif seen.basis != "traces" and seen.to_ms - event.at_ms > KEY_KEPT_MS:
+    elif seen.basis != "traces" and seen.to_ms - event.at_ms > KEY_KEPT_S * 1000:
         bucket = None
     elif service.name in seen.told:
         bucket = lacking.unconsumed

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from choreo.flow.drift_seen import DECODE, UNKNOWN_VERSION, Seen, SeenEvent, SeenUnit, ref_label
+from choreo.flow.drift_seen import UNKNOWN_VERSION, Seen, SeenEvent, SeenUnit, ref_label
 from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, EventRef
+from choreo.flow.waiting import DECODE
 
 Verdict = Literal["declared", "other_version", "undeclared"]
 Place = tuple[DeclaredService, DeclaredHandler]
@@ -74,10 +75,13 @@ class Declared:
         """
         if handler.idempotency_key is None:
             return False
+        key = self.business_key(event, service, handler)
+        return None if key is None else seen.alike[event.type, key] > 1
+
+    def business_key(self, event: SeenEvent, service: DeclaredService, handler: DeclaredHandler) -> str | None:
+        """What a handler with a key of its own knows an event by; None where that is not the record's key."""
         keys = {each.key for each in service.events if each.direction == "receive" and each.type == event.type}
-        if keys != {handler.idempotency_key} or not event.record_key:
-            return None
-        return seen.alike[event.type, event.record_key] > 1
+        return event.record_key or None if keys == {handler.idempotency_key} else None
 
     def handlers(self, service: str, name: str, consumed: str | None = None) -> list[DeclaredHandler]:
         """Those of a service that may be meant: by name, all without one; of those that consume a type."""

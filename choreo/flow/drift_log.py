@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from choreo import envelope as cloudevents
-from choreo.core.emission import derived_id, is_derived
+from choreo.core.emission import business_digest, derived_id, is_derived, key_digest
 from choreo.envelope import Envelope
-from choreo.errors import DecodeError
+from choreo.flow.drift_edges import Declared
 from choreo.flow.drift_seen import (
     DEAD_LETTER,
+    HANDLED,
     UNFINISHED,
     Broken,
     Seen,
@@ -19,8 +19,9 @@ from choreo.flow.drift_seen import (
     grouped,
     service_names,
 )
+from choreo.flow.joining import dead_letter_of, envelope_of
 from choreo.flow.model import Capability
-from choreo.flow.timeline import DLQ_PREFIX, Place
+from choreo.flow.timeline import DeadLetter, Place
 from choreo.record import Record
 
 ORDINALS_MAX = 100
@@ -48,6 +49,7 @@ class LogReading:
     def __init__(self, records: Sequence[Record], *, capability: Capability, topic_prefix: str = "") -> None:
         self.flows: dict[str, None] = {}
         self._prefix = topic_prefix
+        self._declared = Declared(capability)
         self._names = service_names(capability)
         self._handlers = {each.name: [handler.name for handler in each.handlers] for each in capability.services}
         self._letters: list[SeenUnit] = []
@@ -58,10 +60,25 @@ class LogReading:
             self._take(record)
         self._events = self._linked()
 
+    def keys(self, services: Collection[str]) -> Iterator[tuple[str, bytes, SeenUnit]]:
+        """What to ask a store that has digests alone: group and key, and the unit that is handled if the key is done."""
+        for event in self._events.values():
+            source, _, id_ = event.key.partition(" ")
+            for service, handler in self._declared.consumers(event):
+                digest: bytes | None = None
+                if handler.idempotency_key is None:
+                    digest = key_digest(service.name, handler.name, source, id_)
+                elif (known := self._declared.business_key(event, service, handler)) is not None:
+                    digest = business_digest(service.name, handler.name, known)
+                if digest is not None and service.name in services:
+                    unit = SeenUnit(event.key, service.name, handler.name, event.at_ms, HANDLED)
+                    yield service.group, digest, unit
+
     def seen(
         self,
         history: Iterable[Mapping[str, Any]] = (),
         *,
+        known: Iterable[SeenUnit] = (),
         window: Window,
         told: Collection[str] = (),
         notes: Sequence[str] = (),
@@ -70,11 +87,12 @@ class LogReading:
 
         Args:
             history: Rows of a store's `history`, of each of `flows` and of the empty correlation id.
+            known: Of `keys`, those that a store has.
             told: Services whose store was asked.
             notes: For people, before those of what was read.
         """
         events = self._events
-        units = grouped([*self._letters, *_of_rows(history, self._places)])
+        units = grouped([*self._letters, *_of_rows(history, self._places), *known])
         said = [
             *notes,
             f"From {len(self._found) + len(self._letters) + self._strange} records: {len(events)} events.",
@@ -97,15 +115,16 @@ class LogReading:
         )
 
     def _take(self, record: Record) -> None:
-        envelope = _envelope(record)
+        envelope = envelope_of(record)
         if envelope is None:
             self._strange += record.value is not None
             return
         key = event_key(envelope.source, envelope.id)
-        if (letter := _letter(record, key)) is not None:
-            self._letters.append(letter)
+        place = Place(record.topic, record.partition, record.offset)
+        if (letter := dead_letter_of(record, place)) is not None:
+            self._letters.append(_of_letter(letter, key, record.timestamp_ms))
             return
-        self._places[Place(record.topic, record.partition, record.offset)] = key
+        self._places[place] = key
         event = SeenEvent(
             key,
             envelope.type,
@@ -171,33 +190,10 @@ def _broken(events: Mapping[str, SeenEvent], window: Window) -> Iterator[Broken]
             yield Broken(event.service, event.at_ms, event.flow, event.trace_id)
 
 
-def _envelope(record: Record) -> Envelope | None:
-    if record.value is None:
-        return None
-    try:
-        return cloudevents.read(record.headers, record.value)[0]
-    except DecodeError:
-        return None
-
-
-def _letter(record: Record, event: str) -> SeenUnit | None:
-    told = {
-        name.removeprefix(DLQ_PREFIX): (value or b"").decode("utf-8", "replace")
-        for name, value in record.headers
-        if name.startswith(DLQ_PREFIX)
-    }
-    if "reason" not in told:
-        return None
-    attempts = told.get("attempts", "")
-    return SeenUnit(
-        event,
-        told.get("service", ""),
-        told.get("handler", ""),
-        record.timestamp_ms,
-        DEAD_LETTER,
-        told["reason"],
-        int(attempts) if attempts.isascii() and attempts.isdigit() and len(attempts) < 9 else None,
-    )
+def _of_letter(letter: DeadLetter, event: str, at_ms: float) -> SeenUnit:
+    attempts = letter.attempts
+    told = int(attempts) if attempts.isascii() and attempts.isdigit() and len(attempts) < 9 else None
+    return SeenUnit(event, letter.service, letter.handler, at_ms, DEAD_LETTER, letter.reason, told)
 
 
 def _trace_id(traceparent: str | None) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from choreo.flow.drift_edges import Declared, Edge, Sighted, ref
 from choreo.flow.drift_findings import DriftFinding, Evidence
-from choreo.flow.drift_seen import DEAD_LETTER, DECODE, UNKNOWN_VERSION, Seen, SeenEvent
+from choreo.flow.drift_seen import DEAD_LETTER, UNKNOWN_VERSION, Seen, SeenEvent
 from choreo.flow.model import DeclaredHandler
 from choreo.flow.topology import Topology, cycles
+from choreo.flow.waiting import DECODE
 
 UNREADABLE = frozenset({"invalid_data", "not_json"})
 """Reasons of dead letters that say: the data is not of the schema that its type and version declare."""

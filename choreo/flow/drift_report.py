@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from choreo.flow.drawing import printable
 from choreo.flow.drift import Drift
 from choreo.flow.drift_findings import PAGE, DriftFinding
 
@@ -21,10 +22,10 @@ def report(drift: Drift) -> Group:
     table = Table("finding", "count", "where, what and when (UTC)", show_lines=True)
     for each in drift.findings:
         name = Text(f"{each.level}\n", style=_COLOURS[each.level]) + Text(each.id, style="bold default")
-        about = Text(_printable(each.where), style="bold", overflow="fold")
-        about.append(f"\n{_printable(each.message)}", style="default not bold")
+        about = Text(printable(each.where), style="bold", overflow="fold")
+        about.append(f"\n{printable(each.message)}", style="default not bold")
         if each.count:
-            about.append(f"\n{_when(each)}{_printable(_example(each))}", style="dim not bold")
+            about.append(f"\n{_when(each)}{printable(_example(each))}", style="dim not bold")
         table.add_row(name, f"{each.count:,}", about)
     return Group(*parts, table, Text(f"see {PAGE}"))
 
@@ -43,10 +44,10 @@ def _summary(drift: Drift) -> Iterator[str]:
     for flow in drift.flows:
         open_ = flow.started - flow.ended
         oldest = f", {open_:,} open, the oldest for {flow.oldest_open_s:,.0f} s" if open_ else ""
-        yield f"flow {_printable(flow.name)}: {flow.started:,} started, {flow.ended:,} ended{oldest}"
+        yield f"flow {printable(flow.name)}: {flow.started:,} started, {flow.ended:,} ended{oldest}"
     if seen.doubt:
-        yield f"What was not seen is no evidence: {_printable(seen.doubt)}."
-    yield from map(_printable, drift.notes)
+        yield f"What was not seen is no evidence: {printable(seen.doubt)}."
+    yield from map(printable, drift.notes)
 
 
 def _example(finding: DriftFinding) -> str:
@@ -64,7 +65,3 @@ def _moment(at_ms: float | None) -> str:
     if at_ms is None:
         return "never"
     return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)

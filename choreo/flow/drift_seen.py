@@ -10,14 +10,9 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from choreo.flow.model import Capability
+from choreo.flow.waiting import DECODE
 
 Basis = Literal["log", "log and store", "traces"]
-DECODE = "(decode)"
-"""As in `choreo.runtime.routing`, for a record that no handler could be given; a test holds the two together."""
-
-UNKNOWN_VERSION = "unknown_version"
-"""Reason of a dead letter: a handler has no class for the version of its event."""
-
 HANDLED, DEAD_LETTER, DUPLICATE, UNFINISHED = "handled", "dead_letter", "duplicate", ""
 _RANK = (HANDLED, DEAD_LETTER, DUPLICATE, UNFINISHED)
 UNKNOWN_VERSION = "unknown_version"

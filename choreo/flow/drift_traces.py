@@ -6,26 +6,19 @@ Joined by id and not by the shape of a trace, since a hop may be a child, a link
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from math import log
-from typing import Any, Protocol
 
 from choreo.flow.drift_log import Window, event_key
 from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped, service_names
 from choreo.flow.model import Capability
-from choreo.flow.sightings import ANCESTORS_MAX, SpanLike
+from choreo.flow.sightings import ANCESTORS_MAX
+from choreo.flow.spans import CONVERSATION, KEY, Span
 
-FLOW = "messaging.message.conversation_id"
 _UNLIKELY = 1e-6
 _64_BITS = 2.0**64
 
 
-class TimedSpan(SpanLike, Protocol):
-    """A span that also tells how long it took; see `choreo.flow.jaeger`."""
-
-    duration_ns: int
-
-
 def from_traces(
-    spans: Iterable[TimedSpan],
+    spans: Iterable[Span],
     *,
     capability: Capability,
     window: Window,
@@ -95,7 +88,7 @@ def _contradicted(sampled: float | None) -> str:
 
 
 class _Reading:
-    def __init__(self, spans: Iterable[TimedSpan], capability: Capability, topic_prefix: str) -> None:
+    def __init__(self, spans: Iterable[Span], capability: Capability, topic_prefix: str) -> None:
         self._spans = {(span.trace_id, span.span_id): span for span in spans}
         self._names = service_names(capability)
         self._letters = {service.dead_letter_topic for service in capability.services}
@@ -104,7 +97,7 @@ class _Reading:
 
     def events(self) -> dict[str, SeenEvent]:
         """What was sent; and what was handled though nobody who is traced sent it."""
-        processes = (span for span in self._spans.values() if _said(span, "process") and _key(span))
+        processes = (span for span in self._spans.values() if span.processes and _key(span))
         taken = earliest(self._event(span, None, "") for span in processes)
         sent = earliest(self._sent())
         for key in taken.keys() & sent.keys():
@@ -121,94 +114,83 @@ class _Reading:
         for span in self._spans.values():
             if not span.parent_id or (span.trace_id, span.parent_id) in self._spans:
                 continue
-            if _said(span, "process") or _said(span, "send"):
-                self.lost += str(span.attributes.get("cloudevents.event_source")) in self._names
-                flow = str(span.attributes.get(FLOW) or "")
+            if span.processes or _sends(span):
+                self.lost += span.event_source in self._names
+                flow = str(span.attributes.get(CONVERSATION) or "")
                 yield Broken(_service(span), span.start_ns / 1e6, flow, span.trace_id)
 
     def _sent(self) -> Iterator[SeenEvent]:
         for span in self._spans.values():
-            if not _said(span, "send") or not _key(span) or span.attributes.get("choreo.outcome") == "dropped":
+            if not _sends(span) or not _key(span) or span.attributes.get("choreo.outcome") == "dropped":
                 continue
             if self._topic(span) in self._letters:
                 continue  # a copy of the event: its `process` span tells of it
             above = self._handled_above(span)
             cause = None if above is None else self._event_of(above)
-            yield self._event(span, cause or None, "" if above is None else _handler(above))
+            yield self._event(span, cause or None, "" if above is None else above.handler)
 
-    def _event(self, span: TimedSpan, cause: str | None, handler: str) -> SeenEvent:
-        source = str(span.attributes.get("cloudevents.event_source") or "")
+    def _event(self, span: Span, cause: str | None, handler: str) -> SeenEvent:
         version = str(span.attributes.get("choreo.event_version") or "")
         return SeenEvent(
             _key(span),
-            str(span.attributes.get("cloudevents.event_type") or ""),
+            span.event_type,
             int(version) if version.isascii() and version.isdigit() and len(version) < 10 else None,
             self._topic(span),
-            self._names.get(source, source.strip("/")),
+            self._names.get(span.event_source, span.event_source.strip("/")),
             span.start_ns / 1e6,
             cause,
             handler,
-            str(span.attributes.get(FLOW) or ""),
+            str(span.attributes.get(CONVERSATION) or ""),
             span.trace_id,
-            str(span.attributes.get("messaging.kafka.message.key") or ""),
+            str(span.attributes.get(KEY) or ""),
         )
 
     def _processed(self) -> Iterator[SeenUnit]:
         for span in self._spans.values():
-            event = self._event_of(span) if _said(span, "process") else ""
+            event = self._event_of(span) if span.processes else ""
             outcome = str(span.attributes.get("choreo.outcome") or "")
             if not event or outcome not in ("handled", "dead_letter", "duplicate", ""):
                 continue
             yield SeenUnit(
                 event,
                 _service(span),
-                _handler(span),
+                span.handler,
                 span.start_ns / 1e6,
                 outcome,
                 str(span.attributes.get("error.type") or ""),
-                _int(span.attributes.get("choreo.attempts")),
+                span.attempts,
                 span.duration_ns / 1e9,
                 span.trace_id,
             )
 
-    def _event_of(self, process: TimedSpan) -> str:
+    def _event_of(self, process: Span) -> str:
         """Of a record that could not be read, what the span above it sent."""
         above = self._spans.get((process.trace_id, process.parent_id))
-        return _key(process) or (_key(above) if above is not None and _said(above, "send") else "")
+        return _key(process) or (_key(above) if above is not None and _sends(above) else "")
 
-    def _handled_above(self, span: TimedSpan) -> TimedSpan | None:
+    def _handled_above(self, span: Span) -> Span | None:
         """The handler in which something was sent; there may be spans of its own between."""
         for _ in range(ANCESTORS_MAX):
             above = self._spans.get((span.trace_id, span.parent_id))
-            if above is None or _said(above, "process"):
+            if above is None or above.processes:
                 return above
             span = above
         return None
 
-    def _topic(self, span: TimedSpan) -> str:
+    def _topic(self, span: Span) -> str:
         return str(span.attributes.get("messaging.destination.name") or "").removeprefix(self._prefix)
 
 
-def _said(span: SpanLike, operation: str) -> bool:
-    return span.attributes.get("messaging.operation.name") == operation
+def _sends(span: Span) -> bool:
+    return span.attributes.get("messaging.operation.name") == "send"
 
 
-def _key(span: SpanLike) -> str:
-    id_ = span.attributes.get("messaging.message.id")
-    return event_key(str(span.attributes.get("cloudevents.event_source") or ""), str(id_)) if id_ else ""
+def _key(span: Span) -> str:
+    return event_key(span.event_source, span.message_id) if span.message_id else ""
 
 
-def _service(span: SpanLike) -> str:
+def _service(span: Span) -> str:
     return str(span.attributes.get("choreo.service") or span.service)
-
-
-def _handler(span: SpanLike) -> str:
-    return str(span.attributes.get("choreo.handler") or "")
-
-
-def _int(found: Any) -> int | None:
-    text = str(found)
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _share_of_flow(flow: str) -> float:

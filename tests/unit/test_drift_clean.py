@@ -8,8 +8,8 @@ from choreo.flow.drift import Drift, compare
 from choreo.flow.drift_log import LogReading, Window
 from choreo.flow.drift_seen import Seen
 from choreo.flow.drift_traces import from_traces
-from choreo.flow.jaeger import JaegerSpan
 from choreo.flow.model import Capability
+from choreo.flow.spans import Span
 from handlers.order_fulfilment.app import app
 from tests.clean_flows import Clean, Flows
 
@@ -79,6 +79,6 @@ def test_clean_flows_sampled_at_ten_percent_show_nothing(clean: Clean) -> None:
     assert {each.id for each in found.findings} <= {"never_observed_edge"}
 
 
-def _of_low_ids(spans: Sequence[JaegerSpan]) -> list[JaegerSpan]:
+def _of_low_ids(spans: Sequence[Span]) -> list[Span]:
     """As OpenTelemetry's sampler of a ratio chooses."""
     return [span for span in spans if int(span.trace_id[-16:], 16) < 0.1 * 2**64]

@@ -10,7 +10,7 @@ from choreo.envelope import Envelope
 from choreo.flow.drift_log import LogReading, Window
 from choreo.flow.drift_seen import Broken, Seen
 from choreo.flow.drift_traces import from_traces
-from choreo.flow.jaeger import JaegerSpan
+from choreo.flow.spans import Span
 from choreo.record import Record
 from tests.declared import declared
 
@@ -101,7 +101,7 @@ def test_cause_before_the_window_is_not_missed() -> None:
 
 def span(
     id_: str, operation: str, event: str, type_: str, *, parent: str = "", service: str = "stock", **more: Any
-) -> JaegerSpan:
+) -> Span:
     """One of choreo's."""
     attributes: dict[str, Any] = {
         "messaging.operation.name": operation,
@@ -115,9 +115,7 @@ def span(
     if operation == "process":
         attributes |= {"choreo.handler": "reserve", "choreo.outcome": "handled", "choreo.attempts": 1}
     attributes |= more.pop("said", {})
-    made = JaegerSpan(
-        "t" * 32, id_, parent, f"{operation} events", service, int(id_) * 1_000_000, 500_000, attributes
-    )
+    made = Span("t" * 32, id_, parent, f"{operation} events", service, int(id_) * 1_000_000, 500_000, attributes)
     for name, value in more.items():
         setattr(made, name, value)
     return made
@@ -126,10 +124,10 @@ def span(
 SENT = span("1", "send", "1", "placed", service="web")
 DONE = span("2", "process", "1", "placed", parent="1")
 EMITTED = span("4", "send", "2", "reserved", parent="3")
-QUERY = JaegerSpan("t" * 32, "3", "2", "SELECT", "stock", 3_000_000, 1000, {})
+QUERY = Span("t" * 32, "3", "2", "SELECT", "stock", 3_000_000, 1000, {})
 
 
-def traced(*spans: JaegerSpan, sampled: float | None = 1.0, **more: Any) -> Seen:
+def traced(*spans: Span, sampled: float | None = 1.0, **more: Any) -> Seen:
     """As the command reads them."""
     return from_traces(spans, capability=SHOP, window=WINDOW, sampled=sampled, **more)
 
@@ -201,9 +199,7 @@ def test_service_is_told_by_the_span_where_its_resource_is_another() -> None:
         ((span("2", "process", "1", "placed", parent="9"),), {}, ""),
     ],
 )
-def test_doubt_says_why_absence_is_no_evidence(
-    spans: tuple[JaegerSpan, ...], more: dict[str, Any], doubt: str
-) -> None:
+def test_doubt_says_why_absence_is_no_evidence(spans: tuple[Span, ...], more: dict[str, Any], doubt: str) -> None:
     """A publisher that exports nowhere is no reason to doubt: it is no declared service."""
     found = traced(*spans, **more).doubt
     assert found.startswith(doubt)
@@ -212,7 +208,5 @@ def test_doubt_says_why_absence_is_no_evidence(
 
 def test_parent_that_was_not_exported_breaks_the_trace() -> None:
     """The service whose span hangs in the air; spans of the handler's own are not choreo's."""
-    seen = traced(
-        SENT, span("2", "process", "1", "placed", parent="9"), JaegerSpan("t" * 32, "7", "8", "GET", "x", 1, 1)
-    )
+    seen = traced(SENT, span("2", "process", "1", "placed", parent="9"), Span("t" * 32, "7", "8", "GET", "x", 1, 1))
     assert [(each.service, each.flow) for each in seen.broken] == [("stock", "f")]

@@ -5,7 +5,6 @@ from random import Random
 
 import pytest
 
-from choreo.flow import drift_seen
 from choreo.flow.drift import Drift, compare
 from choreo.flow.drift_findings import DriftFinding
 from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped
@@ -146,11 +145,6 @@ def test_unreadable_data_is_a_schema_violation(handler: str) -> None:
     assert "unconsumed_event" not in {each.id for each in found.findings}
     rejected = compare(SHOP, seen(CLEAN, [*UNITS[:2], letter._replace(reason="rejected")]))
     assert "schema_violation" not in {each.id for each in rejected.findings}
-
-
-def test_decode_stands_for_the_same_as_in_the_runtime() -> None:
-    """Layers keep the two apart."""
-    assert drift_seen.DECODE == routing.DECODE
 
 
 def test_event_is_judged_after_the_timeout() -> None:
