@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref, seen_as
 from choreo.flow.drift_findings import DriftFinding, Evidence
-from choreo.flow.drift_seen import DEAD_LETTER, DUPLICATE, HANDLED, Seen, SeenEvent
+from choreo.flow.drift_seen import DEAD_LETTER, DONE, DUPLICATE, HANDLED, Seen, SeenEvent
 from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
 from choreo.flow.waiting import KEY_KEPT_S
 
@@ -57,7 +57,7 @@ def _judge(
     ]
     counts = Counter(each.type for each in effects)
     lacks = any(counts[emit.type] < emit.min for emit in handler.emits) or len(effects) < handler.emits_min
-    if effects or (unit is not None and unit.outcome == HANDLED):
+    if effects or (unit is not None and unit.outcome in (HANDLED, DONE)):
         bucket = lacking.missing if lacks else None
     elif seen.basis != "traces" and seen.to_ms - event.at_ms > KEY_KEPT_S * 1000:
         bucket = None

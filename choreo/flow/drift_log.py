@@ -9,7 +9,7 @@ from choreo.envelope import Envelope
 from choreo.flow.drift_edges import Declared
 from choreo.flow.drift_seen import (
     DEAD_LETTER,
-    HANDLED,
+    DONE,
     UNFINISHED,
     Broken,
     Seen,
@@ -61,7 +61,7 @@ class LogReading:
         self._events = self._linked()
 
     def keys(self, services: Collection[str]) -> Iterator[tuple[str, bytes, SeenUnit]]:
-        """What to ask a store that has digests alone: group and key, and the unit that is handled if the key is done."""
+        """What to ask a store that has digests alone: group, key, and the unit that is done if it has that key so."""
         for event in self._events.values():
             source, _, id_ = event.key.partition(" ")
             for service, handler in self._declared.consumers(event):
@@ -71,7 +71,7 @@ class LogReading:
                 elif (known := self._declared.business_key(event, service, handler)) is not None:
                     digest = business_digest(service.name, handler.name, known)
                 if digest is not None and service.name in services:
-                    unit = SeenUnit(event.key, service.name, handler.name, event.at_ms, HANDLED)
+                    unit = SeenUnit(event.key, service.name, handler.name, event.at_ms, DONE)
                     yield service.group, digest, unit
 
     def seen(

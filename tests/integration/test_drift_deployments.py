@@ -156,6 +156,22 @@ def test_absence_at_ten_percent_is_inconclusive(ran: Callable[[str], Ran], relea
     assert found["absence"] == "inconclusive"
 
 
+@pytest.mark.parametrize("mode", ["link", "both"])
+def test_deployment_is_found_in_traces_that_are_linked(
+    tmp_path: Path, released: str, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Hops are joined by the ids of their events, whether a trace holds one of them or all."""
+    with receiver(monkeypatch) as received:
+        orders = [Placed(order=name) for name in ORDERS]
+        asyncio.run(run(shop("cycle"), tmp_path / "linked.db", orders, trace_mode=mode))
+        left = Ran(tmp_path / "linked.db", received.spans())
+    assert (len({span.trace_id for span in left.spans}) > len(ORDERS)) is (mode == "link")
+    found = drift(released, "traces", left, "--sampled", "1", code=1)
+    assert told(found, "violation") == VIOLATIONS["cycle"].keys()
+    assert told(found, "improvement") == IMPROVEMENTS["cycle"].keys()
+    assert found["doubt"] == ""
+
+
 def test_absence_is_inconclusive_until_the_share_is_said(ran: Callable[[str], Ran], released: str) -> None:
     """Five traces look the same whether they are all there were or not."""
     found = drift(released, "traces", ran("missing"))
