@@ -218,7 +218,7 @@ def test_order_placed_again_under_another_id_is_dropped_by_its_business_key() ->
     found = compare(keyed(late), seen([*events[:3], again._replace(record_key="o-2")], UNITS))
     assert set(places(found)) == {("unconsumed_event", "placed v1 -> stock.reserve"), ("overdue_flow", "flow flow")}
     # Where the key is not the record's, nobody can tell.
-    found = compare(keyed(late, key="customer"), seen(events, UNITS))
+    found = compare(keyed(late, key="customer"), seen([*events[:3], again._replace(record_key="o-2")], UNITS))
     assert ("unconsumed_event", "placed v1 -> stock.reserve") not in places(found)
 
 
@@ -274,8 +274,11 @@ def test_cause_that_was_not_seen_breaks_the_trace() -> None:
 def test_only_the_services_asked_for_are_judged() -> None:
     """Another's edge, and what it did not handle, are not said."""
     events = [*CLEAN, event("points", "paid", service="billing", handler="charge")]
-    found = compare(SHOP, seen(events, UNITS[:1]), services=["stock"])
+    letter = unit("paid", "mail.confirm", "dead_letter", reason="invalid_data")
+    found = compare(SHOP, seen(events, [UNITS[0], letter]), services=["stock"])
     assert places(found) == []
+    sender = compare(SHOP, seen(events, [UNITS[0], letter]), services=["billing"])
+    assert ("schema_violation", "paid v1 -> mail.confirm") in places(sender)
     assert {each.id for each in compare(SHOP, seen(events, UNITS[:1])).findings} >= {"undeclared_edge"}
 
 
