@@ -1,11 +1,11 @@
 """What was declared and what was seen in the same words: edges of a flow, compared one by one. No I/O."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from choreo.flow.drift_seen import UNKNOWN_VERSION, Seen, SeenEvent, SeenUnit, ref_label
-from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, EventRef
+from choreo.flow.model import Capability, DeclaredHandler, DeclaredService
 from choreo.flow.waiting import DECODE
 
 Verdict = Literal["declared", "other_version", "undeclared"]
@@ -21,9 +21,11 @@ class Ref(NamedTuple):
     def __str__(self) -> str:
         return ref_label(self.type, self.version)
 
-    def fits(self, declared: EventRef) -> bool:
-        """Whether it may be the declared one."""
-        return self.type == declared.type and self.version in (None, declared.version)
+    def match(self, versions: Collection[int]) -> Literal["", "type", "exact"]:
+        """Whether it may be one of these versions of its type; empty where there are none."""
+        if not versions:
+            return ""
+        return "exact" if self.version is None or self.version in versions else "type"
 
 
 class Edge(NamedTuple):
@@ -61,9 +63,10 @@ class Declared:
                 self._consumers.setdefault(type_, []).append((service, handler))
 
     def consumers(self, event: SeenEvent) -> Iterator[Place]:
-        """Handlers that are to take in this event from this topic."""
+        """Handlers that are to take in this event: its type decides, in any topic that their service reads."""
         for service, handler in self._consumers.get(event.type, ()):
-            if any(ref(event).fits(each) and event.topic in ("", each.topic) for each in handler.consumes):
+            versions = service.reads_versions(handler, event.type)
+            if ref(event).match(versions) == "exact" and event.topic in ("", *service.reads_topics):
                 yield service, handler
 
     def repeated(
@@ -96,8 +99,13 @@ class Declared:
         """Whether a service may do this, or might in another version of the events."""
         found: Verdict = "undeclared"
         for handler in self.handlers(edge.service, edge.handler):
-            consumed = _match(edge.consumed, handler.consumes)
-            emitted = _match(edge.emitted, handler.emits)
+            consumed = emitted = "exact"
+            if edge.consumed is not None:
+                versions = self.services[edge.service].reads_versions(handler, edge.consumed.type)
+                consumed = edge.consumed.match(versions)
+            if edge.emitted is not None:
+                sent = {emit.version for emit in handler.emits if emit.type == edge.emitted.type}
+                emitted = edge.emitted.match(sent)
             if consumed and emitted:
                 if consumed == emitted == "exact":
                     return "declared"
@@ -160,9 +168,3 @@ def seen_as(edge: Edge, found: frozenset[Edge]) -> bool:
                 if Edge(taken, edge.service, handler, sent) in found:
                     return True
     return False
-
-
-def _match(found: Ref | None, declared: Sequence[EventRef]) -> Literal["", "type", "exact"]:
-    if found is None or any(found.fits(each) for each in declared):
-        return "exact"
-    return "type" if any(found.type == each.type for each in declared) else ""

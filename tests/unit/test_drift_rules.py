@@ -95,6 +95,27 @@ def test_handler_that_cannot_be_told_may_be_any_of_its_service() -> None:
     assert places(compare(SHOP, seen([PLACED, RESERVED._replace(handler=""), PAID], UNITS))) == []
 
 
+def test_version_that_is_upcast_is_declared() -> None:
+    """It is taken in, and so it is also missed."""
+    (mail,) = (each for each in SHOP.services if each.name == "mail")
+    events = tuple(each.model_copy(update={"version": 2, "upcasts_from": (1,)}) for each in mail.events)
+    handlers = tuple(
+        each.model_copy(update={"consumes": tuple(one.model_copy(update={"version": 2}) for one in each.consumes)})
+        for each in mail.handlers
+    )
+    newer = mail.model_copy(update={"events": events, "handlers": handlers})
+    others = tuple(each for each in SHOP.services if each.name != "mail")
+    upcasting = SHOP.model_copy(update={"services": (*others, newer)})
+    edge = ("never_observed_edge", "paid v2 -> mail.confirm")
+    assert places(compare(upcasting, seen(CLEAN, UNITS))) == [edge]
+    assert ("unconsumed_event", "paid v1 -> mail.confirm") in places(compare(upcasting, seen(CLEAN, UNITS[:2])))
+    strict = newer.model_copy(
+        update={"events": tuple(each.model_copy(update={"upcasts_from": ()}) for each in events)}
+    )
+    refused = SHOP.model_copy(update={"services": (*others, strict)})
+    assert ("unknown_version", "paid v1 -> mail.confirm") in places(compare(refused, seen(CLEAN, UNITS)))
+
+
 def test_violations_come_first() -> None:
     """Whatever rule they are of."""
     twice = [PAID, PAID._replace(key="again")]
