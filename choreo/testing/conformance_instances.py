@@ -287,8 +287,12 @@ class InstancesConformance(OnShelf):
             await desk.timer_store.due_sent(timers, again_s=LONG_S)
             assert (await desk.due())[0] == []
             await desk.timer_store.due_sent(timers, again_s=AGAIN_S)
-            await asyncio.sleep(3 * AGAIN_S)
-            names, next_s = await desk.due()
+            names: list[str] = []
+            for _ in range(200):  # on a busy machine it is older by now, and waits for as long
+                names, next_s = await desk.due()
+                if names:
+                    break
+                await asyncio.sleep(AGAIN_S)
             assert names == ["new"]
             assert 30.0 < next_s < 90.0
 

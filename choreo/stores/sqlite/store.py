@@ -253,42 +253,6 @@ class SqliteStore:
         """Of these keys those it has: True is done, False is claimed. A digest is of one group."""
         return await self._db.read(lambda db: known(db, digests))
 
-    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
-        """Timers to be sent now; the write lock is taken only if there are some."""
-        now_ms = self._now_ms()
-        wake_ms = await self._db.read(lambda db: instances.next_wake_ms(db, processes))
-        if wake_ms is None:
-            return [], math.inf
-        if wake_ms > now_ms:
-            return [], (wake_ms - now_ms) / 1000
-
-        def change(db: sqlite3.Connection) -> tuple[list[Timer], int | None]:
-            found = instances.claim_due(db, processes, limit, now_ms, now_ms + int(claim_s * 1000))
-            return found, instances.next_wake_ms(db, processes)
-
-        found, wake_ms = await self._db.write(change)
-        return found, math.inf if wake_ms is None else max(0, wake_ms - now_ms) / 1000
-
-    async def due_sent(self, timers: Sequence[Timer], *, again_s: float) -> None:
-        """They are on the log."""
-        if timers:
-            await self._db.write(lambda db: instances.note_sent(db, timers, self._now_ms(), int(again_s * 1000)))
-
-    async def instances(
-        self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
-    ) -> Sequence[Instance]:
-        """In order of their keys."""
-        return await self._db.read(lambda db: instances.instances(db, process, state, after, limit))
-
-    async def instance(self, process: str, key: str) -> tuple[Instance, Sequence[Timer]] | None:
-        """One, with its timers."""
-
-        def query(db: sqlite3.Connection) -> tuple[Instance, Sequence[Timer]] | None:
-            found = instances.load(db, process, key)
-            return None if found is None else (found, instances.timers(db, process, key))
-
-        return await self._db.read(query)
-
     async def close(self) -> None:
         """Close the file if nobody else uses it."""
         await self._db.close()
