@@ -43,6 +43,7 @@ class BoundHandler:
         resources: Parameter name -> the annotated type, given by the App's resources.
         emits: What it may emit.
         counts: How many of each it emits for one event, as far as the return annotation says.
+        emits_min: How many events it emits at least, whichever of them.
     """
 
     handler: Handler
@@ -54,6 +55,7 @@ class BoundHandler:
     resources: Mapping[str, Any]
     emits: tuple[type[Event], ...]
     counts: Mapping[type[Event], Count]
+    emits_min: int
 
     @property
     def transacts(self) -> bool:
@@ -142,10 +144,10 @@ def bind(handler: Handler) -> BoundHandler:
         event.check_upcasters()
     classes = {(event.event_type, event.event_version): event for event in handler.events}
     counts = declared_emits(handler.label, hints) if handler.emits is None else dict.fromkeys(handler.emits, ANY)
+    least = _least(hints["return"]) if handler.emits is None else 0
     transaction = next(iter(transactions.values()), "")
-    return BoundHandler(
-        handler, kind, classes, tuple(contexts), tuple(transactions), transaction, resources, tuple(counts), counts
-    )
+    names, emits = (tuple(contexts), tuple(transactions)), tuple(counts)
+    return BoundHandler(handler, kind, classes, *names, transaction, resources, emits, counts, least)
 
 
 def transaction_type(wanted: Any) -> str | None:
@@ -248,6 +250,20 @@ def _counts(hint: Any) -> dict[Any, Count]:
     if "Generator" in getattr(origin, "__name__", ""):
         arguments = arguments[:1]  # what is sent in or returned at the end is no emit
     return {leaf: ANY for each in arguments if each is not Ellipsis for leaf in _counts(each)}
+
+
+def _least(hint: Any) -> int:
+    """How many events a return annotation promises at least: `A | B` one, `A | None` and `list[A]` none."""
+    if hint in (None, type(None)):
+        return 0
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is None:
+        return 1
+    if origin is typing.Annotated:
+        return _least(arguments[0])
+    if origin in (Union, types.UnionType):
+        return min(map(_least, arguments))
+    return sum(map(_least, arguments)) if origin is tuple and Ellipsis not in arguments else 0
 
 
 def _of_any(counts: list[Count]) -> Count:

@@ -156,6 +156,11 @@ async def fill(store: IdempotencyStore, pending: int) -> None:
     await store.run(insert)
 
 
+async def begin(sides: Sequence[Side], changes: Sequence[Change]) -> None:
+    """As many at once as there are sides."""
+    await asyncio.gather(*(side.handle(changes[at :: len(sides)]) for at, side in enumerate(sides)))
+
+
 async def handle_fired(side: Side, log: Log) -> None:
     """As a service does, until cancelled."""
     while True:
@@ -167,9 +172,9 @@ async def handle_fired(side: Side, log: Log) -> None:
 
 async def measure(stores: Sequence[IdempotencyStore], pending: int, seconds: int) -> dict[str, float]:
     """Fill, then let some pollers send while instances start."""
-    partitions = [TopicPartition("input", number) for number in range(2)]
+    partitions = [TopicPartition("input", number) for number in range(4)]
     leases = await stores[0].acquire("bench", partitions, "bench")
-    starting, firing = (Side(stores[0], lease) for lease in leases)
+    firing, *starting = (Side(stores[0], lease) for lease in leases)
     await stores[0].renew(leases, 3_600.0)
     began_s = time.perf_counter()
     await fill(stores[0], pending)
@@ -187,7 +192,7 @@ async def measure(stores: Sequence[IdempotencyStore], pending: int, seconds: int
         began_s, started = time.perf_counter(), 0
         while (now_s := time.perf_counter() - began_s) < seconds:
             wanted = int(now_s * STARTS_S)
-            await starting.handle([start(f"s{number}", DUE_S) for number in range(started, wanted)])
+            await begin(starting, [start(f"s{number}", DUE_S) for number in range(started, wanted)])
             started = wanted
             await asyncio.sleep(0.05)
         late_s = log.take()
@@ -196,7 +201,7 @@ async def measure(stores: Sequence[IdempotencyStore], pending: int, seconds: int
         found["late_ms_max"] = 1000 * late_s[-1]
         due_s = time.time() + 40.0
         for first in range(0, BURST, 500):
-            await starting.handle([start(f"b{first + at}", due_s) for at in range(500)])
+            await begin(starting, [start(f"b{first + at}", due_s) for at in range(500)])
         log.take()
         assert time.time() < due_s, "too slow to have them wait"
         await asyncio.sleep(due_s - time.time() + 5.0)

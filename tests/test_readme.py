@@ -108,6 +108,12 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
     shown = re.search(r"^choreo trace CORRELATION_ID .*?^```\n\n```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert shown
     assert plain(choreo("trace", said.split()[-1]).stdout) == plain(shown[1])
+    for command in ("graph orders:app --format json", "drift released.json --broker"):
+        line = re.search(rf"^choreo ({command} .*?) +#", README, re.MULTILINE)
+        assert line
+        said = choreo(*line[1].split()).stdout
+    assert "flow order: 1 started, 1 ended" in said
+    assert "violation" not in said
 
 
 def test_flow_is_drawn_and_checked() -> None:

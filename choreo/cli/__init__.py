@@ -5,6 +5,7 @@ import typer
 from choreo.cli.check import check as run_check
 from choreo.cli.demo import demo as run_demo
 from choreo.cli.dev import dev as run_dev
+from choreo.cli.drift import drift as run_drift
 from choreo.cli.explain import explain as run_explain
 from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
@@ -34,6 +35,7 @@ for _command in (
     run_graph,
     run_check,
     run_export,
+    run_drift,
     run_explain,
     run_simulation,
 ):

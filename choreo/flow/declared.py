@@ -57,6 +57,7 @@ def _handler(bound: BoundHandler, topic: Topic) -> DeclaredHandler:
         name=handler.name,
         consumes=tuple(sorted((_ref(event, topic) for event in from_others(bound.handler.events)), key=_order)),
         emits=tuple(sorted(emits, key=_order)),
+        emits_min=bound.emits_min,
         idempotency_key=handler.idempotency_key,
         attempts_max=handler.retry.attempts_max,
     )

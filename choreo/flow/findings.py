@@ -1,8 +1,8 @@
 """What `choreo graph` and `choreo check` say about declarations: one shape, so that all of it is silenced one way."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from choreo.errors import ConfigurationError
 
@@ -81,20 +81,31 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda each: (LEVELS.index(each.level), each.id, each.where))
 
 
-def silence(findings: Sequence[Finding], ignored: Sequence[str]) -> tuple[list[Finding], list[str]]:
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def where(self) -> str: ...
+
+
+_Found = TypeVar("_Found", bound=_Named)
+
+
+def silence(
+    findings: Sequence[_Found], ignored: Sequence[str], ids: Collection[str] = LEVEL_OF
+) -> tuple[list[_Found], list[str]]:
     """Findings that stand, and the entries of `ignored` that silenced none.
 
     Args:
         ignored: `ID`, or `ID:where` for one place.
+        ids: All there are.
 
     Raises:
         ConfigurationError: An entry names no id: a typing error would silence nothing for ever.
     """
     for entry in ignored:
-        if entry.partition(":")[0] not in LEVEL_OF:
-            raise ConfigurationError(
-                f"--ignore {entry}: there is no such id; there are: {', '.join(sorted(LEVEL_OF))}"
-            )
+        if entry.partition(":")[0] not in ids:
+            raise ConfigurationError(f"--ignore {entry}: there is no such id; there are: {', '.join(sorted(ids))}")
     stand = [each for each in findings if not {each.id, f"{each.id}:{each.where}"} & set(ignored)]
     silenced = {name for each in findings for name in (each.id, f"{each.id}:{each.where}")}
     return stand, [entry for entry in ignored if entry not in silenced]

@@ -74,7 +74,7 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
             continue
         envelope, data = read
         place = Place(record.topic, record.partition, record.offset)
-        letter = _dead_letter(record, place)
+        letter = dead_letter_of(record, place)
         if letter is not None:
             letters.append((envelope, letter, record.timestamp_ms))
         elif (known := nodes.get((envelope.source, envelope.id))) is not None:
@@ -88,7 +88,8 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
     return nodes
 
 
-def _dead_letter(record: Record, place: Place) -> DeadLetter | None:
+def dead_letter_of(record: Record, place: Place) -> DeadLetter | None:
+    """What a record in a dead-letter topic says of itself; None for any other record."""
     told = {
         name.removeprefix(DLQ_PREFIX): (value or b"").decode("utf-8", "replace")
         for name, value in record.headers

@@ -45,11 +45,17 @@ class Emit(EventRef):
 
 
 class DeclaredHandler(_Part):
-    """One handler. `idempotency_key` is the field that stands for the event, None for its source and id."""
+    """One handler.
+
+    Attributes:
+        emits_min: How many events it emits for one at least, whichever: of `A | B` either may be missing, not both.
+        idempotency_key: The field that stands for the event, None for its source and id.
+    """
 
     name: str
     consumes: tuple[EventRef, ...]
     emits: tuple[Emit, ...]
+    emits_min: int = Field(default=0, ge=0)
     idempotency_key: str | None = None
     attempts_max: int = Field(ge=1)
 

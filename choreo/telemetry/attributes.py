@@ -80,5 +80,7 @@ def _of_event(attributes: Attributes, envelope: Envelope) -> None:
     attributes["messaging.message.id"] = envelope.id
     attributes["cloudevents.event_type"] = envelope.type
     attributes["cloudevents.event_source"] = envelope.source
+    if envelope.version is not None:
+        attributes["choreo.event_version"] = envelope.version
     if envelope.correlationid:
         attributes["messaging.message.conversation_id"] = envelope.correlationid

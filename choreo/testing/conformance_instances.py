@@ -16,7 +16,7 @@ from choreo.testing.conformance_shelf import OnShelf, Shelf
 
 Change = Callable[[Instances], object]
 HOSTILE = "a\"b'c\0d😀%s{key}\\"
-LONG_S, AGAIN_S = 3_600.0, 0.05
+LONG_S, CLAIM_S, AGAIN_S = 3_600.0, 3.0, 0.05
 
 
 class Desk:
@@ -287,8 +287,12 @@ class InstancesConformance(OnShelf):
             await desk.timer_store.due_sent(timers, again_s=LONG_S)
             assert (await desk.due())[0] == []
             await desk.timer_store.due_sent(timers, again_s=AGAIN_S)
-            await asyncio.sleep(3 * AGAIN_S)
-            names, next_s = await desk.due()
+            names: list[str] = []
+            for _ in range(200):  # on a busy machine it is older by now, and waits for as long
+                names, next_s = await desk.due()
+                if names:
+                    break
+                await asyncio.sleep(AGAIN_S)
             assert names == ["new"]
             assert 30.0 < next_s < 90.0
 
@@ -310,15 +314,23 @@ class InstancesConformance(OnShelf):
             await asyncio.sleep(2 * AGAIN_S)
             assert (await desk.due())[0] == []
 
-    async def test_two_who_look_at_once_share_what_is_due(self) -> None:
-        """Each timer is found once."""
+    async def test_those_who_look_at_once_share_what_is_due(self) -> None:
+        """Each timer is found once, and what one notes as sent is not lost to another that looks at that moment."""
         async with self.desk() as desk:
-            now_ms = await desk.now_ms()
-            await desk.set_timers(*(desk.timer(f"{number:03}", now_ms - 200 + number) for number in range(100)))
-            found = await asyncio.gather(*(desk.due(limit=40) for _ in range(4)))
-            rest = await desk.due()
-            names = [name for some, _ in found for name in some] + rest[0]
-            assert sorted(names) == [f"{number:03}" for number in range(100)]
+            now_ms, found = await desk.now_ms(), list[str]()
+            await desk.set_timers(*(desk.timer(f"{number:04}", now_ms - 9999 + number) for number in range(3_000)))
+
+            async def send() -> None:
+                while True:
+                    timers, next_s = await desk.timer_store.due([desk.process], limit=50, claim_s=CLAIM_S)
+                    found.extend(timer.name for timer in timers)
+                    await desk.timer_store.due_sent(timers, again_s=LONG_S)
+                    if not timers and next_s > CLAIM_S:
+                        return
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(*(send() for _ in range(4)))
+            assert sorted(found) == [f"{number:04}" for number in range(3_000)]
 
     async def test_a_commit_tells_when_its_timers_are_due(self) -> None:
         """The first of them, once it is there to be found."""

@@ -9,7 +9,7 @@ import pytest
 
 from choreo import App, Command, Event, Flow, RetryPolicy, Service
 from choreo.errors import ConfigurationError
-from choreo.flow.model import Capability, EventRef, from_json, merge, to_json
+from choreo.flow.model import Capability, DeclaredHandler, EventRef, from_json, merge, to_json
 from handlers.order_fulfilment.app import app as order_app
 
 
@@ -34,6 +34,11 @@ class Wipe(Command, type="t.wipe", topic="orders"):
 
 def emitting(annotation: Any, emits: Any = None) -> dict[str, tuple[int, int | None]]:
     """The counts of a handler with this return annotation, by type."""
+    return {emit.type: (emit.min, emit.max) for emit in emitter(annotation, emits).emits}
+
+
+def emitter(annotation: Any, emits: Any = None) -> DeclaredHandler:
+    """A handler with this return annotation."""
     service = Service("kitchen")
 
     def pour(asked: Asked) -> Any: ...
@@ -41,7 +46,7 @@ def emitting(annotation: Any, emits: Any = None) -> dict[str, tuple[int, int | N
     pour.__annotations__["return"] = annotation
     service.handler(Asked, emits=emits)(pour)
     (handler,) = App(service).capability().services[0].handlers
-    return {emit.type: (emit.min, emit.max) for emit in handler.emits}
+    return handler
 
 
 @pytest.mark.parametrize(
@@ -68,9 +73,30 @@ def test_return_annotation_says_how_many(annotation: Any, counts: dict[str, tupl
     assert emitting(annotation) == counts
 
 
+@pytest.mark.parametrize(
+    ("annotation", "least"),
+    [
+        (None, 0),
+        (Poured, 1),
+        (Poured | Spilt, 1),
+        (Poured | None, 0),
+        (tuple[Poured, Spilt | None], 1),
+        (tuple[Poured, Spilt] | Poured, 1),
+        (tuple[Poured, ...], 0),
+        (list[Poured], 0),
+        (AsyncIterator[Poured], 0),
+        (Annotated[Poured | Spilt, "a note"], 1),
+    ],
+)
+def test_return_annotation_says_how_many_in_all(annotation: Any, least: int) -> None:
+    """Of `A | B` either may be missing, not both."""
+    assert emitter(annotation).emits_min == least
+
+
 def test_emits_without_an_annotation_have_no_bound() -> None:
     """`emits=` names classes and no numbers."""
     assert emitting(Any, emits=[Poured]) == {"t.poured": (0, None)}
+    assert emitter(Any, emits=[Poured]).emits_min == 0
 
 
 def tea(**mapped: str) -> App:

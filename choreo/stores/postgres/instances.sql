@@ -1,4 +1,4 @@
--- Tables of processes, since choreo 0.2: an older one does not know them, and is not disturbed. As in schema.sql, text is bytea.
+-- Tables of processes. An older choreo does not know them and is not disturbed. As in schema.sql, text is bytea.
 
 -- `state` is in an index, so a change of state is no HOT update; one that stays in its state is.
 CREATE TABLE {instance} (

@@ -1,0 +1,201 @@
+"""What a log, and the idempotency stores beside it, show of a flow: complete, whatever was sampled. No I/O."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from choreo.core.emission import business_digest, derived_id, is_derived, key_digest
+from choreo.envelope import Envelope
+from choreo.flow.drift_edges import Declared
+from choreo.flow.drift_seen import (
+    DEAD_LETTER,
+    DONE,
+    UNFINISHED,
+    Broken,
+    Seen,
+    SeenEvent,
+    SeenUnit,
+    earliest,
+    grouped,
+    service_names,
+)
+from choreo.flow.joining import dead_letter_of, envelope_of
+from choreo.flow.model import Capability
+from choreo.flow.timeline import DeadLetter, Place
+from choreo.record import Record
+
+ORDINALS_MAX = 100
+"""Of one type for one cause: beyond, who of a service emitted them is not worked out."""
+
+_NO_STORE = "The log does not show who took an event in without emitting another; --store does."
+
+
+class Window(NamedTuple):
+    """What was looked at, in milliseconds since the epoch, and how long a cause may be before its effect."""
+
+    from_ms: float
+    to_ms: float
+    slack_ms: float = 60_000
+
+
+class LogReading:
+    """Records read once: they tell the flows, whose history the stores are then asked for.
+
+    Args:
+        records: Of the flow's topics, dead letters among them; other records are counted and passed over.
+        topic_prefix: Of actual topics, before the declared ones.
+    """
+
+    def __init__(self, records: Sequence[Record], *, capability: Capability, topic_prefix: str = "") -> None:
+        self.flows: dict[str, None] = {}
+        self._prefix = topic_prefix
+        self._declared = Declared(capability)
+        self._names = service_names(capability)
+        self._handlers = {each.name: [handler.name for handler in each.handlers] for each in capability.services}
+        self._letters: list[SeenUnit] = []
+        self._places: dict[Place, str] = {}
+        self._found: list[tuple[SeenEvent, Envelope]] = []
+        self._strange = 0
+        for record in records:
+            self._take(record)
+        self._events = self._linked()
+
+    def keys(self, services: Collection[str]) -> Iterator[tuple[str, bytes, SeenUnit]]:
+        """What to ask a store that has digests alone: group, key, and the unit that is done if it has that key so."""
+        for event in self._events.values():
+            source, _, id_ = event.key.partition(" ")
+            for service, handler in self._declared.consumers(event):
+                digest: bytes | None = None
+                if handler.idempotency_key is None:
+                    digest = key_digest(service.name, handler.name, source, id_)
+                elif (known := self._declared.business_key(event, service, handler)) is not None:
+                    digest = business_digest(service.name, handler.name, known)
+                if digest is not None and service.name in services:
+                    unit = SeenUnit(event.key, service.name, handler.name, event.at_ms, DONE)
+                    yield service.group, digest, unit
+
+    def seen(
+        self,
+        history: Iterable[Mapping[str, Any]] = (),
+        *,
+        known: Iterable[SeenUnit] = (),
+        window: Window,
+        told: Collection[str] = (),
+        notes: Sequence[str] = (),
+    ) -> Seen:
+        """What the log shows, and the rows of stores.
+
+        Args:
+            history: Rows of a store's `history`, of each of `flows` and of the empty correlation id.
+            known: Of `keys`, those that a store has.
+            told: Services whose store was asked.
+            notes: For people, before those of what was read.
+        """
+        events = self._events
+        units = grouped([*self._letters, *_of_rows(history, self._places), *known])
+        said = [
+            *notes,
+            f"From {len(self._found) + len(self._letters) + self._strange} records: {len(events)} events.",
+        ]
+        if self._strange:
+            said.append(f"{self._strange} records are no CloudEvents and were passed over.")
+        if older := sum(letter.event not in events for letter in self._letters):
+            said.append(f"{older} dead letters are of events before the window.")
+        if not told:
+            said.append(_NO_STORE)
+        return Seen(
+            "log and store" if told else "log",
+            window.from_ms,
+            window.to_ms,
+            events,
+            {key: unit for key, unit in units.items() if key[0] in events},
+            frozenset(told),
+            broken=list(_broken(events, window)),
+            notes=said,
+        )
+
+    def _take(self, record: Record) -> None:
+        envelope = envelope_of(record)
+        if envelope is None:
+            self._strange += record.value is not None
+            return
+        key = event_key(envelope.source, envelope.id)
+        place = Place(record.topic, record.partition, record.offset)
+        if (letter := dead_letter_of(record, place)) is not None:
+            self._letters.append(_of_letter(letter, key, record.timestamp_ms))
+            return
+        self._places[place] = key
+        event = SeenEvent(
+            key,
+            envelope.type,
+            envelope.version,
+            record.topic.removeprefix(self._prefix),
+            self._names.get(envelope.source, envelope.source.strip("/")),
+            record.timestamp_ms,
+            envelope.causationid,
+            flow=envelope.correlationid,
+            trace_id=_trace_id(envelope.traceparent),
+            record_key=(record.key or b"").decode("utf-8", "replace"),
+        )
+        self._found.append((event, envelope))
+        self.flows.setdefault(envelope.correlationid)
+
+    def _linked(self) -> dict[str, SeenEvent]:
+        """Every event once, with its cause, which is known by its id alone, and the handler that its id tells."""
+        envelopes: dict[str, Envelope] = {}
+        by_id: dict[str, SeenEvent] = {}
+        for event, envelope in self._found:
+            envelopes.setdefault(event.key, envelope)
+            by_id.setdefault(envelope.id, event)
+        events = earliest(event for event, _ in self._found)
+        alike = Counter((event.cause, event.service, event.type) for event in events.values())
+        for key, event in events.items():
+            cause = by_id.get(event.cause or "")
+            if cause is not None:
+                count = alike[event.cause, event.service, event.type]
+                handler = self._handler(event, envelopes[key].id, envelopes[cause.key], count)
+                events[key] = event._replace(cause=cause.key, handler=handler)
+        return events
+
+    def _handler(self, event: SeenEvent, id_: str, cause: Envelope, count: int) -> str:
+        if is_derived(id_, cause.id):
+            for ordinal in range(min(count, ORDINALS_MAX)):
+                for handler in self._handlers.get(event.service, ()):
+                    if derived_id(event.service, handler, cause.source, cause.id, event.type, ordinal) == id_:
+                        return handler
+        return ""
+
+
+def event_key(source: str, id_: str) -> str:
+    """The name of an event among all that is seen."""
+    return f"{source} {id_}"
+
+
+def _of_rows(history: Iterable[Mapping[str, Any]], places: Mapping[Place, str]) -> Iterator[SeenUnit]:
+    for row in history:
+        event = places.get(Place(str(row["topic"]), int(row["partition"]), int(row["offset"])))
+        if event is None:
+            continue  # older than the window
+        service, _, handler = str(row["handler"]).rpartition(".")
+        outcome, _, reason = str(row["outcome"]).partition(":") if row["done"] else (UNFINISHED, "", "")
+        duration_s = float(row["duration_s"])
+        at_ms = float(row["done_ms"] or 0) - duration_s * 1000
+        yield SeenUnit(event, service, handler, at_ms, outcome, reason, int(row["attempts"]), duration_s)
+
+
+def _broken(events: Mapping[str, SeenEvent], window: Window) -> Iterator[Broken]:
+    """Early in the window a cause may lie before it."""
+    for event in events.values():
+        if event.cause is not None and event.cause not in events and event.at_ms > window.from_ms + window.slack_ms:
+            yield Broken(event.service, event.at_ms, event.flow, event.trace_id)
+
+
+def _of_letter(letter: DeadLetter, event: str, at_ms: float) -> SeenUnit:
+    attempts = letter.attempts
+    told = int(attempts) if attempts.isascii() and attempts.isdigit() and len(attempts) < 9 else None
+    return SeenUnit(event, letter.service, letter.handler, at_ms, DEAD_LETTER, letter.reason, told)
+
+
+def _trace_id(traceparent: str | None) -> str:
+    parts = (traceparent or "").split("-")
+    return parts[1] if len(parts) >= 4 else ""
