@@ -5,7 +5,7 @@ import inspect
 import typing
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from choreo.binding import Around, BoundHandler
@@ -180,6 +180,7 @@ class Running:
             await self.transport.open()
             stack.push_async_callback(self.transport.close)
             await self._check_topics()
+            await self._find_replays()
             observing = self._observing()
             stack.push_async_callback(asyncio.to_thread, observing.close)  # it may wait for a collector
             own = observing.instrument(self._name, alone=False)
@@ -243,7 +244,12 @@ class Running:
             service,
             plan.inputs,
             ports,
-            Router(service, plan.handlers),
+            Router(
+                service,
+                plan.handlers,
+                replay_topic=self._topic(service.replay_topic),
+                knows_keys=store.dedupe_scope == "anywhere",
+            ),
             Emitter(service, self._topic, plan.propagate),
             Invoker(instances, plan.around, settings.clock, inline=settings.inline),
         )
@@ -283,6 +289,17 @@ class Running:
                 "`choreo topics apply MODULE:APP --broker URL`"
             )
         await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
+
+    async def _find_replays(self) -> None:
+        """Each service reads its topic of replays too, if there is one; who never replays anything needs none."""
+        names = [self._topic(plan.service.replay_topic) for plan in self._plans]
+        if self.settings.create_topics:
+            await self.transport.create_topics([TopicSpec(name, 1) for name in names])
+        there = await self.transport.topics(names)
+        self._plans = [
+            replace(plan, inputs=[*plan.inputs, name]) if name in there else plan
+            for plan, name in zip(self._plans, names, strict=True)
+        ]
 
 
 def check_pair(plan: Plan, store: IdempotencyStore) -> None:

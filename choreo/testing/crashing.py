@@ -133,7 +133,8 @@ class Case:
 
             known = await transport.topics([spec.name for spec in self._app.topic_specs()])
             for name, service in self._app.services.items():
-                inputs = {topic: known[topic] for topic in self._app.input_topics(name)}
+                names = [*self._app.input_topics(name), self._app.topic(service.replay_topic)]
+                inputs = {topic: known[topic] for topic in names}
                 await transport.create_topics(changelog_specs(service.group, inputs))
         await transport.close()
         if self._store and self._store != "changelog":

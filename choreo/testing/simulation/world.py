@@ -256,8 +256,8 @@ class World:
         return found
 
     def records(self, *topics: str) -> list[Record]:
-        """Committed records of topics, all but dead letters unless named, in order of time."""
-        names = topics or tuple(name for name in self.log.specs if not name.endswith((".dlq", ".keys")))
+        """Committed records of topics, all but dead letters and replays unless named, in order of time."""
+        names = topics or tuple(name for name in self.log.specs if not name.endswith((".dlq", ".replay", ".keys")))
         return self.log.scan(names)
 
     def events(self) -> list[tuple[Record, Envelope | None]]:
