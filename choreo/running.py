@@ -53,6 +53,7 @@ class Settings:
     clock: Clock = field(default_factory=SystemClock)
     inline: bool = False
     create_topics: bool = False
+    create_replay_topics: bool = False
     create_schema: bool = False
     partitions: int = 4
     trace_mode: TraceMode = "parent"
@@ -293,7 +294,7 @@ class Running:
     async def _find_replays(self) -> None:
         """Each service reads its topic of replays too, if there is one; who never replays anything needs none."""
         names = [self._topic(plan.service.replay_topic) for plan in self._plans]
-        if self.settings.create_topics:
+        if self.settings.create_replay_topics:
             await self.transport.create_topics([TopicSpec(name, 1) for name in names])
         there = await self.transport.topics(names)
         self._plans = [

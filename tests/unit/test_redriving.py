@@ -63,7 +63,7 @@ class Shop:
 async def failed(shop: Shop, *guests: str) -> AsyncIterator[TestApp]:
     """Every guest's first event is a dead letter of `kitchen.pour`; what is wrong with them is mended by now."""
     shop.refused = set(guests)
-    async with TestApp(shop.app()) as t:
+    async with TestApp(shop.app(), create_replay_topics=True) as t:
         for guest in guests:
             await t.publish(Asked(who=guest))
             await t.settle()
@@ -205,12 +205,12 @@ async def test_outside_calls_know_a_replay_again_unless_it_is_forced() -> None:
 async def test_emits_of_a_replay_are_those_of_the_first_attempt() -> None:
     """Some stores send before they commit: what was sent before a crash is the same event."""
     shop, sound = Shop(), Shop()
-    async with TestApp(sound.app()) as t:
+    async with TestApp(sound.app(), create_replay_topics=True) as t:
         await t.publish(Asked(who="Ada"), id="a-1")
         await t.settle()
         expected = await emitted(t)
     shop.refused = {"Ada"}
-    async with TestApp(shop.app()) as t:
+    async with TestApp(shop.app(), create_replay_topics=True) as t:
         await t.publish(Asked(who="Ada"), id="a-1")
         await t.settle()
         shop.refused = set()
@@ -259,7 +259,7 @@ async def test_events_of_a_key_are_replayed_in_their_order() -> None:
     """The record's key goes with them, so a lane keeps them apart from other keys and in order."""
     shop = Shop()
     shop.refused = {"Ada", "Bob"}
-    async with TestApp(shop.app()) as t:
+    async with TestApp(shop.app(), create_replay_topics=True) as t:
         for cups in range(1, 9):
             for who in ("Ada", "Bob"):
                 await t.publish(Asked(who=who, cups=cups))
@@ -276,7 +276,7 @@ async def test_events_of_a_key_are_replayed_in_their_order() -> None:
 async def test_collided_letter_is_replayed_as_an_event_of_its_own() -> None:
     """Under the id of another event its emits would be duplicates of that one's, and its charge that one's too."""
     shop = Shop()
-    async with TestApp(shop.app()) as t:
+    async with TestApp(shop.app(), create_replay_topics=True) as t:
         await t.publish(Asked(who="Ada"), id="same")
         await t.settle()
         await t.publish(Asked(who="Ada", cups=2), id="same")
@@ -310,7 +310,7 @@ async def test_letter_that_cannot_be_replayed_says_why() -> None:
 async def test_history_is_handled_by_one_handler_if_not_done() -> None:
     """Events the handler has handled are duplicates by their own key; forced, they are handled again."""
     shop = Shop()
-    async with TestApp(shop.app()) as t:
+    async with TestApp(shop.app(), create_replay_topics=True) as t:
         for who in ("Ada", "Bob"):
             await t.publish(Asked(who=who))
         await t.settle()
