@@ -44,8 +44,8 @@ class Emitter:
         """Records of follow-on events; `sending` gives each envelope the context of its own `send` span."""
         cause = work.envelope
         assert cause is not None
-        # A replay that is new is another event's cause: its emits must not die as duplicates of the first ones.
-        cause_id = work.replay.id if work.replay is not None and work.replay.identity == "new" else cause.id
+        # Emits of a forced replay are new events: they must not die as duplicates of the first ones.
+        cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
         for event in events:
@@ -91,6 +91,7 @@ class Emitter:
         }
         if replay is not None:
             told["replay-id"] = replay.id
+            told |= {"replay-base": replay.base} if replay.base else {}
         headers: list[Header] = [
             (name, value)
             for name, value in record.headers

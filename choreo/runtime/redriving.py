@@ -20,6 +20,8 @@ BATCHES_A_SECOND = 10
 CLOCKS_APART_MS = 600_000
 """An order may bear an earlier time than the dead letter it is about, of another machine's clock."""
 OPEN = Fate()
+NEVER_GIVEN = ("not_a_replay", "replay_refused")
+"""Reasons of dead letters that no replay can mend: what they say is true of the order, not of the event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +174,15 @@ class Redrive:
         orders.handlers[f"{service}.{replay.handler}"] += 1
 
     def _of_letter(self, letter: Letter, mode: Mode) -> Replay:
+        id_ = replay_identity(self._operator.run, letter.identity) if mode == "force" else letter.identity
         # Another payload under the id of an event that was handled is another event, for its emits too.
         new = mode == "force" or letter.reason == "id_collision"
         return Replay(
-            replay_identity(self._operator.run, letter.identity) if mode == "force" else letter.identity,
+            id_,
             letter.handler,
             mode,
-            "new" if new else "letter",
+            "replay",
+            base=id_ if new else letter.told.get("replay-base", ""),
             of=letter.identity,
             letter=letter.id,
             by=self._operator.by,
@@ -190,11 +194,13 @@ class Redrive:
     def _of_event(self, service: str, handler: str, record: Record, mode: Mode) -> Replay:
         original = origin(record)
         identity = event_identity(service, handler, original)
+        id_ = replay_identity(self._operator.run, identity) if mode == "force" else identity
         return Replay(
-            replay_identity(self._operator.run, identity) if mode == "force" else identity,
+            id_,
             handler,
             mode,
-            "new" if mode == "force" else "event",
+            "replay" if mode == "force" else "event",
+            base=id_ if mode == "force" else "",
             by=self._operator.by,
             time=self._time,
             note=self._operator.note,
@@ -209,6 +215,8 @@ class Redrive:
                 "not all of the event is in the dead letter, which was too large: replay the original, if it is "
                 "still there, with `choreo replay --mode force`"
             )
+        if letter.reason in NEVER_GIVEN:
+            return "it was no event but a replay that was refused: see its detail, order what was meant, and drop it"
         if letter.handler != DECODE and letter.handler not in service.handlers:
             return f"{letter.service} has no handler {letter.handler!r} any more"
         return ""

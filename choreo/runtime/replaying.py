@@ -20,13 +20,9 @@ DECODE = "(decode)"
 """Stands for a handler's name where a record could not be read, and so no handler was given it."""
 
 Mode = Literal["if-not-done", "force", "drop"]
-Identity = Literal["letter", "event", "new"]
-"""What a replay is to the idempotency keys.
-
-letter: a key of its own, since the event's is done with its dead letter; else the event it was: the ids of its emits
-and the key for calls to the outside are the first attempt's. event: the event's own key, so what is done is dropped.
-new: another event altogether, with a key, a key for the outside and ids of emits of its own.
-"""
+Key = Literal["replay", "event"]
+"""The idempotency key of a replay: one of its own, since the event's is done with its dead letter; or the event's, so
+that what is done is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +32,8 @@ class Replay:
     Attributes:
         id: Handled once a handler; the same order given twice has the same.
         handler: The handler's name, or `DECODE`: whichever handlers of the service take the event.
+        base: What the ids of its emits and its key for calls to the outside are made of: the id of the replay that
+            first was to have its own. Empty: the event's, so that whoever knows the first attempt knows it again.
         of: Identity of the dead letter; empty for an event of the history.
         letter: Where the dead letter was found, `topic/partition@offset`.
         by, time, note: Who ordered it, when (RFC 3339), and what they said.
@@ -45,7 +43,8 @@ class Replay:
     id: str
     handler: str
     mode: Mode
-    identity: Identity
+    key: Key
+    base: str = ""
     of: str = ""
     letter: str = ""
     by: str = ""
@@ -80,12 +79,12 @@ def read_replay(headers: Headers) -> Replay | None:
     }
     if not said.get("id") or not said.get("handler"):
         return None
-    if said.get("mode") not in get_args(Mode) or said.get("identity") not in get_args(Identity):
+    if said.get("mode") not in get_args(Mode) or said.get("key") not in get_args(Key):
         return None
     texts = {name: said.get(name, "") for name in _TEXTS}
-    mode, identity = cast("Mode", texts.pop("mode")), cast("Identity", texts.pop("identity"))
+    mode, key = cast("Mode", texts.pop("mode")), cast("Key", texts.pop("key"))
     original = {name: said.get(f"original-{name}", "") for name in _ORIGINAL}
-    return Replay(mode=mode, identity=identity, original=original, **texts)
+    return Replay(mode=mode, key=key, original=original, **texts)
 
 
 def replay_record(replay: Replay, topic: str, record: Record, partitions: int) -> ProducerRecord:

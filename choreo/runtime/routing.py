@@ -96,7 +96,7 @@ class Router:
             return Routed([Work(record, None, None, None, DecodeError("not_a_replay", "its headers name no replay"))])
         if replay.mode == "drop":
             return Routed(skipped="drop_mark")
-        if replay.identity == "event" and not self._knows_keys:
+        if replay.key == "event" and not self._knows_keys:
             refused = "the store knows the event's key in its own partition only; replay it with --mode force"
             return Routed([Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)])
         found = self._handled(record).work
@@ -131,7 +131,7 @@ class Router:
 
     def key(self, work: Work) -> bytes:
         """The idempotency key of one unit of work: the event's, or the replay's."""
-        if work.replay is None or work.replay.identity == "event":
+        if work.replay is None or work.replay.key == "event":
             return self._own_key(work)
         return replay_digest(self._service.name, _handler(work), work.replay.id)
 
@@ -162,9 +162,10 @@ class Router:
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
         record, envelope, bound = work.record, work.envelope, work.bound
         lane: object = record.offset if record.key is None else record.key
-        if work.replay is not None and work.replay.identity == "letter":
+        if work.replay is not None:
             # What failed may have been charged: the provider has to know it again.
-            work.outside_key = self._own_key(work)
+            base, service = work.replay.base, self._service.name
+            work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
         return Unit(
             partition,
             record.offset,

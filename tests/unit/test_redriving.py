@@ -239,6 +239,22 @@ async def test_replay_that_fails_is_another_dead_letter_of_the_same_event() -> N
         assert states(await look(t)) == ["failed_again", "replayed"]
 
 
+async def test_forced_replay_that_failed_is_replayed_as_what_it_was() -> None:
+    """Its emits are not those of the first time, which everybody has; its charge is that of the forced attempt."""
+    shop = Shop()
+    async with failed(shop, "Ada") as t:
+        await order(t)
+        shop.refused = {"Ada"}
+        await order(t, "force", "one")
+        shop.refused = set()
+        await order(t)
+        assert Counter(shop.calls) == {"pour Ada1": 3, "ring Ada": 2}
+        first, replayed, forced, mended = shop.keys
+        assert (first, forced) == (replayed, mended)
+        assert first != forced
+        assert len(set(await emitted(t))) == 2
+
+
 async def test_dropped_letter_is_marked_and_kept() -> None:
     """It is left out of replays from then on, unless they are forced; no record is deleted."""
     shop = Shop()
@@ -303,6 +319,10 @@ async def test_letter_that_cannot_be_replayed_says_why() -> None:
         found = await orders(t, reading=Reading([cut], {}, {}, [], frozenset()))
         assert found.records == []
         assert "not all of the event" in next(iter(found.impossible))
+        refused = Letter(letter.record, {**letter.told, "reason": "replay_refused"})
+        found = await orders(t, "force", reading=Reading([refused], {}, {}, [], frozenset()))
+        assert found.records == []
+        assert "a replay that was refused" in next(iter(found.impossible))
         found = await orders(t, "drop", reading=Reading([cut], {}, {}, [], frozenset()))
         assert len(found.records) == 1
 

@@ -10,7 +10,7 @@ from choreo.core.emission import key_digest, replay_digest
 from choreo.envelope import Envelope, write
 from choreo.record import Header, Record
 from choreo.runtime.letters import Fate, Filter, fates, letters_of, place
-from choreo.runtime.replaying import DECODE, Identity, Replay, event_identity, read_replay, replay_record
+from choreo.runtime.replaying import DECODE, Key, Replay, event_identity, read_replay, replay_record
 from choreo.runtime.routing import Router
 
 ORIGINAL = {"topic": "asks", "partition": "2", "offset": "7", "timestamp-ms": "1000"}
@@ -47,9 +47,9 @@ def letter(*headers: Header, key: bytes | None = b"Ada", value: bytes = b'{"who"
     return Record("kitchen.dlq", 1, offset, key, value, (*event, *headers, *mine), 2000)
 
 
-def ordered(record: Record, handler: str = "pour", identity: Identity = "letter", id_: str = "r-1") -> Record:
+def ordered(record: Record, handler: str = "pour", key: Key = "replay", id_: str = "r-1") -> Record:
     """It as it lies on the replay topic."""
-    order = Replay(id_, handler, "if-not-done", identity, original=ORIGINAL)
+    order = Replay(id_, handler, "if-not-done", key, original=ORIGINAL)
     return _laid(order, record)
 
 
@@ -67,7 +67,9 @@ def test_replay_keeps_the_event_byte_for_byte() -> None:
     """Key, value and headers, null and foreign ones too; what the dead letter said of itself is gone."""
     odd: tuple[Header, ...] = (("x-null", None), ("x-\udcff", b"\xff"), ("choreo-replay-id", b"forged"))
     found = letter(*odd, key=b"\xff", value=b"\x00{")
-    replay = Replay("r-1", "pour", "if-not-done", "letter", "of", "kitchen.dlq/1@0", "ada@desk", "now", "x", ORIGINAL)
+    replay = Replay(
+        "r-1", "pour", "if-not-done", "replay", "r-0", "of", "kitchen.dlq/1@0", "ada@desk", "now", "x", ORIGINAL
+    )
     sent = replay_record(replay, "kitchen.replay", found, 4)
     assert (sent.key, sent.value) == (b"\xff", b"\x00{")
     kept = [header for header in sent.headers if not header[0].startswith("choreo-")]
@@ -78,7 +80,7 @@ def test_replay_keeps_the_event_byte_for_byte() -> None:
 
 def test_replay_without_a_key_has_its_partition_from_its_id() -> None:
     """Repeated, it comes to the same one, where a changelog knows it; with a key the key decides."""
-    order = Replay("r-1", "pour", "if-not-done", "letter")
+    order = Replay("r-1", "pour", "if-not-done", "replay")
     chosen = {replay_record(order, "t", letter(key=None), 4).partition for _ in range(9)}
     assert len(chosen) == 1
     others = {replay_record(replace(order, id=f"r-{n}"), "t", letter(key=None), 4).partition for n in range(50)}
@@ -90,7 +92,7 @@ def test_replay_is_for_its_one_handler_under_a_key_of_its_own() -> None:
     """The event's own key is done with the dead letter and would swallow it."""
     found = units(kitchen(), ordered(letter()))
     assert found == {"pour": (replay_digest("kitchen", "pour", "r-1"), None)}
-    assert units(kitchen(), ordered(letter(), identity="event")) == {
+    assert units(kitchen(), ordered(letter(), key="event")) == {
         "pour": (key_digest("kitchen", "pour", "/guests", "e-1"), None)
     }
 
@@ -120,7 +122,7 @@ def test_replay_for_a_handler_that_does_not_take_it_is_a_dead_letter(handler: st
 def test_mark_of_a_dropped_letter_is_handled_by_nobody() -> None:
     """It is there for `choreo dlq list`."""
     router = kitchen()
-    mark = _laid(Replay("r-1", "pour", "drop", "letter", of="x"), letter())
+    mark = _laid(Replay("r-1", "pour", "drop", "replay", of="x"), letter())
     assert mark.value is None
     assert router.delivery(mark)[1] == "drop_mark"
     assert units(router, mark) == {}
@@ -140,7 +142,7 @@ def _with(record: Record, name: str, value: bytes) -> Record:
         lambda record: _without(record, "choreo-replay-id"),
         lambda record: _without(record, "choreo-replay-handler"),
         lambda record: _with(record, "choreo-replay-mode", b"twice"),
-        lambda record: _with(record, "choreo-replay-identity", b"\xff"),
+        lambda record: _with(record, "choreo-replay-key", b"\xff"),
     ],
 )
 def test_record_that_is_no_replay_is_a_dead_letter(broken: Callable[[Record], Record]) -> None:
@@ -151,7 +153,7 @@ def test_record_that_is_no_replay_is_a_dead_letter(broken: Callable[[Record], Re
 
 def test_replay_by_the_events_own_key_is_refused_where_keys_are_known_in_part() -> None:
     """A changelog knows them in the event's own partition; another one would handle it again."""
-    ((_, poison),) = units(kitchen(knows_keys=False), ordered(letter(), identity="event")).values()
+    ((_, poison),) = units(kitchen(knows_keys=False), ordered(letter(), key="event")).values()
     assert poison == "replay_refused"
     assert units(kitchen(knows_keys=False), ordered(letter()))["pour"][1] is None
 
@@ -193,7 +195,7 @@ def test_fate_is_what_was_ordered_last() -> None:
     """Open, replayed, failed again as which, dropped."""
     first, failed = letters_of([letter(), letter(("choreo-dlq-replay-id", b"r-1"), offset=1)])
     replayed = ordered(letter())
-    order = Replay("r-1", "pour", "if-not-done", "letter", of=first.identity, by="ada")
+    order = Replay("r-1", "pour", "if-not-done", "replay", of=first.identity, by="ada")
     replayed = _laid(order, letter())
     dropped = _laid(replace(order, mode="drop"), letter())
     assert fates([first], []) == {}
