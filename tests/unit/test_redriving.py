@@ -5,12 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
 from choreo import App, Context, Event, Reject, Service
 from choreo.envelope import read as read_envelope
 from choreo.record import ProducerRecord
 from choreo.runtime.letters import Letter
 from choreo.runtime.redriving import Operator, Orders, Reading, Redrive, partitions_of_replays, read, send
 from choreo.runtime.replaying import Mode
+from choreo.telemetry.spans import OtelInstrument
 from choreo.testing import TestApp
 from choreo.testing.clock import VirtualClock
 
@@ -371,3 +376,25 @@ async def test_rate_is_kept() -> None:
         assert due_s >= at * 5 / 50 - 1e-6
     assert max(count for _, count in sent) == 5
     assert 1.8 <= sent[-1][0] <= 2.0
+
+
+async def test_replay_begins_a_trace_of_its_own_linked_to_the_first() -> None:
+    """Days may lie between: a trace that long is found by no search."""
+    exporter, provider, shop = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False), Shop(refused={"Ada"})
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with TestApp(shop.app(), create_replay_topics=True) as t:
+        worker = t.running.workers["kitchen"]
+        worker.ports.instrument = OtelInstrument("kitchen", tracer_provider=provider, system="choreo")
+        await t.publish(Asked(who="Ada"))
+        await t.settle()
+        shop.refused = set()
+        await order(t)
+        spans = {span.name: span for span in exporter.get_finished_spans()}
+        dead, again, poured = spans["send kitchen.dlq"], spans["process kitchen.replay"], spans["send pours"]
+        assert dead.context is not None
+        assert again.context is not None
+        assert poured.context is not None
+        assert again.parent is None
+        assert again.context.trace_id != dead.context.trace_id
+        assert [link.context.span_id for link in again.links] == [dead.context.span_id]
+        assert poured.context.trace_id == again.context.trace_id
