@@ -80,10 +80,10 @@ class App:
         """The handlers of one service, ready to call."""
         return self._bound[service]
 
-    def router(self, service: str) -> Router:
-        """What decides, for one service, what becomes of a record."""
-        replay_topic = self.topic(self.services[service].replay_topic)
-        return Router(self.services[service], self._bound[service], replay_topic=replay_topic)
+    def router(self, service: str, *, knows_keys: bool = True) -> Router:
+        """What decides, for one service, what becomes of a record; see `Router`."""
+        found, replay_topic = self.services[service], self.topic(self.services[service].replay_topic)
+        return Router(found, self._bound[service], replay_topic=replay_topic, knows_keys=knows_keys)
 
     def event_classes(self) -> dict[str, type[Event]]:
         """Every event class handled or emitted, by type; of several versions the newest."""
