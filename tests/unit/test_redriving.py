@@ -1,9 +1,11 @@
 """Dead letters replayed to running services: to the one handler, once, or again; and what has become of each."""
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -11,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from choreo import App, Context, Event, Reject, Service
 from choreo.envelope import read as read_envelope
+from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord
 from choreo.runtime.letters import Letter
 from choreo.runtime.redriving import Operator, Orders, Reading, Redrive, partitions_of_replays, read, send
@@ -398,3 +401,38 @@ async def test_replay_begins_a_trace_of_its_own_linked_to_the_first() -> None:
         assert again.context.trace_id != dead.context.trace_id
         assert [link.context.span_id for link in again.links] == [dead.context.span_id]
         assert poured.context.trace_id == again.context.trace_id
+
+
+async def test_service_that_starts_at_the_end_reads_replays_from_the_first(tmp_path: Path) -> None:
+    """One that was ordered before it knew of the topic waits for it: it must not be passed over."""
+    calls: list[str] = []
+    kitchen = Service("kitchen", start="latest")
+
+    @kitchen.handler(Asked)
+    async def pour(asked: Asked) -> None:
+        calls.append(asked.who)
+        if len(calls) == 1:
+            raise Reject("not yet")
+
+    app, broker = App(kitchen), f"embedded:{tmp_path}/log.db"
+    async with app.running(broker=broker, create_topics=True) as running:
+        worker = running.workers["kitchen"]
+        await until(lambda: len(worker.leases) == 4)
+        await running.publish(Asked(who="Ada"))
+        await until(lambda: worker.counts["dead_letters"] == 1)
+        await running.transport.create_topics([TopicSpec("kitchen.replay", 1)])
+        reading = await read(running.transport, [kitchen], app.topic, since_ms=0)
+        redrive = Redrive(app.services, app.topic, {"kitchen": 1}, Operator("ada"), 0.0)
+        orders = redrive.letters(reading, reading.letters, "if-not-done")
+        await send(running.transport, orders.records, running.settings.clock)
+    assert calls == ["Ada"]
+    async with app.running(broker=broker) as running:
+        await until(lambda: running.workers["kitchen"].counts["handled"] == 1)
+    assert calls == ["Ada", "Ada"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
