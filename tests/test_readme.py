@@ -118,7 +118,7 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_dead_letters_are_looked_at_and_dealt_with(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every `choreo dlq` of README.md and docs/dlq.md that names no letter is a command there is, with such options."""
+    """Every `choreo dlq` of README.md and docs/dlq.md that names no letter is a command, with such options."""
     monkeypatch.setenv("CHOREO_BROKER", "embedded:.choreo/dev.db")
     choreo("topics", "apply", "orders:app")
     text = README + (ROOT / "docs" / "dlq.md").read_text()
