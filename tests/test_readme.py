@@ -88,7 +88,9 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
     orders = importlib.import_module("orders")
 
     async def prepare() -> None:
-        async with orders.app.running(broker="embedded:.choreo/dev.db", create_topics=True):
+        async with orders.app.running(
+            broker="embedded:.choreo/dev.db", create_topics=True, create_replay_topics=True
+        ):
             pass
 
     async def serve(correlation_id: str) -> list[str]:

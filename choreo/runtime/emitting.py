@@ -8,8 +8,7 @@ from choreo.envelope import Envelope
 from choreo.errors import Reject
 from choreo.event import Event
 from choreo.record import Header, ProducerRecord, Record
-from choreo.runtime.replaying import DLQ_PREFIX as DLQ_PREFIX
-from choreo.runtime.replaying import REPLAY_PREFIX, origin
+from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin
 from choreo.runtime.routing import Work
 from choreo.service import Service
 
