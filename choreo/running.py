@@ -181,7 +181,6 @@ class Running:
             await self.transport.open()
             stack.push_async_callback(self.transport.close)
             await self._check_topics()
-            await self._find_replays()
             observing = self._observing()
             stack.push_async_callback(asyncio.to_thread, observing.close)  # it may wait for a collector
             own = observing.instrument(self._name, alone=False)
@@ -280,26 +279,26 @@ class Running:
         check_topics(group, plan.inputs, known, prefix)
 
     async def _check_topics(self) -> None:
+        """All that are needed are there; each service reads its topic of replays too, if there is one."""
+        settings = self.settings
         needed = {topic for plan in self._plans for topic in (*plan.inputs, *plan.outputs)}
-        missing = sorted(needed - set(await self.transport.topics(needed)))
-        if not missing:
-            return
-        if not self.settings.create_topics:
+        replays = [self._topic(plan.service.replay_topic) for plan in self._plans]
+        there = set(await self.transport.topics([*needed, *replays]))
+        missing = sorted(needed - there)
+        if missing and not settings.create_topics:
             raise ConfigurationError(
                 f"these topics do not exist: {', '.join(missing)}; create them with "
                 "`choreo topics apply MODULE:APP --broker URL`"
             )
-        await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
-
-    async def _find_replays(self) -> None:
-        """Each service reads its topic of replays too, if there is one; who never replays anything needs none."""
-        names = [self._topic(plan.service.replay_topic) for plan in self._plans]
-        if self.settings.create_replay_topics:
-            await self.transport.create_topics([TopicSpec(name, 1) for name in names])
-        there = await self.transport.topics(names)
+        wanted = [TopicSpec(name, settings.partitions) for name in missing]
+        if settings.create_replay_topics:
+            wanted += [TopicSpec(name, 1) for name in replays if name not in there]
+            there.update(replays)
+        if wanted:
+            await self.transport.create_topics(wanted)
         self._plans = [
             replace(plan, inputs=[*plan.inputs, name]) if name in there else plan
-            for plan, name in zip(self._plans, names, strict=True)
+            for plan, name in zip(self._plans, replays, strict=True)
         ]
 
 
