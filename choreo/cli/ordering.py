@@ -101,7 +101,7 @@ def carry_out(
             err().print(f"if it is interrupted, go on with --run {escape(who.run)}", highlight=False)
     took_s = 0.0
     if count and not dry_run:
-        _ask(f"{verb} {count:,} events?" if verb == "replay" else f"drop {count:,} dead letters?", yes)
+        _ask(f"{verb} {count:,}?", yes)
         begun_s = time.monotonic()
         try:
             run_async(_send(broker, orders, rate))
