@@ -266,11 +266,16 @@ class Ear:
         return App(service, topics={name: f"{name}-{self.name}" for name in ("told", "heard")})
 
 
-@pytest.mark.parametrize("store", ["changelog", "redis", "postgres"])
-async def test_replay_is_handled_once_with_every_store(store: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("client", "store"),
+    [("kafka", "changelog"), ("kafka", "redis"), ("kafka", "postgres"), ("kafka+confluent", "changelog")],
+)
+async def test_replay_is_handled_once_with_every_store(
+    client: str, store: str, request: pytest.FixtureRequest
+) -> None:
     """Sent twice as two operators would, also with a key that is null; started anew, it is known still."""
     ear, urls = Ear(uuid4().hex[:8]), {"changelog": "changelog"}
-    broker = f"kafka://{request.getfixturevalue('kafka')}"
+    broker = f"{client}://{request.getfixturevalue('kafka')}"
     url = urls.get(store) or request.getfixturevalue(store)
     app_, guests = ear.app(), [f"guest-{n}" for n in range(10)]
     (service,) = app_.services.values()
