@@ -92,9 +92,10 @@ class App:
         """The handlers of one service, ready to call."""
         return self._bound[service]
 
-    def router(self, service: str) -> Router:
-        """What decides, for one service, what becomes of a record."""
-        return Router(self.services[service], self._bound[service])
+    def router(self, service: str, *, knows_keys: bool = True) -> Router:
+        """What decides, for one service, what becomes of a record; see `Router`."""
+        found, replay_topic = self.services[service], self.topic(self.services[service].replay_topic)
+        return Router(found, self._bound[service], replay_topic=replay_topic, knows_keys=knows_keys)
 
     def event_classes(self) -> dict[str, type[Event]]:
         """Every event class handled or emitted, by type; of several versions the newest."""
@@ -106,17 +107,19 @@ class App:
         return found
 
     def input_topics(self, service: str) -> list[str]:
-        """Actual topics one service subscribes to."""
+        """Actual topics one service subscribes to, beside that of replays, which it reads where it is there."""
         logical = {event.event_topic for bound in self._bound[service] for event in bound.handler.events}
         return sorted(map(self.topic, logical))
 
     def topic_specs(self, partitions: int = 4, replication: int = 1) -> list[TopicSpec]:
-        """Every topic the app reads or writes, dead letters among them, by actual name."""
+        """Every topic the app reads or writes, dead letters and replays among them, by actual name."""
         names = sorted({self.topic(event.event_topic) for event in self._events()})
         specs = [TopicSpec(name, partitions, replication) for name in names]
         for service in self.services.values():
             config = (("max.message.bytes", DLQ_BYTES_MAX),)
             specs.append(TopicSpec(self.topic(service.dlq_topic), partitions, replication, config))
+            # One partition: nearly always empty, and each one more is a lease for every service to keep.
+            specs.append(TopicSpec(self.topic(service.replay_topic), 1, replication, config))
         return specs
 
     def capability(self) -> "Capability":

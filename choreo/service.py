@@ -78,6 +78,11 @@ class Service:
         """Logical topic of its dead letters."""
         return f"{self.name}.dlq"
 
+    @property
+    def replay_topic(self) -> str:
+        """Logical topic of what is replayed to it, and of what else became of its dead letters."""
+        return f"{self.name}.replay"
+
     def handler(
         self,
         *events: type[Event],

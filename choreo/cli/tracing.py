@@ -155,10 +155,11 @@ async def _topics(where: Where, transport: Transport) -> list[str]:
 
 
 def declared_topics(where: Where) -> list[str]:
-    """Actual names of the topics that the declared services read or write, dead letters among them."""
+    """Actual names of the topics that the declared services read or write, dead letters and replays among them."""
     if where.capability is None:
         return []
-    names = [each.dead_letter_topic for each in where.capability.services]
+    services = where.capability.services
+    names = [name for each in services for name in (each.dead_letter_topic, each.replay_topic) if name]
     for _, handler in where.capability.handlers():
         names += [each.topic for each in (*handler.consumes, *handler.emits)]
     names += [each.starts.topic for each in where.capability.flows]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from rich.markup import escape
 from rich.tree import Tree
 
-from choreo.flow.timeline import Expected, Handling, Node, Progress, Timeline
+from choreo.flow.timeline import Expected, Handling, Node, Progress, Replayed, Timeline
 
 GOOD, OPEN, BAD = "green", "yellow", "red"
 
@@ -111,6 +111,11 @@ def _label(node: Node, begun_ms: int) -> str:
     return f"[bold cyan]{kind}[/] from {source} [dim]+{after_s:.3f} s {_safe(where(node))}[/]"
 
 
+def replayed(order: Replayed) -> str:
+    """That somebody ordered it once more."""
+    return f"replayed to {order.handler} by {order.by or 'somebody'}" + (", forced" if order.mode == "force" else "")
+
+
 def where(node: Node) -> str:
     """Where the event lies, as far as it is known."""
     if node.place is not None:
@@ -132,6 +137,8 @@ def _remarks(node: Node) -> Iterator[str]:
         whose = _safe(f"{letter.service}.{letter.handler}")
         tries = f", {_safe(letter.attempts)} attempts" if letter.attempts not in ("", "0", "1") else ""
         yield f"[bold red]dead letter[/] of {whose}: {why}{tries} [dim]{_safe(str(letter.place))}[/]"
+    for each in node.replays:
+        yield f"[yellow]{_safe(replayed(each))}[/] [dim]{_safe(str(each.place))}[/]"
     for expected in node.expected:
         yield f"[{OPEN}]{_safe(expectation(expected))}[/]"
 

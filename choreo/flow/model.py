@@ -82,12 +82,16 @@ class DeclaredEvent(EventRef):
 
 
 class DeclaredService(_Part):
-    """One service: a consumer group and its handlers."""
+    """One service: a consumer group and its handlers.
+
+    `replay_topic` is empty in what an older choreo wrote.
+    """
 
     name: str
     group: str
     source: str
     dead_letter_topic: str
+    replay_topic: str = ""
     handlers: tuple[DeclaredHandler, ...]
     events: tuple[DeclaredEvent, ...]
 

@@ -82,6 +82,8 @@ def _became(node: Node) -> Iterator[str]:
     for letter in node.dead_letters:
         why = letter.detail or letter.reason
         yield _item(f"dead letter of {letter.service}.{letter.handler}: {why} ({letter.place})", "bad")
+    for order in node.replays:
+        yield _item(f"{drawing.replayed(order)}: {order.place}", "open")
     for expected in node.expected:
         yield _item(drawing.expectation(expected), "open")
 

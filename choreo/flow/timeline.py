@@ -62,6 +62,15 @@ class DeadLetter(NamedTuple):
     attempts: str
 
 
+class Replayed(NamedTuple):
+    """An order to one handler of a service to handle the event once more: how, and whose."""
+
+    place: Place
+    handler: str
+    mode: str
+    by: str
+
+
 class Expected(NamedTuple):
     """A declared handler of which nothing is told yet.
 
@@ -111,6 +120,7 @@ class Node:
     repeats: list[Place] = field(default_factory=list)
     handlings: list[Handling] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    replays: list[Replayed] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
     children: list["Node"] = field(default_factory=list)
 
@@ -170,5 +180,6 @@ def _plain(node: Node) -> dict[str, Any]:
         "repeats": [place._asdict() for place in node.repeats],
         "handlings": [each._asdict() for each in node.handlings],
         "dead_letters": [{**each._asdict(), "place": each.place._asdict()} for each in node.dead_letters],
+        "replays": [{**each._asdict(), "place": each.place._asdict()} for each in node.replays],
         "expected": [each._asdict() for each in node.expected],
     }

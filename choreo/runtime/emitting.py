@@ -8,11 +8,10 @@ from choreo.envelope import Envelope
 from choreo.errors import Reject
 from choreo.event import Event
 from choreo.record import Header, ProducerRecord, Record
+from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin
 from choreo.runtime.routing import Work
 from choreo.service import Service
 
-DLQ_PREFIX = "choreo-dlq-"
-"""Headers of a dead letter. Those an incoming record bears already are forged or stale, and replaced."""
 TRACE = ("traceparent", "tracestate")
 TRUNCATED = DLQ_PREFIX + "truncated"
 """On a dead letter too large for its topic: bytes of the original's key, value and headers, not all of them here."""
@@ -53,12 +52,14 @@ class Emitter:
         """
         cause = work.envelope
         assert cause is not None
+        # Emits of a forced replay are new events: they must not die as duplicates of the first ones.
+        cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            id_ = derived_id(self._service.name, handler, cause.source, cause.id, type_, ordinal)
+            id_ = derived_id(self._service.name, handler, cause.source, cause_id, type_, ordinal)
             envelope = Envelope(
                 id_,
                 self._service.source,
@@ -84,7 +85,8 @@ class Emitter:
         self, work: Work, handler: str, reason: str, detail: str, attempts: int, now_s: float, sending: Sending
     ) -> ProducerRecord:
         """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
-        record, topic = work.record, self._topic(self._service.dlq_topic)
+        record, topic, replay = work.record, self._topic(self._service.dlq_topic), work.replay
+        where = replay.original if replay is not None else origin(record)
         traced = sending(topic, work.envelope or Envelope("", "", ""), record.key)
         told = {
             "reason": reason,
@@ -93,13 +95,15 @@ class Emitter:
             "handler": handler,
             "attempts": str(attempts),
             "time": cloudevents.rfc3339(now_s),
-            "original-topic": record.topic,
-            "original-partition": str(record.partition),
-            "original-offset": str(record.offset),
-            "original-timestamp-ms": str(record.timestamp_ms),
+            **{f"original-{name}": text for name, text in where.items()},
         }
+        if replay is not None:
+            told["replay-id"] = replay.id
+            told |= {"replay-base": replay.base} if replay.base else {}
         headers: list[Header] = [
-            (name, value) for name, value in record.headers if not name.startswith(DLQ_PREFIX) and name not in TRACE
+            (name, value)
+            for name, value in record.headers
+            if not name.startswith((DLQ_PREFIX, REPLAY_PREFIX)) and name not in TRACE
         ]
         headers += [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
         if traced.traceparent:

@@ -39,7 +39,7 @@ class Invoker:
         assert work.envelope is not None
         assert work.bound is not None
         return Context(
-            idempotency_key=unit.digest.hex(),
+            idempotency_key=(work.outside_key or unit.digest).hex(),
             envelope=work.envelope,
             attempt=unit.attempts,
             now=lambda: datetime.fromtimestamp(self._clock.now_s(), UTC),

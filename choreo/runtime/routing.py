@@ -7,23 +7,26 @@ import orjson
 
 from choreo import envelope as cloudevents
 from choreo.binding import BoundHandler
-from choreo.core.emission import business_digest, fingerprint, is_derived, key_digest
+from choreo.core.emission import business_digest, fingerprint, is_derived, key_digest, replay_digest
 from choreo.core.messages import Delivery
 from choreo.core.units import Unit
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.event import Event
 from choreo.record import Record, TopicPartition, last_headers
+from choreo.runtime.replaying import DECODE, Replay, read_replay
 from choreo.service import Service
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
-DECODE = "(decode)"
-"""Stands for a handler's name in the key of a record that no handler could be given."""
 
 
 @dataclass(slots=True)
 class Work:
-    """What the runtime needs to invoke a unit."""
+    """What the runtime needs to invoke a unit.
+
+    `replay`: it was ordered by an operator. `outside_key`: what the handler gives to whom it calls, if that is not
+    the unit's own key.
+    """
 
     record: Record
     envelope: Envelope | None
@@ -32,6 +35,8 @@ class Work:
     error: DecodeError | None = None
     span: object = None
     started_s: float = 0.0
+    replay: Replay | None = None
+    outside_key: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -48,12 +53,22 @@ class Router:
     Args:
         handlers: Bound handlers of the service.
         payload_bytes_max: A longer value is dead-lettered as `payload_too_large` without being read.
+        replay_topic: Actual name of the topic of replays to this service, where it reads one.
+        knows_keys: Whether the store knows a key from whichever partition its event comes.
     """
 
     def __init__(
-        self, service: Service, handlers: Sequence[BoundHandler], *, payload_bytes_max: int = PAYLOAD_BYTES_MAX
+        self,
+        service: Service,
+        handlers: Sequence[BoundHandler],
+        *,
+        payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+        replay_topic: str | None = None,
+        knows_keys: bool = True,
     ) -> None:
+        self.replay_topic = replay_topic
         self._service = service
+        self._knows_keys = knows_keys
         self._payload_bytes_max = payload_bytes_max
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
@@ -72,6 +87,28 @@ class Router:
 
     def route(self, record: Record) -> Routed:
         """Which handlers get the record; a record that cannot be read becomes one work with an `error`."""
+        return self._replayed(record) if record.topic == self.replay_topic else self._handled(record)
+
+    def _replayed(self, record: Record) -> Routed:
+        """A replay is for the one handler it names, or for all where none could be given its event."""
+        replay = read_replay(record.headers)
+        if replay is None:
+            return Routed([Work(record, None, None, None, DecodeError("not_a_replay", "its headers name no replay"))])
+        if replay.mode == "drop":
+            return Routed(skipped="drop_mark")
+        if replay.key == "event" and not self._knows_keys:
+            refused = "the store knows the event's key in its own partition only; replay it with --mode force"
+            return Routed([Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)])
+        found = self._handled(record).work
+        found = [each for each in found if each.bound is None or replay.handler in (DECODE, each.bound.handler.name)]
+        if not found:
+            gone = f"{self._service.name} has no handler {replay.handler!r} that takes it"
+            found = [Work(record, None, None, None, DecodeError("unknown_handler", gone))]
+        for each in found:
+            each.replay = replay
+        return Routed(found)
+
+    def _handled(self, record: Record) -> Routed:
         value = record.value
         if value is None:
             return Routed(skipped="tombstone")
@@ -93,7 +130,12 @@ class Router:
             return Routed([Work(record, None, None, None, error)])
 
     def key(self, work: Work) -> bytes:
-        """The idempotency key of one unit of work."""
+        """The idempotency key of one unit of work: the event's, or the replay's."""
+        if work.replay is None or work.replay.key == "event":
+            return self._own_key(work)
+        return replay_digest(self._service.name, _handler(work), work.replay.id)
+
+    def _own_key(self, work: Work) -> bytes:
         service, bound, envelope = self._service.name, work.bound, work.envelope
         if bound is None or envelope is None:
             record = work.record
@@ -120,11 +162,15 @@ class Router:
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
         record, envelope, bound = work.record, work.envelope, work.bound
         lane: object = record.offset if record.key is None else record.key
+        if work.replay is not None:
+            # What failed may have been charged: the provider has to know it again.
+            base, service = work.replay.base, self._service.name
+            work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
         return Unit(
             partition,
             record.offset,
             lane,
-            bound.handler.name if bound else DECODE,
+            _handler(work),
             self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
@@ -134,6 +180,13 @@ class Router:
             poison=work.error.reason if work.error else None,
             work=work,
         )
+
+
+def _handler(work: Work) -> str:
+    """The handler's name; a replay that no handler can be given any more is still its handler's."""
+    if work.bound is not None:
+        return work.bound.handler.name
+    return DECODE if work.replay is None else work.replay.handler
 
 
 def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelope) -> type[Event] | None:

@@ -237,7 +237,9 @@ class Worker:
         for lease in leases:
             if "outbox" in store.carries:
                 await self.flusher.resend(lease)
-            offsets[lease.partition] = await self.consumer.position(lease.partition, self.service.start)
+            # A replay is read from the first on: it was ordered, before this process or after it began.
+            start = "earliest" if lease.partition.topic == self._router.replay_topic else self.service.start
+            offsets[lease.partition] = await self.consumer.position(lease.partition, start)
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
         await self.consumer.commit(offsets)
         for lease in leases:
@@ -395,5 +397,6 @@ class Worker:
         work: Work = unit.work
         if work.span is None:
             info = UnitInfo(self.service.name, self.service.group, unit.handler, work.record, work.envelope)
+            info.new_trace = work.replay is not None
             work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
         return work.span

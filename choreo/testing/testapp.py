@@ -154,8 +154,8 @@ class TestApp:
         return database.read_inline(lambda db: db.execute(query, arguments).fetchall())
 
     def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
-        """Events of one flow with their records, dead letters left out, in the order they reached the log."""
-        topics = [spec.name for spec in self.app.topic_specs() if not spec.name.endswith(".dlq")]
+        """Events of one flow with their records, in the order they reached the log; no dead letters, no replays."""
+        topics = [spec.name for spec in self.app.topic_specs() if not spec.name.endswith((".dlq", ".replay"))]
         found = []
         database = self.running.database
         assert database is not None
@@ -198,8 +198,8 @@ class TestApp:
 
     def _unfetched(self, records: list[Record]) -> int:
         count = 0
-        for name, worker in self.running.workers.items():
-            inputs = set(self.app.input_topics(name))
+        for worker in self.running.workers.values():
+            inputs = set(worker.topics)
             for record in records:
                 if record.topic in inputs:
                     partition = worker.engine.partitions.get(TopicPartition(record.topic, record.partition))

@@ -79,6 +79,15 @@ def test_dead_letter_is_no_event_but_what_became_of_one() -> None:
     assert "1 dead letters are of events before the window." in alone.notes
 
 
+def test_replay_is_no_event_but_who_handled_it_counts() -> None:
+    """A copy in a topic of replays, which is none that the event is sent to, also where the event is long gone."""
+    replay = PLACED._replace(topic="stock.replay", headers=(*PLACED.headers, ("choreo-replay-mode", b"force")))
+    seen = read(PLACED, replay, history=(row("stock.reserve", 0, topic="stock.replay"),))
+    assert [each.topic for each in seen.events.values()] == ["events"]
+    assert [(unit.handler, unit.outcome) for unit in seen.units.values()] == [("reserve", "handled")]
+    assert read(replay).events == {}
+
+
 def test_records_of_others_are_counted() -> None:
     """No CloudEvents; a tombstone is nothing at all."""
     seen = read(PLACED, PLACED._replace(headers=(), offset=1), PLACED._replace(value=None, offset=2))
@@ -179,6 +188,12 @@ def test_record_that_nobody_could_read_is_known_by_what_sent_it() -> None:
 def test_what_was_not_sent_to_the_flow_is_no_event(said: dict[str, str]) -> None:
     """Results of a lost lease, and the copy in a dead-letter topic."""
     assert "/stock 2" not in traced(SENT, DONE, span("4", "send", "2", "reserved", parent="2", said=said)).events
+
+
+def test_process_of_a_replay_says_nothing_of_where_the_event_was_sent() -> None:
+    """Its topic is the handler's own."""
+    said = {"choreo.handler": "reserve", "choreo.outcome": "handled", "messaging.destination.name": "stock.replay"}
+    assert traced(span("2", "process", "1", "placed", said=said)).events == {}
 
 
 def test_service_is_told_by_the_span_where_its_resource_is_another() -> None:
