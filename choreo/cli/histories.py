@@ -1,12 +1,15 @@
 """The stores that `choreo trace` asks: who handled what of a flow, and which idempotency keys they have."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from choreo.cli.console import embedded_path
+from choreo.errors import StoreError
+from choreo.flow.timeline import TimerWaiting
 from choreo.flow.waiting import Unanswered
+from choreo.instances import Timer
 from choreo.opening import open_store
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
@@ -81,6 +84,19 @@ async def history(stores: Sequence[Asked], flows: Sequence[str]) -> dict[str, Ro
         for flow in flows if each.of_flows else ():
             rows[flow] += await each.store.history(flow)
     return rows
+
+
+async def timers(stores: Sequence[Asked], flow: str, now_ms: int) -> list[TimerWaiting]:
+    """Timers of process instances that are set in a flow, the next one first."""
+    found: list[Timer] = []
+    for each in stores:
+        if each.of_flows:
+            with suppress(StoreError):  # of an older choreo, whose schema has none
+                found += await each.store.timers_of(flow)
+    return [
+        TimerWaiting(timer.process, timer.key, timer.name, (timer.due_ms - now_ms) / 1000)
+        for timer in sorted(found, key=lambda timer: timer.due_ms)
+    ]
 
 
 async def known_keys(stores: Sequence[Asked], asked: Iterable[Unanswered]) -> dict[bytes, bool]:

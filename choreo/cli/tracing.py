@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from choreo.cli.console import embedded_path
-from choreo.cli.histories import Asked, history, known_keys, opened
+from choreo.cli.histories import Asked, history, known_keys, opened, timers
 from choreo.errors import ConfigurationError
 from choreo.flow import finding, jaeger
 from choreo.flow.drawing import moment
@@ -81,6 +81,8 @@ async def look(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found
         of_flow = await asyncio.to_thread(by_flow, records, flows)
         timelines = [build(of_flow[flow], flow, told[flow], spans) for flow in flows]
         await _expect(where, timelines, stores, now_ms)
+        for timeline in timelines:
+            timeline.timers = await timers(stores, timeline.correlation_id, now_ms)
     timelines.sort(key=lambda each: each.begun_ms)
     found.timelines, found.more = timelines[-FLOWS_MAX:], max(0, len(timelines) - FLOWS_MAX)
     if where.topics and (left_out := [name for name in declared_topics(where) if name not in where.topics]):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from rich.markup import escape
 from rich.tree import Tree
 
-from choreo.flow.timeline import Expected, Handling, Node, Progress, Replayed, Timeline
+from choreo.flow.timeline import Expected, Handling, Node, Progress, Replayed, Timeline, TimerWaiting
 
 GOOD, OPEN, BAD = "green", "yellow", "red"
 
@@ -28,7 +28,15 @@ def tree(timeline: Timeline) -> Tree:
         waiting += [(branch, child) for child in reversed(node.children)]
     for place, handling in timeline.unplaced:
         top.add(f"[dim]not on the log any more: {_safe(str(place))}[/] {_of_handling(handling)}")
+    for timer in timeline.timers:
+        top.add(f"[{OPEN}]{_safe(waiting_timer(timer))}[/]")
     return top
+
+
+def waiting_timer(timer: TimerWaiting) -> str:
+    """In words."""
+    when = f"due in {length(timer.due_s)}" if timer.due_s >= 0 else f"{length(-timer.due_s)} late"
+    return f"timer {timer.process}.{timer.name} of {timer.key}: {when}"
 
 
 def printable(text: str) -> str:

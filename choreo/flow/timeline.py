@@ -90,6 +90,15 @@ class Expected(NamedTuple):
     why: str = ""
 
 
+class TimerWaiting(NamedTuple):
+    """A timer of a process instance of the flow; `due_s`: in so many seconds, negative if it is late."""
+
+    process: str
+    key: str
+    name: str
+    due_s: float
+
+
 class Progress(NamedTuple):
     """How far a declared flow has come.
 
@@ -133,12 +142,14 @@ class Timeline:
         roots: In order of time: what began it, and whatever names a cause that is nowhere to be seen.
         unplaced: What a store tells of records that are not on the log any more.
         progress: None unless the flow is declared.
+        timers: What the stores tell of timers that are set, the next one first.
     """
 
     correlation_id: str
     roots: Sequence[Node]
     unplaced: Sequence[tuple[Place, Handling]] = ()
     progress: Progress | None = None
+    timers: Sequence[TimerWaiting] = ()
 
     def __bool__(self) -> bool:
         return bool(self.roots or self.unplaced)
@@ -162,6 +173,7 @@ class Timeline:
             "correlation_id": self.correlation_id,
             "progress": None if self.progress is None else self.progress._asdict(),
             "events": [_plain(node) for node in self.nodes()],
+            "timers": [each._asdict() for each in self.timers],
             "not_on_log": [{"place": place._asdict(), **each._asdict()} for place, each in self.unplaced],
         }
 

@@ -80,7 +80,7 @@ class Worker:
         self._progress = asyncio.Event()
         self.flusher = Flusher(self)
         self._keeper = Keeper(self)
-        self._timers = timers
+        self.timers = timers
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- life
@@ -91,8 +91,8 @@ class Worker:
             await self.ports.store.run(function)
         self._consumer = await self.ports.transport.consumer(self.service.group, self.topics, self)
         self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._keeper.loop())]
-        if self._timers is not None:
-            self._loops.append(asyncio.create_task(self._timers.run()))
+        if self.timers is not None:
+            self._loops.append(asyncio.create_task(self.timers.run()))
         for task in self._loops:
             task.add_done_callback(self._ended)
 

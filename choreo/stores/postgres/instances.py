@@ -57,6 +57,10 @@ _SENT = f"""WITH sent AS MATERIALIZED (
 ) UPDATE {{timer}} t SET wake_ms = greatest({_BEGUN_MS} + %(again_ms)s, 2 * {_BEGUN_MS} - t.due_ms) FROM sent s
 WHERE t.process = s.process AND t.key = s.key AND t.name = s.name"""
 
+_OVERDUE = f"""SELECT count(*) FROM unnest(%(processes)b::bytea[]) AS p (process)
+    JOIN {{timer}} t ON t.process = p.process AND t.wake_ms <= {_BEGUN_MS}"""
+_OF_FLOW = f"SELECT {_TIMER} FROM {{timer}} WHERE correlation_id = %(correlation_id)b ORDER BY due_ms LIMIT 100"
+
 
 class InstanceQueries:
     """The statements with a store's own names in them."""
@@ -69,6 +73,7 @@ class InstanceQueries:
         self.timers, self.set_timer = fill(_TIMERS), fill(_SET)
         self.cancel, self.cancel_named = fill(_CANCEL), fill(_CANCEL_NAMED)
         self.due, self.next, self.sent = fill(_DUE), fill(_NEXT), fill(_SENT)
+        self.overdue, self.of_flow = fill(_OVERDUE), fill(_OF_FLOW)
 
 
 class PostgresInstances:
@@ -174,6 +179,16 @@ def listing(queries: InstanceQueries, process: str, state: str | None, after: st
     if state is None:
         return queries.list, wanted
     return queries.list_state, wanted | {"state": encode(state)}
+
+
+def overdue(queries: InstanceQueries, processes: Iterable[str]) -> Statement:
+    """How many timers are to be sent now."""
+    return queries.overdue, {"processes": [encode(process) for process in processes]}
+
+
+def of_flow(queries: InstanceQueries, correlation_id: str) -> Statement:
+    """Timers of a flow, the next one first."""
+    return queries.of_flow, {"correlation_id": encode(correlation_id)}
 
 
 def due(queries: InstanceQueries, processes: Iterable[str], limit: int, claim_s: float) -> list[Statement]:
