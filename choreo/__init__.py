@@ -2,7 +2,7 @@
 
 from choreo.app import App
 from choreo.context import Context
-from choreo.core.retry import RetryPolicy
+from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, Reject, RetryLater
 from choreo.event import Command, Event
 from choreo.process import ProcessManager, Saga, Step
@@ -16,6 +16,7 @@ __all__ = [
     "ConfigurationError",
     "Context",
     "DeclarationError",
+    "Delayed",
     "Event",
     "Flow",
     "ProcessManager",

@@ -257,6 +257,7 @@ class Running:
                 service,
                 plan.handlers,
                 replay_topic=self._topic(service.replay_topic),
+                delay_topics=delay_topics(service, self._topic),
                 knows_keys=store.dedupe_scope == "anywhere",
             ),
             Emitter(service, self._topic, plan.propagate),
@@ -310,6 +311,11 @@ class Running:
             replace(plan, inputs=[*plan.inputs, name]) if name in there else plan
             for plan, name in zip(self._plans, replays, strict=True)
         ]
+
+
+def delay_topics(service: Service, topic: Callable[[str], str]) -> dict[str, int]:
+    """Actual names of a service's delay topics, with their delays in seconds."""
+    return {topic(service.delay_topic(delay_s)): delay_s for delay_s in service.delays_s}
 
 
 def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S) -> TimerPoller | None:

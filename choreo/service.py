@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from choreo.core.retry import RetryPolicy
+from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.ports import Start
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
+Retry = RetryPolicy | Delayed
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -26,7 +27,7 @@ class Handler:
     function: Callable[..., Any]
     emits: tuple[type[Event], ...] | None
     idempotency_key: str | None
-    retry: RetryPolicy
+    retry: Retry
 
     @property
     def label(self) -> str:
@@ -55,7 +56,7 @@ class Service:
         group: str | None = None,
         start: Start = "earliest",
         source: str | None = None,
-        retry: RetryPolicy | None = None,
+        retry: Retry | None = None,
     ) -> None:
         if not isinstance(name, str) or not _NAME.match(name):
             raise DeclarationError(
@@ -69,7 +70,7 @@ class Service:
         self.group = group or name
         self.start = start
         self.source = source or f"/{name}"
-        self.retry = retry or RetryPolicy()
+        self.retry = _checked(f"Service({name!r})", retry or RetryPolicy())
         self.handlers: dict[str, Handler] = {}
         self.on_start_functions: list[Callable[..., Any]] = []
 
@@ -83,13 +84,23 @@ class Service:
         """Logical topic of what is replayed to it, and of what else became of its dead letters."""
         return f"{self.name}.replay"
 
+    @property
+    def delays_s(self) -> list[int]:
+        """Delays of its delay topics, in seconds: each has one topic, whichever handlers use it."""
+        retries = (handler.retry for handler in self.handlers.values())
+        return sorted({delay for retry in retries if isinstance(retry, Delayed) for delay in retry.delays_s})
+
+    def delay_topic(self, delay_s: int) -> str:
+        """Logical topic of what is handled again `delay_s` seconds later."""
+        return f"{self.name}.retry.{delay_s}"
+
     def handler(
         self,
         *events: type[Event],
         name: str | None = None,
         emits: type[Event] | Sequence[type[Event]] | None = None,
         idempotency_key: str | None = None,
-        retry: RetryPolicy | None = None,
+        retry: Retry | None = None,
     ) -> Callable[[_Function], _Function]:
         """Subscribe a function to `events`. The function itself is returned, so that tests can call it.
 
@@ -98,7 +109,7 @@ class Service:
             emits: What it may emit, where its return annotation cannot say it.
             idempotency_key: Field of the event that stands for the whole event: a second event with the same
                 value is a duplicate whatever its id.
-            retry: The service's unless given.
+            retry: `RetryPolicy` or `Delayed`; the service's unless given.
         """
         if len(events) == 1 and not isinstance(events[0], type) and callable(events[0]):
             raise DeclarationError(
@@ -140,7 +151,7 @@ class Service:
         name: str | None,
         emits: type[Event] | Sequence[type[Event]] | None,
         idempotency_key: str | None,
-        retry: RetryPolicy | None,
+        retry: Retry | None,
     ) -> None:
         if not callable(function):
             raise DeclarationError(f"@{self.name}.handler decorates a function, not {function!r}")
@@ -167,8 +178,14 @@ class Service:
             function,
             None if emits is None else tuple(emits),
             idempotency_key,
-            retry or self.retry,
+            _checked(f"{self.name}.{name}", retry or self.retry),
         )
+
+
+def _checked(who: str, retry: object) -> Retry:
+    if not isinstance(retry, RetryPolicy | Delayed):
+        raise DeclarationError(f"{who}: retry={retry!r} must be RetryPolicy(...) or Delayed(...)")
+    return retry
 
 
 @dataclass(frozen=True)

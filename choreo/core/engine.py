@@ -12,7 +12,7 @@ from choreo.core import messages as m
 from choreo.core.commit import Commits
 from choreo.core.emission import collision_digest
 from choreo.core.partition import Lane, Partition
-from choreo.core.retry import delay_s
+from choreo.core.retry import delay_s, due_in_s
 from choreo.core.turns import Turns, counted
 from choreo.core.units import UNFLUSHED, Signal, State, Unit
 from choreo.record import TopicPartition
@@ -163,15 +163,26 @@ class Engine:
         new: list[Unit] = []
         for delivery in message.deliveries:
             partition.take_in(delivery, message.now_ms)
+            early_s = delivery.delay_s and due_in_s(
+                delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms
+            )
             for unit in delivery.units:
-                leader = self._keys.setdefault(unit.digest, unit)
-                if leader is unit:
-                    unit.advance(Signal.CLAIM)
+                if early_s:
+                    unit.advance(Signal.EARLY)
+                    self._set_timer(unit, early_s)
+                elif self._leads(unit):
                     new.append(unit)
-                else:
-                    leader.followers.append(unit)
         self._claim(new)
         self._note_progress(partition)
+
+    def _leads(self, unit: Unit) -> bool:
+        """Whether the unit is to be claimed; else it follows one in flight that has the same key."""
+        leader = self._keys.setdefault(unit.digest, unit)
+        if leader is unit:
+            unit.advance(Signal.CLAIM)
+            return True
+        leader.followers.append(unit)
+        return False
 
     def _claim(self, units: Sequence[Unit], *, solo: bool = False) -> None:
         if units:
@@ -273,11 +284,14 @@ class Engine:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
-        if message.disposition == "dead_letter" or unit.attempts >= unit.retry.attempts_max:
+        policy = message.retry or unit.retry
+        tried, hopeless = unit.attempts - unit.attempts_before, message.disposition == "dead_letter"
+        if hopeless or tried >= policy.attempts_max:
             if not counted(unit):
                 self._turns.running += 1
                 unit.poison = message.reason
-            self._out.append(m.DeadLetter(unit, message.reason))
+            given_up = m.Delay if unit.delayable and not hopeless else m.DeadLetter
+            self._out.append(given_up(unit, message.reason))
             return
         self._turns.end(unit)
         unit.advance(Signal.RAISED)
@@ -286,7 +300,7 @@ class Engine:
             return
         wait_s = message.delay_s
         if wait_s is None:
-            wait_s = delay_s(unit.retry, attempt=unit.attempts, seed=unit.digest)
+            wait_s = delay_s(policy, attempt=tried, seed=unit.digest)
         self._set_timer(unit, wait_s)
 
     # ---- commits
@@ -377,6 +391,10 @@ class Engine:
             if unit.state is State.BACKOFF:
                 unit.advance(Signal.DUE)
                 self._turns.enqueue(unit.lane)
+            elif unit.state is State.WAITING:
+                unit.advance(Signal.DUE)
+                if self._leads(unit):
+                    again.append(unit)
             elif unit.state is State.BUSY:
                 if self._keys.setdefault(unit.digest, unit) is unit:
                     unit.advance(Signal.CLAIM)

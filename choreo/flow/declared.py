@@ -60,7 +60,7 @@ def _handler(bound: BoundHandler, topic: Topic) -> DeclaredHandler:
         emits=tuple(sorted(emits, key=_order)),
         emits_min=bound.emits_min,
         idempotency_key=handler.idempotency_key,
-        attempts_max=handler.retry.attempts_max,
+        attempts_max=handler.retry.attempts_total,
     )
 
 

@@ -54,12 +54,12 @@ class Replay:
 
 
 _TEXTS = tuple(each.name for each in fields(Replay) if each.name != "original")
-_ORIGINAL = ("topic", "partition", "offset", "timestamp-ms")
+ORIGINAL = ("topic", "partition", "offset", "timestamp-ms")
 
 
 def origin(record: Record) -> dict[str, str]:
     """Where a record lies, as headers say it."""
-    return dict(zip(_ORIGINAL, map(str, (*record[:3], record.timestamp_ms)), strict=True))
+    return dict(zip(ORIGINAL, map(str, (*record[:3], record.timestamp_ms)), strict=True))
 
 
 def event_identity(service: str, handler: str, original: Mapping[str, str], failed_replay: str = "") -> str:
@@ -67,7 +67,7 @@ def event_identity(service: str, handler: str, original: Mapping[str, str], fail
 
     A dead letter may be on its topic twice, as any emit. One that a replay ended in (`failed_replay`) is another.
     """
-    return replay_identity(service, handler, *(original.get(name, "") for name in _ORIGINAL), failed_replay)
+    return replay_identity(service, handler, *(original.get(name, "") for name in ORIGINAL), failed_replay)
 
 
 def read_replay(headers: Headers) -> Replay | None:
@@ -83,8 +83,15 @@ def read_replay(headers: Headers) -> Replay | None:
         return None
     texts = {name: said.get(name, "") for name in _TEXTS}
     mode, key = cast("Mode", texts.pop("mode")), cast("Key", texts.pop("key"))
-    original = {name: said.get(f"original-{name}", "") for name in _ORIGINAL}
+    original = {name: said.get(f"original-{name}", "") for name in ORIGINAL}
     return Replay(mode=mode, key=key, original=original, **texts)
+
+
+def replay_headers(replay: Replay) -> list[Header]:
+    """What a record of the replay topic says of itself."""
+    said = {name: str(getattr(replay, name)) for name in _TEXTS}
+    said |= {f"original-{name}": text for name, text in replay.original.items()}
+    return [(REPLAY_PREFIX + name, text.encode("utf-8", "replace")) for name, text in said.items() if text]
 
 
 def replay_record(replay: Replay, topic: str, record: Record, partitions: int) -> ProducerRecord:
@@ -94,9 +101,7 @@ def replay_record(replay: Replay, topic: str, record: Record, partitions: int) -
     ]
     if replay.mode == "drop":
         headers.clear()
-    said = {name: str(getattr(replay, name)) for name in _TEXTS}
-    said |= {f"original-{name}": text for name, text in replay.original.items()}
-    headers += [(REPLAY_PREFIX + name, text.encode("utf-8", "replace")) for name, text in said.items() if text]
+    headers += replay_headers(replay)
     value = None if replay.mode == "drop" else record.value
     partition = int(replay_identity(replay.id), 16) % partitions if record.key is None else None
     return ProducerRecord(topic, record.key, value, tuple(headers), partition)

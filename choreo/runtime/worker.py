@@ -147,6 +147,8 @@ class Worker:
                 self._spawn(self.flusher.commit(effect))
             case m.DeadLetter(unit, reason):
                 self._spawn(self._dead_letter(unit, reason))
+            case m.Delay(unit, reason):
+                self._spawn(self._delay(unit, reason))
             case m.Duplicate(unit):
                 self.counts["duplicates"] += 1
                 self.span(unit).finish("duplicate", attempts=0)
@@ -238,7 +240,7 @@ class Worker:
             if "outbox" in store.carries:
                 await self.flusher.resend(lease)
             # A replay is read from the first on: it was ordered, before this process or after it began.
-            start = "earliest" if lease.partition.topic == self._router.replay_topic else self.service.start
+            start = "earliest" if self._router.own(lease.partition.topic) else self.service.start
             offsets[lease.partition] = await self.consumer.position(lease.partition, start)
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
         await self.consumer.commit(offsets)
@@ -392,11 +394,28 @@ class Worker:
         """Whether it is a member of its group."""
         return self._consumer is not None and self._consumer.joined
 
+    async def _delay(self, unit: Unit, reason: str) -> None:
+        span = self.span(unit)
+        record = self.emitter.delayed(unit.work, unit.handler, unit.attempts, span.sending)
+        if record is None:
+            await self._dead_letter(unit, reason)
+            return
+        log.info(
+            "%s.%s: %s@%d goes to %s",
+            self.service.name,
+            unit.handler,
+            unit.partition,
+            unit.offset,
+            record.topic,
+            extra=self._about(unit),
+        )
+        self.step(m.Returned(unit, self.flusher.finished(unit, (record,), "delayed")))
+
     def span(self, unit: Unit) -> Any:
         """The unit's process span, begun when first asked for."""
         work: Work = unit.work
         if work.span is None:
             info = UnitInfo(self.service.name, self.service.group, unit.handler, work.record, work.envelope)
-            info.new_trace = work.replay is not None
+            info.new_trace = work.replay is not None and work.retried is None
             work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
         return work.span

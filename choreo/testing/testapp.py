@@ -154,8 +154,9 @@ class TestApp:
         return database.read_inline(lambda db: db.execute(query, arguments).fetchall())
 
     def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
-        """Events of one flow with their records, in the order they reached the log; no dead letters, no replays."""
-        topics = [spec.name for spec in self.app.topic_specs() if not spec.name.endswith((".dlq", ".replay"))]
+        """Events of one flow with their records, in the order they reached the log; not those of `own_topics`."""
+        own = self.app.own_topics()
+        topics = [spec.name for spec in self.app.topic_specs() if spec.name not in own]
         found = []
         database = self.running.database
         assert database is not None

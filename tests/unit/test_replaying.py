@@ -24,7 +24,7 @@ class Spilt(Event, type="tea.spilt", version=1, topic="asks", key="who"):
     who: str
 
 
-def kitchen(**options: bool) -> Router:
+def kitchen(*, knows_keys: bool = True) -> Router:
     """A service with two handlers of one event and one of another, reading replays."""
     service = Service("kitchen")
 
@@ -35,7 +35,7 @@ def kitchen(**options: bool) -> Router:
     @service.handler(Spilt)
     def wipe(spilt: Spilt) -> None: ...
 
-    return Router(service, App(service).bound("kitchen"), replay_topic="kitchen.replay", **options)
+    return Router(service, App(service).bound("kitchen"), replay_topic="kitchen.replay", knows_keys=knows_keys)
 
 
 def letter(*headers: Header, key: bytes | None = b"Ada", value: bytes = b'{"who":"Ada"}', offset: int = 0) -> Record:

@@ -81,10 +81,9 @@ def owned_twice(world: "World") -> Iterator[str]:
 def retries(world: "World") -> Iterator[str]:
     """No handler was called more often for one event than its policy allows, in one life of a process."""
     allowed = {
-        bound.handler.label: bound.handler.retry.attempts_max
+        bound.handler.label: bound.handler.retry.attempts_total
         for name in world.app.services
         for bound in world.app.bound(name)
-        if bound.handler.retry is not None
     }
     for each in world.invocations:
         if each.attempt > allowed.get(each.handler, each.attempt):

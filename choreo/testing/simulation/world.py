@@ -266,8 +266,9 @@ class World:
         return found
 
     def records(self, *topics: str) -> list[Record]:
-        """Committed records of topics, all but dead letters and replays unless named, in order of time."""
-        names = topics or tuple(name for name in self.log.specs if not name.endswith((".dlq", ".replay", ".keys")))
+        """Committed records of topics, all but dead letters and copies for a retry unless named, in order of time."""
+        own = self.app.own_topics()
+        names = topics or tuple(name for name in self.log.specs if name not in own and not name.endswith(".keys"))
         return self.log.scan(names)
 
     def events(self) -> list[tuple[Record, Envelope | None]]:
