@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from choreo.core.retry import Delayed
 from choreo.errors import DecodeError
 from choreo.record import Record, TopicPartition
 
@@ -44,8 +45,16 @@ def twice(world: "World") -> Iterator[str]:
 def out_of_order(world: "World") -> Iterator[str]:
     """What a service emits of one type for the events of one key comes in the order of those events.
 
-    But for those that were replayed: they come after what was handled meanwhile.
+    But for those that were replayed: they come after what was handled meanwhile. And but for what a handler with
+    `Delayed` emits: it gives this order up.
     """
+    delayed = {
+        (service.source, event.event_type)
+        for name, service in world.app.services.items()
+        for bound in world.app.bound(name)
+        for event in bound.emits
+        if isinstance(bound.handler.retry, Delayed)
+    }
     causes: dict[str, Record] = {}
     for record, envelope in world.events():
         if envelope is not None and record.key is not None:
@@ -59,7 +68,7 @@ def out_of_order(world: "World") -> Iterator[str]:
             continue
         seen.add((envelope.source, envelope.id))
         cause = causes.get(envelope.causationid)
-        if cause is None:
+        if cause is None or (envelope.source, envelope.type) in delayed:
             continue
         lane = (envelope.source, envelope.type, cause.topic, cause.partition, cause.key)
         before = last.get(lane, -1)
