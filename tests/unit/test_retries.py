@@ -232,7 +232,7 @@ async def test_delayed_rows_are_rolled_back_and_written_once() -> None:
 async def test_rejected_event_of_a_delayed_handler_does_not_wait() -> None:
     """What can never succeed is a dead letter at once: raised so, ruled so, or unreadable."""
     policy = RetryPolicy(1, on={ValueError: Reject})
-    app, attempts = failing(Delayed(10, in_place=policy), lambda n: KeyError() if n == 1 else ValueError())
+    app, attempts = failing(Delayed(10, 60, in_place=policy), lambda n: KeyError() if n == 1 else ValueError())
     async with TestApp(app) as t:
         await (await t.publish(Asked(who="Ada"))).settled()
         assert attempts == [1, 2]
