@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -11,6 +12,7 @@ from choreo.core.messages import Limits
 from choreo.envelope import Envelope, write
 from choreo.record import Header, ProducerRecord
 from choreo.runtime.emitting import original
+from choreo.runtime.replaying import Identity, Replay, replay_record
 from choreo.runtime.retrying import Retried, retried_headers
 from choreo.service import Retry
 from choreo.testing import TestApp
@@ -208,6 +210,55 @@ async def test_delayed_attempts_give_the_outside_the_same_key() -> None:
         await flow.settled()
         envelope = flow.envelopes[0]
         assert keys == {key_digest("kitchen", "pour", envelope.source, envelope.id).hex()}
+
+
+async def test_replay_of_a_dead_letter_may_be_delayed_too() -> None:
+    """Its retries stay the replay's: with keys of their own, and of what is new the emits and the key outside too."""
+    service, calls = Service("kitchen"), list[tuple[int, str]]()
+
+    @service.handler(Asked, retry=Delayed(10, 60))
+    async def pour(asked: Asked, ctx: Context) -> Poured:
+        calls.append((ctx.attempt, ctx.idempotency_key))
+        if len(calls) in (1, 2, 3, 4, 5, 7, 8):
+            raise KeyError
+        return Poured(who=asked.who)
+
+    async with TestApp(App(service), create_replay_topics=True) as t:
+        flow = await t.publish(Asked(who="Ada"))
+        await flow.settled()
+        [letter] = t.dead_letters
+        first = calls[0][1]
+        for id_, identity in (("again", "letter"), ("anew", "new")):
+            order = Replay(id_, "pour", "force", cast("Identity", identity), original={"topic": "teas"})
+            await t.send(replay_record(order, "kitchen.replay", letter.record, 1))
+            await t.settle()
+        assert [attempt for attempt, _ in calls] == [1, 2, 3] * 3
+        assert {key for _, key in calls[:6]} == {first}
+        [anew] = {key for _, key in calls[6:]}
+        assert anew != first
+        assert flow.types == ["tea.asked", "tea.poured", "tea.poured"]
+        assert len({envelope.id for envelope in flow.envelopes}) == 3
+        assert len(t.dead_letters) == 1
+
+
+async def test_delayed_event_keeps_its_headers_but_for_its_trace() -> None:
+    """Foreign ones stay as they were; what only choreo may say of a retry is said by choreo, and each once."""
+    app, attempts = failing(Delayed(10), lambda n: KeyError() if n == 1 else None)
+    trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+    async with TestApp(app) as t:
+        event = write(Envelope("e-1", "/guests", "tea.asked", version=1, correlationid="flow", causationid="cause"))
+        forged = (("choreo-retry-attempts", b"7"), ("choreo-replay-id", b"x"), ("traceparent", b"00-old"))
+        headers = (*event, ("x-mine", b"\xff"), *forged, ("traceparent", trace))
+        await t.send(ProducerRecord("teas", b"Ada", b'{"who":"Ada"}', headers))
+        await t.settle()
+        assert attempts == [1, 2]
+        [record] = await t.running.transport.scan(["kitchen.retry.10"], since_ms=0)
+        assert (record.key, record.value) == (b"Ada", b'{"who":"Ada"}')
+        said = dict(record.headers)
+        assert len(said) == len(record.headers)
+        assert {*event, ("x-mine", b"\xff"), ("traceparent", trace)} <= set(record.headers)
+        assert (said["choreo-retry-attempts"], said["choreo-retry-original-topic"]) == (b"1", b"teas")
+        assert "choreo-replay-id" not in said
 
 
 async def test_delayed_rows_are_rolled_back_and_written_once() -> None:
