@@ -23,12 +23,14 @@ def delayed(drive: Drive, *units: Unit, delay_s: float = 60, age_s: float = 0) -
 def test_record_of_a_delay_topic_is_not_claimed_before_it_is_due() -> None:
     """A claim counts as a delivery, and a process that dies while events wait was not killed by them."""
     drive = Drive()
+    drive.now_s = 20.0
     unit = make(0)
     effects = delayed(drive, unit, age_s=20)
     assert not claims(effects)
-    assert [effect.until_s for effect in of(m.Wait, effects)] == [40]
+    assert [effect.until_s for effect in of(m.Wait, effects)] == [60]
     assert drive.engine.waiting()
     assert unit.state is State.WAITING
+    assert drive.engine.partitions[P].oldest_ms() == 60_000  # not late before
     assert not claims(drive.tick(39))
     assert claims(drive.tick(1)) == [[unit]]
     assert invoked(drive.claimed([unit], FRESH)) == [0]

@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 
@@ -12,7 +11,7 @@ from choreo.core.messages import Limits
 from choreo.envelope import Envelope, write
 from choreo.record import Header, ProducerRecord
 from choreo.runtime.emitting import original
-from choreo.runtime.replaying import Identity, Replay, replay_record
+from choreo.runtime.replaying import Replay, replay_record
 from choreo.runtime.retrying import Retried, retried_headers
 from choreo.service import Retry
 from choreo.testing import TestApp
@@ -228,8 +227,8 @@ async def test_replay_of_a_dead_letter_may_be_delayed_too() -> None:
         await flow.settled()
         [letter] = t.dead_letters
         first = calls[0][1]
-        for id_, identity in (("again", "letter"), ("anew", "new")):
-            order = Replay(id_, "pour", "force", cast("Identity", identity), original={"topic": "teas"})
+        for id_, base in (("again", ""), ("anew", "anew")):
+            order = Replay(id_, "pour", "force", "replay", base=base, original={"topic": "teas"})
             await t.send(replay_record(order, "kitchen.replay", letter.record, 1))
             await t.settle()
         assert [attempt for attempt, _ in calls] == [1, 2, 3] * 3
