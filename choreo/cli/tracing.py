@@ -157,11 +157,12 @@ async def _topics(where: Where, transport: Transport) -> list[str]:
 
 
 def declared_topics(where: Where) -> list[str]:
-    """Actual names of the topics that the declared services read or write, dead letters and replays among them."""
+    """Actual names of the topics that the declared services read or write, those of their own among them."""
     if where.capability is None:
         return []
     services = where.capability.services
-    names = [name for each in services for name in (each.dead_letter_topic, each.replay_topic) if name]
+    own = [(each.dead_letter_topic, each.replay_topic, *each.delay_topics) for each in services]
+    names = [name for each in own for name in each if name]
     for _, handler in where.capability.handlers():
         names += [each.topic for each in (*handler.consumes, *handler.emits)]
     names += [each.starts.topic for each in where.capability.flows]

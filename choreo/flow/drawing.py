@@ -68,6 +68,8 @@ def outcome(handling: Handling) -> tuple[str, str]:
         return "dropped: its partition went to another process", OPEN
     if kind == "dead_letter":
         return "dead letter" + (f": {reason}" if reason else ""), BAD
+    if kind == "delayed":
+        return "failed, to be tried again later", OPEN
     return kind, GOOD if kind in ("handled", "done") else BAD
 
 

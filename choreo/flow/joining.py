@@ -12,7 +12,8 @@ from choreo.record import Record
 
 DLQ_PREFIX = "choreo-dlq-"
 REPLAY_PREFIX = "choreo-replay-"
-"""As in `choreo.runtime.replaying`, which this layer may not import; a test holds them together."""
+RETRY_PREFIX = "choreo-retry-"
+"""As in `choreo.runtime`, which this layer may not import; a test holds them together."""
 
 WITHIN_MAX = 20
 """Spans of a handler's own that are kept; a loop over a database may have made thousands."""
@@ -69,12 +70,16 @@ def _read(record: Record) -> tuple[Envelope, bytes] | None:
 def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, Node]:
     nodes: dict[_Key, Node] = {}
     letters: list[tuple[Envelope, DeadLetter | Replayed, int]] = []
+    again: list[tuple[Envelope, Place, int]] = []
     for record in sorted(records, key=lambda each: each.timestamp_ms):
         read = _read(record)
         if read is None or read[0].correlationid != correlation_id:
             continue
         envelope, data = read
         place = Place(record.topic, record.partition, record.offset)
+        if any(name.startswith(RETRY_PREFIX) for name, _ in record.headers):  # a replay may be delayed, too
+            again.append((envelope, place, record.timestamp_ms))
+            continue
         letter = dead_letter_of(record, place) or replay_of(record, place)
         if letter is not None:
             letters.append((envelope, letter, record.timestamp_ms))
@@ -89,6 +94,8 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
             node.replays.append(letter)
         else:
             node.dead_letters.append(letter)
+    for envelope, place, timestamp_ms in again:
+        nodes.setdefault((envelope.source, envelope.id), Node(envelope, None, timestamp_ms)).retries.append(place)
     return nodes
 
 
@@ -128,7 +135,7 @@ def _join_history(nodes: Iterable[Node], history: Iterable[Mapping[str, Any]]) -
         )
         by_place.setdefault(Place(str(row["topic"]), int(row["partition"]), int(row["offset"])), []).append(handling)
     for node in nodes:
-        places = [*([] if node.place is None else [node.place]), *node.repeats]
+        places = [*([] if node.place is None else [node.place]), *node.repeats, *node.retries]
         for place in [*places, *(each.place for each in node.replays)]:
             for handling in by_place.pop(place, ()):
                 _note(node, handling)

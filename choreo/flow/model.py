@@ -84,7 +84,7 @@ class DeclaredEvent(EventRef):
 class DeclaredService(_Part):
     """One service: a consumer group and its handlers.
 
-    `replay_topic` is empty in what an older choreo wrote.
+    `replay_topic` and `delay_topics`, of what it is to handle again later, are empty in what an older choreo wrote.
     """
 
     name: str
@@ -94,6 +94,7 @@ class DeclaredService(_Part):
     replay_topic: str = ""
     handlers: tuple[DeclaredHandler, ...]
     events: tuple[DeclaredEvent, ...]
+    delay_topics: tuple[str, ...] = ()
 
     @property
     def reads_topics(self) -> set[str]:

@@ -117,9 +117,12 @@ class Progress(NamedTuple):
 
 @dataclass(slots=True)
 class Node:
-    """One event of the flow. `repeats`: further places of the same event; they are duplicates.
+    """One event of the flow.
 
-    `data`: JSON, for keys of the business in it; it is never shown.
+    Attributes:
+        repeats: Further places of the same event; they are duplicates.
+        retries: Where it waited until a handler that had failed was to try again.
+        data: JSON, for keys of the business in it; it is never shown.
     """
 
     envelope: Envelope
@@ -127,6 +130,7 @@ class Node:
     timestamp_ms: int
     data: bytes = b""
     repeats: list[Place] = field(default_factory=list)
+    retries: list[Place] = field(default_factory=list)
     handlings: list[Handling] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     replays: list[Replayed] = field(default_factory=list)
@@ -190,6 +194,7 @@ def _plain(node: Node) -> dict[str, Any]:
         "timestamp_ms": node.timestamp_ms,
         "place": None if node.place is None else node.place._asdict(),
         "repeats": [place._asdict() for place in node.repeats],
+        "retries": [place._asdict() for place in node.retries],
         "handlings": [each._asdict() for each in node.handlings],
         "dead_letters": [{**each._asdict(), "place": each.place._asdict()} for each in node.dead_letters],
         "replays": [{**each._asdict(), "place": each.place._asdict()} for each in node.replays],
