@@ -2,6 +2,7 @@
 
 from choreo.app import App
 from choreo.context import Context
+from choreo.core.breaker import Breaker
 from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, Reject, RetryLater
 from choreo.event import Command, Event
@@ -11,6 +12,7 @@ from choreo.service import Flow, Service
 
 __all__ = [
     "App",
+    "Breaker",
     "ChoreoError",
     "Command",
     "ConfigurationError",

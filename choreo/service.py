@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from choreo.core.breaker import Breaker
 from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import DeclarationError
 from choreo.event import Event
@@ -28,6 +29,7 @@ class Handler:
     emits: tuple[type[Event], ...] | None
     idempotency_key: str | None
     retry: Retry
+    breaker: Breaker | None = None
 
     @property
     def label(self) -> str:
@@ -101,6 +103,7 @@ class Service:
         emits: type[Event] | Sequence[type[Event]] | None = None,
         idempotency_key: str | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
     ) -> Callable[[_Function], _Function]:
         """Subscribe a function to `events`. The function itself is returned, so that tests can call it.
 
@@ -110,6 +113,7 @@ class Service:
             idempotency_key: Field of the event that stands for the whole event: a second event with the same
                 value is a duplicate whatever its id.
             retry: `RetryPolicy` or `Delayed`; the service's unless given.
+            breaker: When it fails in a row it is left alone for a while, not tried again and again.
         """
         if len(events) == 1 and not isinstance(events[0], type) and callable(events[0]):
             raise DeclarationError(
@@ -121,7 +125,7 @@ class Service:
             self._check_event(event)
 
         def register(function: _Function) -> _Function:
-            self._register(function, events, name, emits, idempotency_key, retry)
+            self._register(function, events, name, emits, idempotency_key, retry, breaker)
             return function
 
         return register
@@ -152,6 +156,7 @@ class Service:
         emits: type[Event] | Sequence[type[Event]] | None,
         idempotency_key: str | None,
         retry: Retry | None,
+        breaker: Breaker | None,
     ) -> None:
         if not callable(function):
             raise DeclarationError(f"@{self.name}.handler decorates a function, not {function!r}")
@@ -169,6 +174,8 @@ class Service:
                     raise DeclarationError(
                         f"{self.name}.{name}: idempotency_key={idempotency_key!r} names no field of {event.__name__}"
                     )
+        if breaker is not None and not isinstance(breaker, Breaker):
+            raise DeclarationError(f"{self.name}.{name}: breaker={breaker!r} must be Breaker(failures=5, pause_s=30)")
         if isinstance(emits, type):
             emits = (emits,)
         self.handlers[name] = Handler(
@@ -179,6 +186,7 @@ class Service:
             None if emits is None else tuple(emits),
             idempotency_key,
             _checked(f"{self.name}.{name}", retry or self.retry),
+            breaker,
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from choreo.core import messages as m
+from choreo.core.breaker import Circuits
 from choreo.core.commit import Commits
 from choreo.core.emission import collision_digest
 from choreo.core.partition import Lane, Partition
@@ -26,7 +27,8 @@ class Engine:
         self.partitions: dict[TopicPartition, Partition] = {}
         self._grown: dict[TopicPartition, Partition] = {}  # may have too much unfinished since the last step
         self._paused: dict[TopicPartition, Partition] = {}
-        self._turns = Turns(self.limits)
+        self._circuits = Circuits()
+        self._turns = Turns(self.limits, self._circuits)
         self._keys: dict[bytes, Unit] = {}
         self._claiming = 0
         self._commits = Commits(self.limits, self.partitions)
@@ -132,6 +134,7 @@ class Engine:
             if unit.state in (State.FINISHED, State.DROPPED):
                 continue
             self._turns.end(unit, began=unit.state is State.RUNNING)
+            self._attempted(unit, trips=None)
             unit.advance(Signal.REVOKED)
             dropped.append(unit)
         heirs: list[Unit] = []
@@ -260,15 +263,16 @@ class Engine:
         suspect = self._turns.suspect()
         if suspect is not None:
             self._claim([suspect], solo=True)
-        for unit in self._turns.take():
+        for unit in self._turns.take(self._now_s):
             self._out.append(m.Invoke(unit) if unit.poison is None else m.DeadLetter(unit, unit.poison))
         if self._now_s >= self._transact_after_s:
-            self._out.extend(map(m.Transact, self._turns.take_transactable()))
+            self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
 
     def _handler_returned(self, message: m.Returned) -> None:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
+        self._attempted(unit, trips=False)
         unit.advance(Signal.RETURNED)
         unit.result = message.result
         self._turns.end(unit)
@@ -284,6 +288,7 @@ class Engine:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
+        self._attempted(unit, trips=message.trips)
         policy = message.retry or unit.retry
         tried, hopeless = unit.attempts - unit.attempts_before, message.disposition == "dead_letter"
         if hopeless or tried >= policy.attempts_max:
@@ -302,6 +307,21 @@ class Engine:
         if wait_s is None:
             wait_s = delay_s(policy, attempt=tried, seed=unit.digest)
         self._set_timer(unit, wait_s)
+
+    def _attempted(self, unit: Unit, *, trips: bool | None) -> None:
+        """An attempt is over: its handler's breaker may open or close by it."""
+        if unit.breaker is None:
+            return
+        circuit, lanes = self._circuits.ended(unit, self._now_s, trips=trips)
+        if circuit is not None:
+            self._out.append(m.Broken(unit.handler, None if circuit.closed else circuit.breaker.pause_s))
+        self._let_go(lanes)
+
+    def _let_go(self, lanes: Iterable[Lane]) -> None:
+        """Queue lanes that a breaker has held."""
+        for lane in lanes:
+            lane.queued = False
+            self._turns.enqueue(lane)
 
     # ---- commits
 
@@ -347,6 +367,7 @@ class Engine:
             self._raised(outcome.raised)
             return
         self._turns.end(unit)
+        self._attempted(unit, trips=None if outcome.result is None else False)
         if outcome.result is None:
             unit.attempts -= 1
             unit.advance(Signal.SKIPPED)
@@ -402,6 +423,7 @@ class Engine:
                 else:  # one that collided with the same event before it is on its way: as it ends, so does this one
                     self._set_timer(unit, self.limits.busy_s)
         self._claim(again)
+        self._let_go(self._circuits.due(self._now_s))
 
     def _balance(self) -> None:
         """Back-pressure: pause a partition that has too much unfinished, resume it well below."""
@@ -424,6 +446,7 @@ class Engine:
             times.append(max(commits.due_s, commits.after_s))
         if self._turns.transactable and self._transact_after_s > self._now_s:
             times.append(self._transact_after_s)
+        times.extend(self._circuits.times())
         until_s = min(times, default=None)
         if until_s is not None and until_s != self._wait_until_s:
             self._out.append(m.Wait(until_s))

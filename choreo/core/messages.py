@@ -98,13 +98,17 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """A handler raised; `delay_s` where it named one, `retry`: the policy for what it raised, if not the unit's."""
+    """A handler raised; `delay_s` where it named one.
+
+    `retry`: the policy for what it raised, if not the unit's. `trips`: it counts for the handler's breaker.
+    """
 
     unit: Unit
     disposition: Disposition
     reason: str
     delay_s: float | None = None
     retry: RetryPolicy | None = None
+    trips: bool = False
 
 
 class Outcome(NamedTuple):
@@ -233,10 +237,17 @@ class Duplicate(NamedTuple):
     unit: Unit
 
 
+class Broken(NamedTuple):
+    """The breaker of a handler has opened for `pause_s` seconds, or closed (None)."""
+
+    handler: str
+    pause_s: float | None
+
+
 class Wait(NamedTuple):
     """Send a `Tick` at `until_s` unless something else comes first."""
 
     until_s: float
 
 
-Effect = Claim | Invoke | Transact | DeadLetter | Delay | Commit | Pause | Resume | Duplicate | Wait
+Effect = Claim | Invoke | Transact | DeadLetter | Delay | Commit | Pause | Resume | Duplicate | Broken | Wait

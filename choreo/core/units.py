@@ -4,10 +4,13 @@ The table runs the code, and `mermaid()` draws it: no transition exists anywhere
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from choreo.core.retry import RetryPolicy
 from choreo.record import TopicPartition
+
+if TYPE_CHECKING:
+    from choreo.core.breaker import Breaker
 
 
 class State(StrEnum):
@@ -95,6 +98,7 @@ class Unit:
         derived: The event's id was computed by choreo, so another payload under it is no conflict.
         transacts: The handler is invoked inside the transaction its key commits in.
         retry: Its attempts in place.
+        breaker: That of its handler, or None.
         attempts_before: Attempts in former places, before it came by a delay topic; `attempts` goes on from there.
         delayable: Once its attempts here are used up it goes to a delay topic, not to the dead letters.
         poison: Reason to dead-letter it without invoking anything, or None.
@@ -104,6 +108,7 @@ class Unit:
     __slots__ = (
         "attempts",
         "attempts_before",
+        "breaker",
         "correlation_id",
         "delayable",
         "deliveries",
@@ -140,6 +145,7 @@ class Unit:
         retry: RetryPolicy,
         attempts_before: int = 0,
         delayable: bool = False,
+        breaker: "Breaker | None" = None,
         poison: str | None = None,
         work: Any = None,
     ) -> None:
@@ -158,6 +164,7 @@ class Unit:
         self.state = State.FOLLOWING
         self.attempts = self.attempts_before = attempts_before
         self.delayable = delayable
+        self.breaker = breaker
         self.deliveries = 1
         self.solo = False
         self.entry: Entry = None  # type: ignore[assignment]  # set when its record is taken in

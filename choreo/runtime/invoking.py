@@ -157,10 +157,11 @@ def raised(unit: Unit, error: BaseException) -> Raised:
     """What a handler's exception means for its unit."""
     disposition: Disposition = error.disposition if isinstance(error, ChoreoError) else "retry"
     rule = rule_for(unit.retry, type(error))
+    trips = unit.breaker is not None and unit.breaker.counts(type(error))
     if disposition == "dead_letter" or isinstance(rule, type):
-        return Raised(unit, "dead_letter", "rejected")
+        return Raised(unit, "dead_letter", "rejected", trips=trips)
     delay_s = max(0.001, error.delay_s) if isinstance(error, RetryLater) else None
-    return Raised(unit, disposition, "handler_failed", delay_s, rule)
+    return Raised(unit, disposition, "handler_failed", delay_s, rule, trips)
 
 
 def describe(error: BaseException) -> str:

@@ -210,6 +210,7 @@ class Router:
             derived=bool(envelope and is_derived(envelope.id, envelope.causationid)),
             transacts=bool(bound and bound.transacts),
             retry=retry.in_place if isinstance(retry, Delayed) else retry,
+            breaker=bound.handler.breaker if bound else None,
             attempts_before=before.attempts if before else 0,
             delayable=isinstance(retry, Delayed) and retry.next_s(before.number if before else 0) is not None,
             poison=work.error.reason if work.error else None,

@@ -152,6 +152,8 @@ class Worker:
             case m.Duplicate(unit):
                 self.counts["duplicates"] += 1
                 self.span(unit).finish("duplicate", attempts=0)
+            case m.Broken(handler, pause_s):
+                self._say_broken(handler, pause_s)
             case m.Pause(partition):
                 self.consumer.pause(partition)
             case m.Resume(partition):
@@ -393,6 +395,14 @@ class Worker:
     def joined(self) -> bool:
         """Whether it is a member of its group."""
         return self._consumer is not None and self._consumer.joined
+
+    def _say_broken(self, handler: str, pause_s: float | None) -> None:
+        name = f"{self.service.name}.{handler}"
+        if pause_s is None:
+            log.warning("%s: its breaker is closed, what waited goes on", name)
+            return
+        self.counts["breaker_opened"] += 1
+        log.warning("%s: its breaker is open: no attempt for %g s, then one", name, pause_s)
 
     async def _delay(self, unit: Unit, reason: str) -> None:
         span = self.span(unit)
