@@ -151,7 +151,7 @@ class _Reading:
         for span in self._spans.values():
             event = self._event_of(span) if span.processes else ""
             outcome = str(span.attributes.get("choreo.outcome") or "")
-            if not event or outcome not in ("handled", "dead_letter", "duplicate", ""):
+            if not event or outcome not in ("handled", "dead_letter", "duplicate", "delayed", ""):
                 continue
             yield SeenUnit(
                 event,

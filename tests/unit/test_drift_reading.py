@@ -67,6 +67,17 @@ def test_record_that_was_sent_twice_is_one_event() -> None:
     assert (unit.outcome, unit.attempts, unit.at_ms) == ("handled", 2, 29_500.0)
 
 
+def test_record_that_waited_to_be_tried_again_is_one_event() -> None:
+    """What it came to in the end counts, whichever topics it waited on, with all its attempts."""
+    waited = PLACED._replace(topic="stock.retry.60", timestamp_ms=PLACED.timestamp_ms + 1)
+    delayed = row("stock.reserve", 0, outcome="delayed", attempts=1)
+    handled = {**row("stock.reserve", 0, attempts=2), "topic": "stock.retry.60"}
+    (unit,) = read(PLACED, waited, history=(delayed, handled)).units.values()
+    assert (unit.outcome, unit.attempts) == ("handled", 2)
+    (unit,) = read(PLACED, waited, history=(delayed,)).units.values()
+    assert unit.outcome == "delayed"
+
+
 def test_dead_letter_is_no_event_but_what_became_of_one() -> None:
     """Its headers tell who gave it up and why; one of an event before the window is counted."""
     told = {"reason": "rejected", "service": "stock", "handler": "reserve", "attempts": "5"}

@@ -179,13 +179,14 @@ def test_event_is_judged_after_the_timeout() -> None:
 
 
 def test_event_that_nobody_handled_is_unconsumed() -> None:
-    """Also while it is not finished; a dead letter or a duplicate is an explanation."""
+    """Also while it is not finished; a dead letter, a duplicate or a delay is an explanation."""
     edge = ("unconsumed_event", "reserved v1 -> billing.charge")
     for units, expected in (
         (UNITS[:1], True),
         ((*UNITS[:1], unit("reserved", "billing.charge", "")), True),
         ((*UNITS[:1], unit("reserved", "billing.charge", "dead_letter", reason="rejected")), False),
         ((*UNITS[:1], unit("reserved", "billing.charge", "duplicate")), False),
+        ((*UNITS[:1], unit("reserved", "billing.charge", "delayed")), False),
     ):
         found = compare(SHOP, seen(CLEAN[:2], units))
         assert (edge in places(found)) is expected, units
