@@ -55,8 +55,8 @@ class SeenUnit(NamedTuple):
     Attributes:
         event: `key` of a seen event.
         at_ms: When it began, or where only a store tells it, when it was done.
-        outcome: handled, dead_letter, done (one of these two), duplicate (it was handled before), delayed (to be tried
-            again), or empty while it is not finished.
+        outcome: handled, dead_letter, done (one of these two), duplicate (it was handled before), delayed (to be
+            tried again), or empty while it is not finished.
         reason: Of a dead letter.
         attempts: None where nobody told.
         duration_s: None where nobody told.
