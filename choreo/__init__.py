@@ -2,7 +2,8 @@
 
 from choreo.app import App
 from choreo.context import Context
-from choreo.core.retry import RetryPolicy
+from choreo.core.breaker import Breaker
+from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, Reject, RetryLater
 from choreo.event import Command, Event
 from choreo.process import ProcessManager, Saga, Step
@@ -11,11 +12,13 @@ from choreo.service import Flow, Service
 
 __all__ = [
     "App",
+    "Breaker",
     "ChoreoError",
     "Command",
     "ConfigurationError",
     "Context",
     "DeclarationError",
+    "Delayed",
     "Event",
     "Flow",
     "ProcessManager",

@@ -12,7 +12,7 @@ from choreo.looking import Looking
 from choreo.ports import TopicSpec
 from choreo.process import ProcessManager, Saga
 from choreo.process.interpreting import Process
-from choreo.running import Plan, Resources, Running, Settings
+from choreo.running import Plan, Resources, Running, Settings, delay_topics
 from choreo.runtime.routing import Router
 from choreo.service import Flow, Service
 
@@ -94,9 +94,16 @@ class App:
         """The handlers of one service, ready to call."""
         return self._bound[service]
 
-    def router(self, service: str) -> Router:
-        """What decides, for one service, what becomes of a record."""
-        return Router(self.services[service], self._bound[service])
+    def router(self, service: str, *, knows_keys: bool = True) -> Router:
+        """What decides, for one service, what becomes of a record; see `Router`."""
+        found = self.services[service]
+        return Router(
+            found,
+            self._bound[service],
+            replay_topic=self.topic(found.replay_topic),
+            delay_topics=delay_topics(found, self.topic),
+            knows_keys=knows_keys,
+        )
 
     def event_classes(self) -> dict[str, type[Event]]:
         """Every event class handled or emitted, by type; of several versions the newest."""
@@ -108,17 +115,28 @@ class App:
         return found
 
     def input_topics(self, service: str) -> list[str]:
-        """Actual topics one service subscribes to."""
+        """Actual topics one service subscribes to, beside that of replays, which it reads where it is there."""
         logical = {event.event_topic for bound in self._bound[service] for event in bound.handler.events}
-        return sorted(map(self.topic, logical))
+        return sorted(map(self.topic, logical)) + list(delay_topics(self.services[service], self.topic))
+
+    def own_topics(self) -> set[str]:
+        """Actual topics that hold copies of events: dead letters, replays and delayed retries."""
+        found = set[str]()
+        for service in self.services.values():
+            found |= {self.topic(service.dlq_topic), self.topic(service.replay_topic)}
+            found |= set(delay_topics(service, self.topic))
+        return found
 
     def topic_specs(self, partitions: int = 4, replication: int = 1) -> list[TopicSpec]:
-        """Every topic the app reads or writes, dead letters among them, by actual name."""
+        """Every topic the app reads or writes, by actual name; `own_topics` are among them."""
         names = sorted({self.topic(event.event_topic) for event in self._events()})
         specs = [TopicSpec(name, partitions, replication) for name in names]
         for service in self.services.values():
             config = (("max.message.bytes", DLQ_BYTES_MAX),)
-            specs.append(TopicSpec(self.topic(service.dlq_topic), partitions, replication, config))
+            for name in (self.topic(service.dlq_topic), *delay_topics(service, self.topic)):
+                specs.append(TopicSpec(name, partitions, replication, config))
+            # One partition: nearly always empty, and each one more is a lease for every service to keep.
+            specs.append(TopicSpec(self.topic(service.replay_topic), 1, replication, config))
         return specs
 
     def capability(self) -> "Capability":

@@ -151,6 +151,12 @@ class TimerStore(Protocol):
         again. A timer that was set anew meanwhile is not touched.
         """
 
+    async def overdue(self, processes: Collection[str]) -> int:
+        """How many timers are to be sent now, found or not; for metrics."""
+
+    async def timers_of(self, correlation_id: str) -> Sequence[Timer]:
+        """Timers of a flow, the next one first, some hundred at most; for looking: every timer is read."""
+
     async def instances(
         self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
     ) -> Sequence[Instance]:

@@ -438,7 +438,8 @@ class Level(NamedTuple):
 class Levels(NamedTuple):
     """How things stand with one service in one process.
 
-    `oldest_s`: age of the oldest event in hand; `running` handlers of at most `running_max`; `lanes` with work.
+    `oldest_s`: age of the oldest event in hand; `running` handlers of at most `running_max`; `lanes` with work;
+    `timers_due`: to be sent now, by whichever process; None of a service without a process, or if it is not known.
     """
 
     group: str
@@ -447,3 +448,4 @@ class Levels(NamedTuple):
     running: int
     running_max: int
     lanes: int
+    timers_due: int | None = None

@@ -6,7 +6,7 @@ import math
 import typing
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from choreo.binding import Around, BoundHandler
@@ -60,6 +60,7 @@ class Settings:
     clock: Clock = field(default_factory=SystemClock)
     inline: bool = False
     create_topics: bool = False
+    create_replay_topics: bool = False
     create_schema: bool = False
     partitions: int = 4
     trace_mode: TraceMode = "parent"
@@ -252,7 +253,13 @@ class Running:
             service,
             plan.inputs,
             ports,
-            Router(service, plan.handlers),
+            Router(
+                service,
+                plan.handlers,
+                replay_topic=self._topic(service.replay_topic),
+                delay_topics=delay_topics(service, self._topic),
+                knows_keys=store.dedupe_scope == "anywhere",
+            ),
             Emitter(service, self._topic, plan.propagate),
             Invoker(instances, plan.around, settings.clock, inline=settings.inline),
             timers_of(plan, ports, self._topic, poll_s=math.inf if in_memory else POLL_S),
@@ -283,16 +290,32 @@ class Running:
         check_topics(group, plan.inputs, known, prefix)
 
     async def _check_topics(self) -> None:
+        """All that are needed are there; each service reads its topic of replays too, if there is one."""
+        settings = self.settings
         needed = {topic for plan in self._plans for topic in (*plan.inputs, *plan.outputs)}
-        missing = sorted(needed - set(await self.transport.topics(needed)))
-        if not missing:
-            return
-        if not self.settings.create_topics:
+        replays = [self._topic(plan.service.replay_topic) for plan in self._plans]
+        there = set(await self.transport.topics([*needed, *replays]))
+        missing = sorted(needed - there)
+        if missing and not settings.create_topics:
             raise ConfigurationError(
                 f"these topics do not exist: {', '.join(missing)}; create them with "
                 "`choreo topics apply MODULE:APP --broker URL`"
             )
-        await self.transport.create_topics([TopicSpec(name, self.settings.partitions) for name in missing])
+        wanted = [TopicSpec(name, settings.partitions) for name in missing]
+        if settings.create_replay_topics:
+            wanted += [TopicSpec(name, 1) for name in replays if name not in there]
+            there.update(replays)
+        if wanted:
+            await self.transport.create_topics(wanted)
+        self._plans = [
+            replace(plan, inputs=[*plan.inputs, name]) if name in there else plan
+            for plan, name in zip(self._plans, replays, strict=True)
+        ]
+
+
+def delay_topics(service: Service, topic: Callable[[str], str]) -> dict[str, int]:
+    """Actual names of a service's delay topics, with their delays in seconds."""
+    return {topic(service.delay_topic(delay_s)): delay_s for delay_s in service.delays_s}
 
 
 def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S) -> TimerPoller | None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from choreo.core.retry import RetryPolicy
+from choreo.core.breaker import Breaker
+from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.ports import Start
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
+Retry = RetryPolicy | Delayed
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -26,7 +28,8 @@ class Handler:
     function: Callable[..., Any]
     emits: tuple[type[Event], ...] | None
     idempotency_key: str | None
-    retry: RetryPolicy
+    retry: Retry
+    breaker: Breaker | None = None
 
     @property
     def label(self) -> str:
@@ -55,7 +58,7 @@ class Service:
         group: str | None = None,
         start: Start = "earliest",
         source: str | None = None,
-        retry: RetryPolicy | None = None,
+        retry: Retry | None = None,
     ) -> None:
         if not isinstance(name, str) or not _NAME.match(name):
             raise DeclarationError(
@@ -69,7 +72,7 @@ class Service:
         self.group = group or name
         self.start = start
         self.source = source or f"/{name}"
-        self.retry = retry or RetryPolicy()
+        self.retry = _checked(f"Service({name!r})", retry or RetryPolicy())
         self.handlers: dict[str, Handler] = {}
         self.on_start_functions: list[Callable[..., Any]] = []
 
@@ -78,13 +81,29 @@ class Service:
         """Logical topic of its dead letters."""
         return f"{self.name}.dlq"
 
+    @property
+    def replay_topic(self) -> str:
+        """Logical topic of what is replayed to it, and of what else became of its dead letters."""
+        return f"{self.name}.replay"
+
+    @property
+    def delays_s(self) -> list[int]:
+        """Delays of its delay topics, in seconds: each has one topic, whichever handlers use it."""
+        retries = (handler.retry for handler in self.handlers.values())
+        return sorted({delay for retry in retries if isinstance(retry, Delayed) for delay in retry.delays_s})
+
+    def delay_topic(self, delay_s: int) -> str:
+        """Logical topic of what is handled again `delay_s` seconds later."""
+        return f"{self.name}.retry.{delay_s}"
+
     def handler(
         self,
         *events: type[Event],
         name: str | None = None,
         emits: type[Event] | Sequence[type[Event]] | None = None,
         idempotency_key: str | None = None,
-        retry: RetryPolicy | None = None,
+        retry: Retry | None = None,
+        breaker: Breaker | None = None,
     ) -> Callable[[_Function], _Function]:
         """Subscribe a function to `events`. The function itself is returned, so that tests can call it.
 
@@ -93,7 +112,8 @@ class Service:
             emits: What it may emit, where its return annotation cannot say it.
             idempotency_key: Field of the event that stands for the whole event: a second event with the same
                 value is a duplicate whatever its id.
-            retry: The service's unless given.
+            retry: `RetryPolicy` or `Delayed`; the service's unless given.
+            breaker: When it fails in a row it is left alone for a while, not tried again and again.
         """
         if len(events) == 1 and not isinstance(events[0], type) and callable(events[0]):
             raise DeclarationError(
@@ -105,7 +125,7 @@ class Service:
             self._check_event(event)
 
         def register(function: _Function) -> _Function:
-            self._register(function, events, name, emits, idempotency_key, retry)
+            self._register(function, events, name, emits, idempotency_key, retry, breaker)
             return function
 
         return register
@@ -135,7 +155,8 @@ class Service:
         name: str | None,
         emits: type[Event] | Sequence[type[Event]] | None,
         idempotency_key: str | None,
-        retry: RetryPolicy | None,
+        retry: Retry | None,
+        breaker: Breaker | None,
     ) -> None:
         if not callable(function):
             raise DeclarationError(f"@{self.name}.handler decorates a function, not {function!r}")
@@ -153,6 +174,8 @@ class Service:
                     raise DeclarationError(
                         f"{self.name}.{name}: idempotency_key={idempotency_key!r} names no field of {event.__name__}"
                     )
+        if breaker is not None and not isinstance(breaker, Breaker):
+            raise DeclarationError(f"{self.name}.{name}: breaker={breaker!r} must be Breaker(failures=5, pause_s=30)")
         if isinstance(emits, type):
             emits = (emits,)
         self.handlers[name] = Handler(
@@ -162,8 +185,15 @@ class Service:
             function,
             None if emits is None else tuple(emits),
             idempotency_key,
-            retry or self.retry,
+            _checked(f"{self.name}.{name}", retry or self.retry),
+            breaker,
         )
+
+
+def _checked(who: str, retry: object) -> Retry:
+    if not isinstance(retry, RetryPolicy | Delayed):
+        raise DeclarationError(f"{who}: retry={retry!r} must be RetryPolicy(...) or Delayed(...)")
+    return retry
 
 
 @dataclass(frozen=True)

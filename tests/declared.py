@@ -57,6 +57,7 @@ def declared(*lines: str, starts: str = "", ends: str = "") -> Capability:
             group=service,
             source=f"/{service}",
             dead_letter_topic=f"{service}.dlq",
+            replay_topic=f"{service}.replay",
             handlers=tuple(handlers[service]),
             events=tuple(events[service].values()),
         )

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,9 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
     orders = importlib.import_module("orders")
 
     async def prepare() -> None:
-        async with orders.app.running(broker="embedded:.choreo/dev.db", create_topics=True):
+        async with orders.app.running(
+            broker="embedded:.choreo/dev.db", create_topics=True, create_replay_topics=True
+        ):
             pass
 
     async def serve(correlation_id: str) -> list[str]:
@@ -114,6 +117,20 @@ def test_published_order_is_traced(newcomer: Path, monkeypatch: pytest.MonkeyPat
         said = choreo(*line[1].split()).stdout
     assert "flow order: 1 started, 1 ended" in said
     assert "violation" not in said
+
+
+def test_dead_letters_are_looked_at_and_dealt_with(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `choreo dlq` of README.md and docs/dlq.md that names no letter is a command, with such options."""
+    monkeypatch.setenv("CHOREO_BROKER", "embedded:.choreo/dev.db")
+    choreo("topics", "apply", "orders:app")
+    text = README + (ROOT / "docs" / "dlq.md").read_text()
+    lines = re.findall(r"^choreo (dlq \w+ +orders:app[^#\n@]*)(?:#.*)?$", text, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        arguments = shlex.split(line)
+        sure = ["--yes"] if arguments[1] in ("replay", "drop") else []
+        choreo(*arguments, *sure)
+    assert (newcomer / "letters.jsonl").exists()
 
 
 def test_flow_is_drawn_and_checked() -> None:

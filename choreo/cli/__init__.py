@@ -5,12 +5,14 @@ import typer
 from choreo.cli.check import check as run_check
 from choreo.cli.demo import demo as run_demo
 from choreo.cli.dev import dev as run_dev
+from choreo.cli.dlq import dlq as dlq_commands
 from choreo.cli.drift import drift as run_drift
 from choreo.cli.explain import explain as run_explain
 from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.instances import instances as instance_commands
 from choreo.cli.publish import publish as run_publish
+from choreo.cli.replay import replay as run_replay
 from choreo.cli.run import run as run_services
 from choreo.cli.schemas import schemas as schema_commands
 from choreo.cli.simulate import simulate as run_simulation
@@ -37,10 +39,12 @@ for _command in (
     run_export,
     run_drift,
     run_explain,
+    run_replay,
     run_simulation,
 ):
     main.command()(_command)
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
 main.add_typer(instance_commands, name="instances")
+main.add_typer(dlq_commands, name="dlq")
 main.add_typer(schema_commands, name="schemas")

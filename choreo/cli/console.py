@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -147,6 +148,24 @@ def seconds(text: str) -> float:
     if found is None:
         raise ConfigurationError(f"{text!r} is no length of time: write a number and s, m, h, d or w, such as 7d")
     return float(int(found[1]) * _UNITS_S[found[2]])
+
+
+def moment_ms(text: str, now_s: float) -> int:
+    """`7d` (ago) or `2026-07-01T12:00` (UTC unless it says otherwise) as milliseconds since the epoch.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if re.fullmatch(r"\d{1,6}[smhdw]", text):
+        return max(0, int((now_s - seconds(text)) * 1000))
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"{text!r} is no time: write how long ago, such as 90s, 30m, 12h, 7d or 2w, or a time such as "
+            "2026-07-01T12:00Z"
+        ) from None
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def embedded_path(broker: str) -> Path | None:

@@ -154,8 +154,7 @@ def _everywhere(app: App, running: Running) -> bool:
     """Whether every service owns all it reads: what nobody has taken yet counts as unread by nobody."""
     partitions = {spec.name: spec.partitions for spec in app.topic_specs(running.settings.partitions)}
     return all(
-        len(worker.leases) == sum(partitions[topic] for topic in app.input_topics(name))
-        for name, worker in running.workers.items()
+        len(worker.leases) == sum(partitions[topic] for topic in worker.topics) for worker in running.workers.values()
     )
 
 

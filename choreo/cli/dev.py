@@ -87,7 +87,8 @@ async def _run(app: App, target: str, settings: dict[str, Any]) -> None:
             highlight=False,
         )
 
-    await serve(app, None, stop, ready, drain_s=STOP_S / 2, create_topics=True, create_schema=True, **settings)
+    creates = {"create_topics": True, "create_replay_topics": True, "create_schema": True}
+    await serve(app, None, stop, ready, drain_s=STOP_S / 2, **creates, **settings)
 
 
 def _supervise(command: list[str], settings: dict[str, str]) -> int:

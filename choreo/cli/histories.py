@@ -1,14 +1,16 @@
 """The stores that `choreo trace` asks: who handled what of a flow, and which idempotency keys they have."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from choreo.cli.console import embedded_path
+from choreo.errors import StoreError
 from choreo.flow.drawing import moment, printable
+from choreo.flow.timeline import TimerWaiting
 from choreo.flow.waiting import Unanswered
-from choreo.instances import Intervention
+from choreo.instances import Intervention, Timer
 from choreo.opening import open_store
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
@@ -95,6 +97,19 @@ async def by_hand(stores: Sequence[Asked], flows: Sequence[str]) -> list[str]:
     return [
         printable(f"by hand, {moment(each.at_ms)}, {each.who}: {each.process} {each.key}: {each.what} ({each.why})")
         for each in sorted(done, key=lambda each: each.at_ms)
+    ]
+
+
+async def timers(stores: Sequence[Asked], flow: str, now_ms: int) -> list[TimerWaiting]:
+    """Timers of process instances that are set in a flow, the next one first."""
+    found: list[Timer] = []
+    for each in stores:
+        if each.of_flows:
+            with suppress(StoreError):  # of an older choreo, whose schema has none
+                found += await each.store.timers_of(flow)
+    return [
+        TimerWaiting(timer.process, timer.key, timer.name, (timer.due_ms - now_ms) / 1000)
+        for timer in sorted(found, key=lambda timer: timer.due_ms)
     ]
 
 

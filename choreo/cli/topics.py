@@ -80,7 +80,7 @@ def wanted_topics(
         if spec is not None and not (widen and there.partitions < spec.partitions):
             planned[name] = spec._replace(partitions=there.partitions, replication=there.replication)
     for name, service in app.services.items():
-        inputs = {topic: planned[topic] for topic in app.input_topics(name)}
+        inputs = {topic: planned[topic] for topic in (*app.input_topics(name), app.topic(service.replay_topic))}
         specs += changelog_specs(service.group, inputs, app.topic(""))
     return specs
 

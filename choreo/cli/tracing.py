@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from choreo.cli.console import embedded_path
-from choreo.cli.histories import Asked, by_hand, history, known_keys, opened
+from choreo.cli.histories import Asked, by_hand, history, known_keys, opened, timers
 from choreo.errors import ConfigurationError
 from choreo.flow import finding, jaeger
 from choreo.flow.drawing import moment
@@ -82,6 +82,8 @@ async def look(where: Where, name: str, *, by_key: bool, since_ms: int) -> Found
         of_flow = await asyncio.to_thread(by_flow, records, flows)
         timelines = [build(of_flow[flow], flow, told[flow], spans) for flow in flows]
         await _expect(where, timelines, stores, now_ms)
+        for timeline in timelines:
+            timeline.timers = await timers(stores, timeline.correlation_id, now_ms)
     timelines.sort(key=lambda each: each.begun_ms)
     found.timelines, found.more = timelines[-FLOWS_MAX:], max(0, len(timelines) - FLOWS_MAX)
     if where.topics and (left_out := [name for name in declared_topics(where) if name not in where.topics]):
@@ -156,10 +158,12 @@ async def _topics(where: Where, transport: Transport) -> list[str]:
 
 
 def declared_topics(where: Where) -> list[str]:
-    """Actual names of the topics that the declared services read or write, dead letters among them."""
+    """Actual names of the topics that the declared services read or write, those of their own among them."""
     if where.capability is None:
         return []
-    names = [each.dead_letter_topic for each in where.capability.services]
+    services = where.capability.services
+    own = [(each.dead_letter_topic, each.replay_topic, *each.delay_topics) for each in services]
+    names = [name for each in own for name in each if name]
     for _, handler in where.capability.handlers():
         names += [each.topic for each in (*handler.consumes, *handler.emits)]
     names += [each.starts.topic for each in where.capability.flows]

@@ -30,6 +30,21 @@ def business_digest(service: str, handler: str, value: str) -> bytes:
     return _hash(16, b"choreo-business", service, handler, value)
 
 
+def replay_digest(service: str, handler: str, replay_id: str) -> bytes:
+    """The idempotency key of one replay of an event to one handler, 16 bytes: the event's own is done already."""
+    return _hash(16, b"choreo-replay", service, handler, replay_id)
+
+
+def retry_digest(digest: bytes, number: int) -> bytes:
+    """The idempotency key of the `number`-th delayed retry (from 1) of a unit with the key `digest`, 16 bytes."""
+    return blake2b(digest + number.to_bytes(4, "big"), digest_size=16, person=b"choreo-retry").digest()
+
+
+def replay_identity(*parts: str) -> str:
+    """Names what is replayed, or one replay of it, by what it is made of: 32 hexadecimal digits."""
+    return _hash(16, b"choreo-identity", *parts).hex()
+
+
 def collision_digest(digest: bytes, fingerprint_: bytes) -> bytes:
     """The key of an event whose id is another's, 16 bytes: the payload is part of it, so its duplicates are known."""
     return blake2b(digest + fingerprint_, digest_size=16, person=b"choreo-collision").digest()

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from choreo.core import messages as m
+from choreo.core.breaker import Circuits
 from choreo.core.commit import Commits
 from choreo.core.emission import collision_digest
 from choreo.core.partition import Lane, Partition
-from choreo.core.retry import delay_s
+from choreo.core.retry import delay_s, due_in_s
 from choreo.core.turns import Turns, counted
 from choreo.core.units import UNFLUSHED, Signal, State, Unit
 from choreo.record import TopicPartition
@@ -26,7 +27,8 @@ class Engine:
         self.partitions: dict[TopicPartition, Partition] = {}
         self._grown: dict[TopicPartition, Partition] = {}  # may have too much unfinished since the last step
         self._paused: dict[TopicPartition, Partition] = {}
-        self._turns = Turns(self.limits)
+        self._circuits = Circuits()
+        self._turns = Turns(self.limits, self._circuits)
         self._keys: dict[bytes, Unit] = {}
         self._claiming = 0
         self._commits = Commits(self.limits, self.partitions)
@@ -132,6 +134,7 @@ class Engine:
             if unit.state in (State.FINISHED, State.DROPPED):
                 continue
             self._turns.end(unit, began=unit.state is State.RUNNING)
+            self._attempted(unit, trips=None)
             unit.advance(Signal.REVOKED)
             dropped.append(unit)
         heirs: list[Unit] = []
@@ -163,15 +166,26 @@ class Engine:
         new: list[Unit] = []
         for delivery in message.deliveries:
             partition.take_in(delivery, message.now_ms)
+            early_s = delivery.delay_s and due_in_s(
+                delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms
+            )
             for unit in delivery.units:
-                leader = self._keys.setdefault(unit.digest, unit)
-                if leader is unit:
-                    unit.advance(Signal.CLAIM)
+                if early_s:
+                    unit.advance(Signal.EARLY)
+                    self._set_timer(unit, early_s)
+                elif self._leads(unit):
                     new.append(unit)
-                else:
-                    leader.followers.append(unit)
         self._claim(new)
         self._note_progress(partition)
+
+    def _leads(self, unit: Unit) -> bool:
+        """Whether the unit is to be claimed; else it follows one in flight that has the same key."""
+        leader = self._keys.setdefault(unit.digest, unit)
+        if leader is unit:
+            unit.advance(Signal.CLAIM)
+            return True
+        leader.followers.append(unit)
+        return False
 
     def _claim(self, units: Sequence[Unit], *, solo: bool = False) -> None:
         if units:
@@ -249,15 +263,16 @@ class Engine:
         suspect = self._turns.suspect()
         if suspect is not None:
             self._claim([suspect], solo=True)
-        for unit in self._turns.take():
+        for unit in self._turns.take(self._now_s):
             self._out.append(m.Invoke(unit) if unit.poison is None else m.DeadLetter(unit, unit.poison))
         if self._now_s >= self._transact_after_s:
-            self._out.extend(map(m.Transact, self._turns.take_transactable()))
+            self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
 
     def _handler_returned(self, message: m.Returned) -> None:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
+        self._attempted(unit, trips=False)
         unit.advance(Signal.RETURNED)
         unit.result = message.result
         self._turns.end(unit)
@@ -273,13 +288,17 @@ class Engine:
         unit = message.unit
         if unit.state is not State.RUNNING:
             return
+        self._attempted(unit, trips=message.trips)
+        policy = message.retry or unit.retry
+        tried, hopeless = unit.attempts - unit.attempts_before, message.disposition == "dead_letter"
         if message.disposition == "wait":
             unit.attempts -= 1  # nothing was tried, and another build may take over meanwhile
-        elif message.disposition == "dead_letter" or unit.attempts >= unit.retry.attempts_max:
+        elif hopeless or tried >= policy.attempts_max:
             if not counted(unit):
                 self._turns.running += 1
                 unit.poison = message.reason
-            self._out.append(m.DeadLetter(unit, message.reason))
+            given_up = m.Delay if unit.delayable and not hopeless else m.DeadLetter
+            self._out.append(given_up(unit, message.reason))
             return
         self._turns.end(unit)
         unit.advance(Signal.RAISED)
@@ -288,8 +307,23 @@ class Engine:
             return
         wait_s = message.delay_s
         if wait_s is None:
-            wait_s = delay_s(unit.retry, attempt=unit.attempts, seed=unit.digest)
+            wait_s = delay_s(policy, attempt=tried, seed=unit.digest)
         self._set_timer(unit, wait_s)
+
+    def _attempted(self, unit: Unit, *, trips: bool | None) -> None:
+        """An attempt is over: its handler's breaker may open or close by it."""
+        if unit.breaker is None:
+            return
+        circuit, lanes = self._circuits.ended(unit, self._now_s, trips=trips)
+        if circuit is not None:
+            self._out.append(m.Broken(unit.handler, None if circuit.closed else circuit.breaker.pause_s))
+        self._let_go(lanes)
+
+    def _let_go(self, lanes: Iterable[Lane]) -> None:
+        """Queue lanes that a breaker has held."""
+        for lane in lanes:
+            lane.queued = False
+            self._turns.enqueue(lane)
 
     # ---- commits
 
@@ -335,6 +369,7 @@ class Engine:
             self._raised(outcome.raised)
             return
         self._turns.end(unit)
+        self._attempted(unit, trips=None if outcome.result is None else False)
         if outcome.result is None:
             unit.attempts -= 1
             unit.advance(Signal.SKIPPED)
@@ -379,6 +414,10 @@ class Engine:
             if unit.state is State.BACKOFF:
                 unit.advance(Signal.DUE)
                 self._turns.enqueue(unit.lane)
+            elif unit.state is State.WAITING:
+                unit.advance(Signal.DUE)
+                if self._leads(unit):
+                    again.append(unit)
             elif unit.state is State.BUSY:
                 if self._keys.setdefault(unit.digest, unit) is unit:
                     unit.advance(Signal.CLAIM)
@@ -386,6 +425,7 @@ class Engine:
                 else:  # one that collided with the same event before it is on its way: as it ends, so does this one
                     self._set_timer(unit, self.limits.busy_s)
         self._claim(again)
+        self._let_go(self._circuits.due(self._now_s))
 
     def _balance(self) -> None:
         """Back-pressure: pause a partition that has too much unfinished, resume it well below."""
@@ -408,6 +448,7 @@ class Engine:
             times.append(max(commits.due_s, commits.after_s))
         if self._turns.transactable and self._transact_after_s > self._now_s:
             times.append(self._transact_after_s)
+        times.extend(self._circuits.times())
         until_s = min(times, default=None)
         if until_s is not None and until_s != self._wait_until_s:
             self._out.append(m.Wait(until_s))

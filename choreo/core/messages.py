@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from choreo.core.retry import RetryPolicy
 from choreo.core.units import Unit
 from choreo.errors import Disposition
 from choreo.ports import Claimed as Verdict
@@ -56,12 +57,16 @@ class Assigned(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """One fetched record; `units` is empty for a record nobody here handles."""
+    """One fetched record; `units` is empty for a record nobody here handles.
+
+    `delay_s`: they are due so long after `timestamp_ms`, and are not claimed before.
+    """
 
     offset: int
     payload_bytes: int
     timestamp_ms: int
     units: Sequence[Unit]
+    delay_s: float = 0.0
 
 
 class Fetched(NamedTuple):
@@ -93,12 +98,17 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """A handler raised; `delay_s` where it named one."""
+    """A handler raised; `delay_s` where it named one.
+
+    `retry`: the policy for what it raised, if not the unit's. `trips`: it counts for the handler's breaker.
+    """
 
     unit: Unit
     disposition: Disposition
     reason: str
     delay_s: float | None = None
+    retry: RetryPolicy | None = None
+    trips: bool = False
 
 
 class Outcome(NamedTuple):
@@ -188,6 +198,13 @@ class DeadLetter(NamedTuple):
     reason: str
 
 
+class Delay(NamedTuple):
+    """Make the unit's record for its next delay topic and return it as its result; else it is a dead letter."""
+
+    unit: Unit
+    reason: str
+
+
 class Transact(NamedTuple):
     """Invoke these inside one transaction of the store; units of a lane are in order, and nowhere else."""
 
@@ -220,10 +237,17 @@ class Duplicate(NamedTuple):
     unit: Unit
 
 
+class Broken(NamedTuple):
+    """The breaker of a handler has opened for `pause_s` seconds, or closed (None)."""
+
+    handler: str
+    pause_s: float | None
+
+
 class Wait(NamedTuple):
     """Send a `Tick` at `until_s` unless something else comes first."""
 
     until_s: float
 
 
-Effect = Claim | Invoke | Transact | DeadLetter | Commit | Pause | Resume | Duplicate | Wait
+Effect = Claim | Invoke | Transact | DeadLetter | Delay | Commit | Pause | Resume | Duplicate | Broken | Wait

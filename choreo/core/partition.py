@@ -32,6 +32,7 @@ class Partition:
     """One assigned partition from its assignment to its revocation."""
 
     __slots__ = (
+        "_delay_ms",
         "_entries",
         "_passed",
         "committed",
@@ -55,6 +56,7 @@ class Partition:
         self.draining = False
         self.unfinished = 0
         self.unfinished_bytes = 0
+        self._delay_ms = 0
         self._entries: deque[Entry] = deque()  # from the lowest unfinished one on
         self._passed: deque[Entry] = deque()  # finished ones below it that are not committed yet
 
@@ -69,6 +71,7 @@ class Partition:
             self.log_ms = max(self.log_ms, delivery.timestamp_ms)
         if not delivery.units:
             return
+        self._delay_ms = int(delivery.delay_s * 1000)
         log_ms = max(self.log_ms, min(delivery.timestamp_ms, now_ms))
         entry = Entry(delivery.offset, len(delivery.units), delivery.payload_bytes, log_ms)
         self._entries.append(entry)
@@ -114,9 +117,9 @@ class Partition:
         return drained_ms or self.log_ms or None
 
     def oldest_ms(self) -> int | None:
-        """Log time of the lowest record with an unfinished handler; None if there is none."""
+        """Since when the lowest record with an unfinished handler is due: its log time, and its delay; None: none."""
         self.watermark()
-        return self._entries[0].timestamp_ms if self._entries else None
+        return self._entries[0].timestamp_ms + self._delay_ms if self._entries else None
 
     def forget_finished(self) -> None:
         """Let go of the records below the committed watermark."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 
+from choreo.core.breaker import Circuits
 from choreo.core.messages import Limits
 from choreo.core.partition import Lane
 from choreo.core.units import Signal, State, Unit
@@ -17,11 +18,12 @@ class Turns:
         solo: The suspect that has the process to itself, from its claim to its result.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, circuits: Circuits) -> None:
         self.running = 0
         self.transactions = 0
         self.solo: Unit | None = None
         self._limits = limits
+        self._circuits = circuits
         self._ready: deque[Lane] = deque()
         self._transactable: deque[Lane] = deque()
         self._suspects: deque[Lane] = deque()
@@ -66,7 +68,7 @@ class Turns:
                 return head
         return None
 
-    def take(self) -> Iterator[Unit]:
+    def take(self, now_s: float) -> Iterator[Unit]:
         """Units to begin now: the solo one by itself, else as many as `concurrency` allows."""
         solo = self.solo
         if solo is not None:
@@ -77,10 +79,10 @@ class Turns:
             return
         while self._ready and not self._suspects and self.running < self._limits.concurrency:
             head = self._pop(self._ready, State.READY)
-            if head is not None:
+            if head is not None and self._circuits.admits(head, now_s):
                 yield self._begin(head)
 
-    def take_transactable(self) -> Iterator[list[Unit]]:
+    def take_transactable(self, now_s: float) -> Iterator[list[Unit]]:
         """Units to invoke inside a transaction each, for as many as may begin; lanes are dealt out evenly."""
         solo = self.solo
         if solo is not None:
@@ -94,12 +96,12 @@ class Turns:
             return
         while self._transactable and not self._suspects and self.transactions < self._limits.transactions_max:
             free = self._limits.transactions_max - self.transactions
-            taken = self._take_lanes(-(-len(self._transactable) // free))
+            taken = self._take_lanes(-(-len(self._transactable) // free), now_s)
             if taken:
                 self.transactions += 1
                 yield taken
 
-    def _take_lanes(self, lanes: int) -> list[Unit]:
+    def _take_lanes(self, lanes: int, now_s: float) -> list[Unit]:
         """Units of some lanes: of each as many as stand in a row."""
         taken: list[Unit] = []
         room = self._limits.transact_units
@@ -109,6 +111,8 @@ class Turns:
             lane.queued = False
             for unit in () if lane.partition.draining else tuple(lane.units):
                 if unit.state is not State.READY or counted(unit) or len(taken) >= room:
+                    break
+                if not self._circuits.admits(unit, now_s):
                     break
                 taken.append(_transact(unit))
         return taken

@@ -4,15 +4,19 @@ The table runs the code, and `mermaid()` draws it: no transition exists anywhere
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from choreo.core.retry import RetryPolicy
 from choreo.record import TopicPartition
+
+if TYPE_CHECKING:
+    from choreo.core.breaker import Breaker
 
 
 class State(StrEnum):
     """Where a unit stands."""
 
+    WAITING = "waiting"  # its record is of a delay topic, and not due yet
     FOLLOWING = "following"  # another unit in flight here has the same key
     CLAIMING = "claiming"  # the store was asked
     BUSY = "busy"  # a live owner elsewhere has the key, or the store did not answer
@@ -29,6 +33,7 @@ class State(StrEnum):
 class Signal(StrEnum):
     """What happens to a unit."""
 
+    EARLY = "early"
     CLAIM = "claim"
     FRESH = "fresh"
     DIED = "died"
@@ -46,6 +51,8 @@ class Signal(StrEnum):
 
 
 TRANSITIONS: dict[tuple[State, Signal], State] = {
+    (State.FOLLOWING, Signal.EARLY): State.WAITING,
+    (State.WAITING, Signal.DUE): State.FOLLOWING,
     (State.FOLLOWING, Signal.CLAIM): State.CLAIMING,
     (State.FOLLOWING, Signal.DONE): State.FINISHED,
     (State.CLAIMING, Signal.FRESH): State.READY,
@@ -90,13 +97,20 @@ class Unit:
         digest: The idempotency key, 16 bytes.
         derived: The event's id was computed by choreo, so another payload under it is no conflict.
         transacts: The handler is invoked inside the transaction its key commits in.
+        retry: Its attempts in place.
+        breaker: That of its handler, or None.
+        attempts_before: Attempts in former places, before it came by a delay topic; `attempts` goes on from there.
+        delayable: Once its attempts here are used up it goes to a delay topic, not to the dead letters.
         poison: Reason to dead-letter it without invoking anything, or None.
         work: What the runtime needs to invoke it; the core never looks inside.
     """
 
     __slots__ = (
         "attempts",
+        "attempts_before",
+        "breaker",
         "correlation_id",
+        "delayable",
         "deliveries",
         "derived",
         "digest",
@@ -129,6 +143,9 @@ class Unit:
         derived: bool,
         transacts: bool,
         retry: RetryPolicy,
+        attempts_before: int = 0,
+        delayable: bool = False,
+        breaker: "Breaker | None" = None,
         poison: str | None = None,
         work: Any = None,
     ) -> None:
@@ -145,7 +162,9 @@ class Unit:
         self.poison = poison
         self.work = work
         self.state = State.FOLLOWING
-        self.attempts = 0
+        self.attempts = self.attempts_before = attempts_before
+        self.delayable = delayable
+        self.breaker = breaker
         self.deliveries = 1
         self.solo = False
         self.entry: Entry = None  # type: ignore[assignment]  # set when its record is taken in

@@ -43,6 +43,8 @@ def _service(service: Service, handlers: Sequence[BoundHandler], topic: Topic) -
         group=service.group,
         source=service.source,
         dead_letter_topic=topic(service.dlq_topic),
+        replay_topic=topic(service.replay_topic),
+        delay_topics=tuple(topic(service.delay_topic(delay_s)) for delay_s in service.delays_s),
         handlers=tuple(sorted((_handler(bound, topic) for bound in handlers), key=lambda each: each.name)),
         events=tuple(sorted(events, key=lambda each: (each.type, each.version, each.direction, each.name))),
     )
@@ -59,7 +61,7 @@ def _handler(bound: BoundHandler, topic: Topic) -> DeclaredHandler:
         emits=tuple(sorted(emits, key=_order)),
         emits_min=bound.emits_min,
         idempotency_key=handler.idempotency_key,
-        attempts_max=handler.retry.attempts_max,
+        attempts_max=handler.retry.attempts_total,
     )
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from rich.markup import escape
 from rich.tree import Tree
 
-from choreo.flow.timeline import Expected, Handling, Node, Progress, Timeline
+from choreo.flow.timeline import Expected, Handling, Node, Progress, Replayed, Timeline, TimerWaiting
 
 GOOD, OPEN, BAD = "green", "yellow", "red"
 
@@ -28,7 +28,15 @@ def tree(timeline: Timeline) -> Tree:
         waiting += [(branch, child) for child in reversed(node.children)]
     for place, handling in timeline.unplaced:
         top.add(f"[dim]not on the log any more: {_safe(str(place))}[/] {_of_handling(handling)}")
+    for timer in timeline.timers:
+        top.add(f"[{OPEN}]{_safe(waiting_timer(timer))}[/]")
     return top
+
+
+def waiting_timer(timer: TimerWaiting) -> str:
+    """In words."""
+    when = f"due in {length(timer.due_s)}" if timer.due_s >= 0 else f"{length(-timer.due_s)} late"
+    return f"timer {timer.process}.{timer.name} of {timer.key}: {when}"
 
 
 def printable(text: str) -> str:
@@ -60,6 +68,8 @@ def outcome(handling: Handling) -> tuple[str, str]:
         return "dropped: its partition went to another process", OPEN
     if kind == "dead_letter":
         return "dead letter" + (f": {reason}" if reason else ""), BAD
+    if kind == "delayed":
+        return "failed, to be tried again later", OPEN
     return kind, GOOD if kind in ("handled", "done") else BAD
 
 
@@ -111,6 +121,11 @@ def _label(node: Node, begun_ms: int) -> str:
     return f"[bold cyan]{kind}[/] from {source} [dim]+{after_s:.3f} s {_safe(where(node))}[/]"
 
 
+def replayed(order: Replayed) -> str:
+    """That somebody ordered it once more."""
+    return f"replayed to {order.handler} by {order.by or 'somebody'}" + (", forced" if order.mode == "force" else "")
+
+
 def where(node: Node) -> str:
     """Where the event lies, as far as it is known."""
     if node.place is not None:
@@ -132,6 +147,8 @@ def _remarks(node: Node) -> Iterator[str]:
         whose = _safe(f"{letter.service}.{letter.handler}")
         tries = f", {_safe(letter.attempts)} attempts" if letter.attempts not in ("", "0", "1") else ""
         yield f"[bold red]dead letter[/] of {whose}: {why}{tries} [dim]{_safe(str(letter.place))}[/]"
+    for each in node.replays:
+        yield f"[yellow]{_safe(replayed(each))}[/] [dim]{_safe(str(each.place))}[/]"
     for expected in node.expected:
         yield f"[{OPEN}]{_safe(expectation(expected))}[/]"
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref, seen_as
 from choreo.flow.drift_findings import DriftFinding, Evidence
-from choreo.flow.drift_seen import DEAD_LETTER, DONE, DUPLICATE, HANDLED, Seen, SeenEvent
+from choreo.flow.drift_seen import DEAD_LETTER, DELAYED, DONE, DUPLICATE, HANDLED, Seen, SeenEvent
 from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
 from choreo.flow.waiting import KEY_KEPT_S
 
@@ -48,8 +48,8 @@ def _judge(
     if unit is not None and unit.outcome == DEAD_LETTER:
         lacking.explained[unit.reason] += 1
         return
-    if unit is not None and unit.outcome == DUPLICATE:
-        return  # what it emitted is older
+    if unit is not None and unit.outcome in (DUPLICATE, DELAYED):
+        return  # what it emitted is older, or is still to come
     effects = [
         each
         for each in seen.effects.get(event.key, ())

@@ -19,7 +19,7 @@ from choreo.flow.drift_seen import (
     grouped,
     service_names,
 )
-from choreo.flow.joining import dead_letter_of, envelope_of
+from choreo.flow.joining import dead_letter_of, envelope_of, replay_of
 from choreo.flow.model import Capability
 from choreo.flow.timeline import DeadLetter, Place
 from choreo.record import Record
@@ -125,6 +125,8 @@ class LogReading:
             self._letters.append(_of_letter(letter, key, record.timestamp_ms))
             return
         self._places[place] = key
+        if replay_of(record, place) is not None:
+            return  # a copy of the event, for one handler: who handled it is told by the store
         event = SeenEvent(
             key,
             envelope.type,

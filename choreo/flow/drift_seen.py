@@ -13,8 +13,9 @@ from choreo.flow.model import Capability
 from choreo.flow.waiting import DECODE
 
 Basis = Literal["log", "log and store", "traces"]
-HANDLED, DEAD_LETTER, DONE, DUPLICATE, UNFINISHED = "handled", "dead_letter", "done", "duplicate", ""
-_RANK = (HANDLED, DEAD_LETTER, DONE, DUPLICATE, UNFINISHED)
+HANDLED, DEAD_LETTER, DONE, DUPLICATE, DELAYED = "handled", "dead_letter", "done", "duplicate", "delayed"
+UNFINISHED = ""
+_RANK = (HANDLED, DEAD_LETTER, DONE, DUPLICATE, DELAYED, UNFINISHED)
 """What counts of several deliveries: an event that was replayed from the dead letters is handled."""
 UNKNOWN_VERSION = "unknown_version"
 """Reason of a dead letter: a handler has no class for the version of its event."""
@@ -54,8 +55,8 @@ class SeenUnit(NamedTuple):
     Attributes:
         event: `key` of a seen event.
         at_ms: When it began, or where only a store tells it, when it was done.
-        outcome: handled, dead_letter, done (one of these two), duplicate (it was handled before), or empty while it
-            is not finished.
+        outcome: handled, dead_letter, done (one of these two), duplicate (it was handled before), delayed (to be
+            tried again), or empty while it is not finished.
         reason: Of a dead letter.
         attempts: None where nobody told.
         duration_s: None where nobody told.

@@ -92,13 +92,15 @@ class _Reading:
         self._spans = {(span.trace_id, span.span_id): span for span in spans}
         self._names = service_names(capability)
         self._letters = {service.dead_letter_topic for service in capability.services}
+        self._replays = {service.replay_topic for service in capability.services}
         self._prefix = topic_prefix
         self.lost = 0
 
     def events(self) -> dict[str, SeenEvent]:
         """What was sent; and what was handled though nobody who is traced sent it."""
-        processes = (span for span in self._spans.values() if span.processes and _key(span))
-        taken = earliest(self._event(span, None, "") for span in processes)
+        processes = [span for span in self._spans.values() if span.processes and _key(span)]
+        # Not from a topic of replays: that is no place an event is sent to.
+        taken = earliest(self._event(span, None, "") for span in processes if self._topic(span) not in self._replays)
         sent = earliest(self._sent())
         for key in taken.keys() & sent.keys():
             if not sent[key].record_key:
@@ -149,7 +151,7 @@ class _Reading:
         for span in self._spans.values():
             event = self._event_of(span) if span.processes else ""
             outcome = str(span.attributes.get("choreo.outcome") or "")
-            if not event or outcome not in ("handled", "dead_letter", "duplicate", ""):
+            if not event or outcome not in ("handled", "dead_letter", "duplicate", "delayed", ""):
                 continue
             yield SeenUnit(
                 event,

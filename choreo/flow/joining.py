@@ -7,11 +7,13 @@ from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.flow.spans import Span, of_flow
-from choreo.flow.timeline import DeadLetter, Handling, Node, Place, Timeline
+from choreo.flow.timeline import DeadLetter, Handling, Node, Place, Replayed, Timeline
 from choreo.record import Record
 
 DLQ_PREFIX = "choreo-dlq-"
-"""As in `choreo.runtime.emitting`, which this layer may not import; a test holds the two together."""
+REPLAY_PREFIX = "choreo-replay-"
+RETRY_PREFIX = "choreo-retry-"
+"""As in `choreo.runtime`, which this layer may not import; a test holds them together."""
 
 WITHIN_MAX = 20
 """Spans of a handler's own that are kept; a loop over a database may have made thousands."""
@@ -67,14 +69,18 @@ def _read(record: Record) -> tuple[Envelope, bytes] | None:
 
 def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, Node]:
     nodes: dict[_Key, Node] = {}
-    letters: list[tuple[Envelope, DeadLetter, int]] = []
+    letters: list[tuple[Envelope, DeadLetter | Replayed, int]] = []
+    again: list[tuple[Envelope, Place, int]] = []
     for record in sorted(records, key=lambda each: each.timestamp_ms):
         read = _read(record)
         if read is None or read[0].correlationid != correlation_id:
             continue
         envelope, data = read
         place = Place(record.topic, record.partition, record.offset)
-        letter = dead_letter_of(record, place)
+        if any(name.startswith(RETRY_PREFIX) for name, _ in record.headers):  # a replay may be delayed, too
+            again.append((envelope, place, record.timestamp_ms))
+            continue
+        letter = dead_letter_of(record, place) or replay_of(record, place)
         if letter is not None:
             letters.append((envelope, letter, record.timestamp_ms))
         elif (known := nodes.get((envelope.source, envelope.id))) is not None:
@@ -84,19 +90,34 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
     for envelope, letter, timestamp_ms in letters:
         # The original may be gone from the log (retention) when its dead letter is still there.
         node = nodes.setdefault((envelope.source, envelope.id), Node(envelope, None, timestamp_ms))
-        node.dead_letters.append(letter)
+        if isinstance(letter, Replayed):
+            node.replays.append(letter)
+        else:
+            node.dead_letters.append(letter)
+    for envelope, place, timestamp_ms in again:
+        nodes.setdefault((envelope.source, envelope.id), Node(envelope, None, timestamp_ms)).retries.append(place)
     return nodes
 
 
 def dead_letter_of(record: Record, place: Place) -> DeadLetter | None:
     """What a record in a dead-letter topic says of itself; None for any other record."""
-    told = {
-        name.removeprefix(DLQ_PREFIX): (value or b"").decode("utf-8", "replace")
-        for name, value in record.headers
-        if name.startswith(DLQ_PREFIX)
-    }
+    told = _told(record, DLQ_PREFIX)
     names = ("service", "handler", "reason", "detail", "attempts")
     return DeadLetter(place, *(told.get(name, "") for name in names)) if "reason" in told else None
+
+
+def replay_of(record: Record, place: Place) -> Replayed | None:
+    """What a record in a topic of replays says of itself; None for any other record."""
+    told = _told(record, REPLAY_PREFIX)
+    return Replayed(place, told.get("handler", ""), told["mode"], told.get("by", "")) if "mode" in told else None
+
+
+def _told(record: Record, prefix: str) -> dict[str, str]:
+    return {
+        name.removeprefix(prefix): (value or b"").decode("utf-8", "replace")
+        for name, value in record.headers
+        if name.startswith(prefix)
+    }
 
 
 def _join_history(nodes: Iterable[Node], history: Iterable[Mapping[str, Any]]) -> list[tuple[Place, Handling]]:
@@ -114,7 +135,8 @@ def _join_history(nodes: Iterable[Node], history: Iterable[Mapping[str, Any]]) -
         )
         by_place.setdefault(Place(str(row["topic"]), int(row["partition"]), int(row["offset"])), []).append(handling)
     for node in nodes:
-        for place in [*([] if node.place is None else [node.place]), *node.repeats]:
+        places = [*([] if node.place is None else [node.place]), *node.repeats, *node.retries]
+        for place in [*places, *(each.place for each in node.replays)]:
             for handling in by_place.pop(place, ()):
                 _note(node, handling)
     return [(place, handling) for place, found in by_place.items() for handling in found]

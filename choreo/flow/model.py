@@ -82,14 +82,19 @@ class DeclaredEvent(EventRef):
 
 
 class DeclaredService(_Part):
-    """One service: a consumer group and its handlers."""
+    """One service: a consumer group and its handlers.
+
+    `replay_topic` and `delay_topics`, of what it is to handle again later, are empty in what an older choreo wrote.
+    """
 
     name: str
     group: str
     source: str
     dead_letter_topic: str
+    replay_topic: str = ""
     handlers: tuple[DeclaredHandler, ...]
     events: tuple[DeclaredEvent, ...]
+    delay_topics: tuple[str, ...] = ()
 
     @property
     def reads_topics(self) -> set[str]:

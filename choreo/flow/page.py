@@ -56,6 +56,9 @@ def _flow(timeline: Timeline, now_ms: int) -> str:
         parts.append(f"<h3>When</h3><figure>{chart(timeline, now_ms)}</figure>")
         rows = (_row(node, timeline.begun_ms) for node in nodes[:EVENTS_MAX])
         parts.append(f"<h3>Events</h3>{table(_HEAD, rows)}")
+    if timeline.timers:
+        waiting = [_item(drawing.waiting_timer(each), "") for each in timeline.timers]
+        parts.append(f"<h3>Timers</h3><ul>{''.join(waiting)}</ul>")
     if timeline.unplaced:
         items = [
             _item(f"{place}: {each.handler} {drawing.outcome(each)[0]}", "") for place, each in timeline.unplaced
@@ -82,6 +85,8 @@ def _became(node: Node) -> Iterator[str]:
     for letter in node.dead_letters:
         why = letter.detail or letter.reason
         yield _item(f"dead letter of {letter.service}.{letter.handler}: {why} ({letter.place})", "bad")
+    for order in node.replays:
+        yield _item(f"{drawing.replayed(order)}: {order.place}", "open")
     for expected in node.expected:
         yield _item(drawing.expectation(expected), "open")
 

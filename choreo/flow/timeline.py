@@ -62,6 +62,15 @@ class DeadLetter(NamedTuple):
     attempts: str
 
 
+class Replayed(NamedTuple):
+    """An order to one handler of a service to handle the event once more: how, and whose."""
+
+    place: Place
+    handler: str
+    mode: str
+    by: str
+
+
 class Expected(NamedTuple):
     """A declared handler of which nothing is told yet.
 
@@ -79,6 +88,15 @@ class Expected(NamedTuple):
     emits: tuple[str, ...]
     for_s: float
     why: str = ""
+
+
+class TimerWaiting(NamedTuple):
+    """A timer of a process instance of the flow; `due_s`: in so many seconds, negative if it is late."""
+
+    process: str
+    key: str
+    name: str
+    due_s: float
 
 
 class Progress(NamedTuple):
@@ -99,9 +117,12 @@ class Progress(NamedTuple):
 
 @dataclass(slots=True)
 class Node:
-    """One event of the flow. `repeats`: further places of the same event; they are duplicates.
+    """One event of the flow.
 
-    `data`: JSON, for keys of the business in it; it is never shown.
+    Attributes:
+        repeats: Further places of the same event; they are duplicates.
+        retries: Where it waited until a handler that had failed was to try again.
+        data: JSON, for keys of the business in it; it is never shown.
     """
 
     envelope: Envelope
@@ -109,8 +130,10 @@ class Node:
     timestamp_ms: int
     data: bytes = b""
     repeats: list[Place] = field(default_factory=list)
+    retries: list[Place] = field(default_factory=list)
     handlings: list[Handling] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    replays: list[Replayed] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
     children: list["Node"] = field(default_factory=list)
 
@@ -123,12 +146,14 @@ class Timeline:
         roots: In order of time: what began it, and whatever names a cause that is nowhere to be seen.
         unplaced: What a store tells of records that are not on the log any more.
         progress: None unless the flow is declared.
+        timers: What the stores tell of timers that are set, the next one first.
     """
 
     correlation_id: str
     roots: Sequence[Node]
     unplaced: Sequence[tuple[Place, Handling]] = ()
     progress: Progress | None = None
+    timers: Sequence[TimerWaiting] = ()
 
     def __bool__(self) -> bool:
         return bool(self.roots or self.unplaced)
@@ -152,6 +177,7 @@ class Timeline:
             "correlation_id": self.correlation_id,
             "progress": None if self.progress is None else self.progress._asdict(),
             "events": [_plain(node) for node in self.nodes()],
+            "timers": [each._asdict() for each in self.timers],
             "not_on_log": [{"place": place._asdict(), **each._asdict()} for place, each in self.unplaced],
         }
 
@@ -168,7 +194,9 @@ def _plain(node: Node) -> dict[str, Any]:
         "timestamp_ms": node.timestamp_ms,
         "place": None if node.place is None else node.place._asdict(),
         "repeats": [place._asdict() for place in node.repeats],
+        "retries": [place._asdict() for place in node.retries],
         "handlings": [each._asdict() for each in node.handlings],
         "dead_letters": [{**each._asdict(), "place": each.place._asdict()} for each in node.dead_letters],
+        "replays": [{**each._asdict(), "place": each.place._asdict()} for each in node.replays],
         "expected": [each._asdict() for each in node.expected],
     }

@@ -11,7 +11,7 @@ from choreo.flow.model import Capability, DeclaredFlow, DeclaredHandler, Declare
 from choreo.flow.timeline import UNKNOWN, WAITING, Expected, Handling, Node, Progress, Timeline
 
 DECODE = "(decode)"
-"""As in `choreo.runtime.routing`, for a record that no handler could be given; a test holds the two together."""
+"""As in `choreo.runtime.replaying`, for a record that no handler could be given; a test holds the two together."""
 
 KEY_KEPT_S = 7 * 86_400
 """How long a key is kept at least, unless somebody set `--key-ttl` lower: without one later, nothing is known."""

@@ -4,21 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
+from choreo.core.retry import Delayed
 from choreo.envelope import Envelope
 from choreo.errors import Reject
 from choreo.event import Event
 from choreo.record import Header, ProducerRecord, Record
+from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin, replay_headers
+from choreo.runtime.retrying import RETRY_PREFIX, Retried, retried_headers
 from choreo.runtime.routing import Work
 from choreo.service import Service
 
-DLQ_PREFIX = "choreo-dlq-"
-"""Headers of a dead letter. Those an incoming record bears already are forged or stale, and replaced."""
 TRACE = ("traceparent", "tracestate")
 TRUNCATED = DLQ_PREFIX + "truncated"
 """On a dead letter too large for its topic: bytes of the original's key, value and headers, not all of them here."""
 KEPT_VALUE_BYTES = 65_536
 EMIT_BYTES_MAX = 900_000
 """Largest payload of a follow-on event: with its headers it fits the 1 MiB a Kafka topic takes by default."""
+DELAYED_BYTES_MAX = 1_000_000
+"""Largest record of a delay topic, headers and all, for the same reason; what is larger is dead-lettered."""
 KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
@@ -53,12 +56,14 @@ class Emitter:
         """
         cause = work.envelope
         assert cause is not None
+        # Emits of a forced replay are new events: they must not die as duplicates of the first ones.
+        cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            id_ = derived_id(self._service.name, handler, cause.source, cause.id, type_, ordinal)
+            id_ = derived_id(self._service.name, handler, cause.source, cause_id, type_, ordinal)
             envelope = Envelope(
                 id_,
                 self._service.source,
@@ -84,7 +89,8 @@ class Emitter:
         self, work: Work, handler: str, reason: str, detail: str, attempts: int, now_s: float, sending: Sending
     ) -> ProducerRecord:
         """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
-        record, topic = work.record, self._topic(self._service.dlq_topic)
+        record, topic, replay = work.record, self._topic(self._service.dlq_topic), work.replay
+        where = _where(work)
         traced = sending(topic, work.envelope or Envelope("", "", ""), record.key)
         told = {
             "reason": reason,
@@ -93,24 +99,54 @@ class Emitter:
             "handler": handler,
             "attempts": str(attempts),
             "time": cloudevents.rfc3339(now_s),
-            "original-topic": record.topic,
-            "original-partition": str(record.partition),
-            "original-offset": str(record.offset),
-            "original-timestamp-ms": str(record.timestamp_ms),
+            **{f"original-{name}": text for name, text in where.items()},
         }
-        headers: list[Header] = [
-            (name, value) for name, value in record.headers if not name.startswith(DLQ_PREFIX) and name not in TRACE
-        ]
-        headers += [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
-        if traced.traceparent:
-            headers.append(("traceparent", traced.traceparent.encode()))
-        if traced.tracestate:
-            headers.append(("tracestate", traced.tracestate.encode()))
-        return ProducerRecord(topic, record.key, record.value, tuple(headers))
+        if replay is not None:
+            told["replay-id"] = replay.id
+            told |= {"replay-base": replay.base} if replay.base else {}
+        headers = [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
+        return _again(record, topic, headers, traced)
+
+    def delayed(self, work: Work, handler: str, attempts: int, sending: Sending) -> ProducerRecord | None:
+        """The event for the handler's next delay topic, byte for byte; None if it is too large for one."""
+        assert work.bound is not None
+        assert work.envelope is not None
+        number, retry = work.retried.number if work.retried else 0, work.bound.handler.retry
+        delay_s = retry.next_s(number) if isinstance(retry, Delayed) else None
+        assert delay_s is not None
+        topic = self._topic(self._service.delay_topic(delay_s))
+        headers = retried_headers(Retried(handler, number + 1, attempts, _where(work)))
+        if work.replay is not None:
+            headers += replay_headers(work.replay)
+        found = _again(work.record, topic, headers, sending(topic, work.envelope, work.record.key))
+        size = len(found.key or b"") + len(found.value or b"")
+        size += sum(len(name) * 4 + len(value or b"") + 8 for name, value in found.headers)
+        return found if size <= DELAYED_BYTES_MAX else None
 
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
         found = {name: extensions[name] for name in self._propagate if name in extensions}
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
+
+
+def _where(work: Work) -> Mapping[str, str]:
+    """Where the event lay first, whichever ways it came since."""
+    sent = work.retried or work.replay
+    return origin(work.record) if sent is None else sent.original
+
+
+def _again(record: Record, topic: str, said: Sequence[Header], traced: Envelope) -> ProducerRecord:
+    """The record for another topic: what is said of it is replaced, and the trace is that of the new send."""
+    headers = [
+        (name, value)
+        for name, value in record.headers
+        if not name.startswith((DLQ_PREFIX, REPLAY_PREFIX, RETRY_PREFIX)) and name not in TRACE
+    ]
+    headers += said
+    if traced.traceparent:
+        headers.append(("traceparent", traced.traceparent.encode()))
+    if traced.tracestate:
+        headers.append(("tracestate", traced.tracestate.encode()))
+    return ProducerRecord(topic, record.key, record.value, tuple(headers))
 
 
 def truncated(letter: ProducerRecord) -> ProducerRecord | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
+COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed"}
+"""Outcomes of a unit that are counted apart; every other is `handled`."""
 
 
 class Flusher:
@@ -196,7 +198,7 @@ class Flusher:
     def _end(self, unit: Unit, finished: Finished) -> None:
         worker = self._worker
         outcome, _, reason = finished.outcome.partition(":")
-        worker.counts["dead_letters" if outcome == "dead_letter" else "handled"] += 1
+        worker.counts[COUNTED.get(outcome, "handled")] += 1
         worker.counts["emitted"] += len(finished.emits)
         worker.span(unit).finish(outcome, attempts=unit.attempts, error_type=reason or None)
 

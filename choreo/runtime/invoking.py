@@ -11,6 +11,7 @@ from typing import Any
 from choreo.binding import Around, BoundHandler
 from choreo.context import Context, invocation
 from choreo.core.messages import Raised
+from choreo.core.retry import rule_for
 from choreo.core.units import Unit
 from choreo.errors import ChoreoError, Disposition, RetryLater, UnknownVersion
 from choreo.event import Event
@@ -39,7 +40,7 @@ class Invoker:
         assert work.envelope is not None
         assert work.bound is not None
         return Context(
-            idempotency_key=unit.digest.hex(),
+            idempotency_key=(work.outside_key or unit.digest).hex(),
             envelope=work.envelope,
             attempt=unit.attempts,
             now=lambda: datetime.fromtimestamp(self._clock.now_s(), UTC),
@@ -155,9 +156,12 @@ def _plain(bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any
 def raised(unit: Unit, error: BaseException) -> Raised:
     """What a handler's exception means for its unit."""
     disposition: Disposition = error.disposition if isinstance(error, ChoreoError) else "retry"
-    reason = "rejected" if disposition == "dead_letter" else "handler_failed"
+    rule = rule_for(unit.retry, type(error))
+    trips = unit.breaker is not None and unit.breaker.counts(type(error))
+    if disposition == "dead_letter" or isinstance(rule, type):
+        return Raised(unit, "dead_letter", "rejected", trips=trips)
     delay_s = max(0.001, error.delay_s) if isinstance(error, (RetryLater, UnknownVersion)) else None
-    return Raised(unit, disposition, reason, delay_s)
+    return Raised(unit, disposition, "handler_failed", delay_s, rule, trips)
 
 
 def describe(error: BaseException) -> str:

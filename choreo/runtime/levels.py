@@ -48,7 +48,16 @@ class Gauge:
             engine.running,
             engine.limits.concurrency,
             sum(len(each.lanes) for each in partitions.values()),
+            await self._timers_due(),
         )
+
+    async def _timers_due(self) -> int | None:
+        timers = self._worker.timers
+        try:
+            return None if timers is None else await timers.overdue()
+        except ChoreoError as error:
+            log.info("%s: how many timers are due cannot be told: %s", self._worker.service.name, error)
+            return None
 
     async def _ends(self) -> Mapping[TopicPartition, int]:
         worker = self._worker

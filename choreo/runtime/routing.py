@@ -7,23 +7,28 @@ import orjson
 
 from choreo import envelope as cloudevents
 from choreo.binding import BoundHandler
-from choreo.core.emission import business_digest, fingerprint, is_derived, key_digest
+from choreo.core.emission import business_digest, fingerprint, is_derived, key_digest, replay_digest, retry_digest
 from choreo.core.messages import Delivery
+from choreo.core.retry import Delayed
 from choreo.core.units import Unit
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.event import Event
 from choreo.record import Record, TopicPartition, last_headers
+from choreo.runtime.replaying import DECODE, Replay, read_replay
+from choreo.runtime.retrying import Retried, read_retried
 from choreo.service import Service
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
-DECODE = "(decode)"
-"""Stands for a handler's name in the key of a record that no handler could be given."""
 
 
 @dataclass(slots=True)
 class Work:
-    """What the runtime needs to invoke a unit."""
+    """What the runtime needs to invoke a unit.
+
+    `replay`: it was ordered by an operator. `retried`: it comes by a delay topic. `outside_key`: what the handler
+    gives to whom it calls, if that is not the unit's own key.
+    """
 
     record: Record
     envelope: Envelope | None
@@ -32,6 +37,9 @@ class Work:
     error: DecodeError | None = None
     span: object = None
     started_s: float = 0.0
+    replay: Replay | None = None
+    retried: Retried | None = None
+    outside_key: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -48,12 +56,25 @@ class Router:
     Args:
         handlers: Bound handlers of the service.
         payload_bytes_max: A longer value is dead-lettered as `payload_too_large` without being read.
+        replay_topic: Actual name of the topic of replays to this service, where it reads one.
+        delay_topics: Actual names of its delay topics, with their delays in seconds.
+        knows_keys: Whether the store knows a key from whichever partition its event comes.
     """
 
     def __init__(
-        self, service: Service, handlers: Sequence[BoundHandler], *, payload_bytes_max: int = PAYLOAD_BYTES_MAX
+        self,
+        service: Service,
+        handlers: Sequence[BoundHandler],
+        *,
+        payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+        replay_topic: str | None = None,
+        delay_topics: Mapping[str, int] | None = None,
+        knows_keys: bool = True,
     ) -> None:
+        self.replay_topic = replay_topic
+        self.delay_topics = delay_topics or {}
         self._service = service
+        self._knows_keys = knows_keys
         self._payload_bytes_max = payload_bytes_max
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
@@ -68,10 +89,52 @@ class Router:
         partition = TopicPartition(record.topic, record.partition)
         units = [self._unit(partition, work) for work in routed.work]
         size = len(record.value) if record.value else 0
-        return Delivery(record.offset, size, record.timestamp_ms, units), routed.skipped
+        delay_s = self.delay_topics.get(record.topic, 0)
+        return Delivery(record.offset, size, record.timestamp_ms, units, delay_s), routed.skipped
 
     def route(self, record: Record) -> Routed:
         """Which handlers get the record; a record that cannot be read becomes one work with an `error`."""
+        if record.topic in self.delay_topics:
+            return self._retried(record)
+        return self._replayed(record) if record.topic == self.replay_topic else self._handled(record)
+
+    def own(self, topic: str) -> bool:
+        """Whether nobody but this service reads it: replays and delayed retries."""
+        return topic == self.replay_topic or topic in self.delay_topics
+
+    def _retried(self, record: Record) -> Routed:
+        """A delayed retry is for the one handler that failed; if that was ordered, it is so still."""
+        retried = read_retried(record.headers)
+        if retried is None:
+            return Routed([Work(record, None, None, None, DecodeError("not_a_retry", "its headers name no retry"))])
+        found = self._for_one(record, retried.handler)
+        for each in found:
+            each.retried, each.replay = retried, read_replay(record.headers)
+        return Routed(found)
+
+    def _for_one(self, record: Record, handler: str) -> list[Work]:
+        """The work of one handler, or a dead letter that says it is gone."""
+        found = self._handled(record).work
+        found = [each for each in found if each.bound is None or handler in (DECODE, each.bound.handler.name)]
+        gone = f"{self._service.name} has no handler {handler!r} that takes it"
+        return found or [Work(record, None, None, None, DecodeError("unknown_handler", gone))]
+
+    def _replayed(self, record: Record) -> Routed:
+        """A replay is for the one handler it names, or for all where none could be given its event."""
+        replay = read_replay(record.headers)
+        if replay is None:
+            return Routed([Work(record, None, None, None, DecodeError("not_a_replay", "its headers name no replay"))])
+        if replay.mode == "drop":
+            return Routed(skipped="drop_mark")
+        if replay.key == "event" and not self._knows_keys:
+            refused = "the store knows the event's key in its own partition only; replay it with --mode force"
+            return Routed([Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)])
+        found = self._for_one(record, replay.handler)
+        for each in found:
+            each.replay = replay
+        return Routed(found)
+
+    def _handled(self, record: Record) -> Routed:
         value = record.value
         if value is None:
             return Routed(skipped="tombstone")
@@ -93,7 +156,17 @@ class Router:
             return Routed([Work(record, None, None, None, error)])
 
     def key(self, work: Work) -> bytes:
-        """The idempotency key of one unit of work."""
+        """The idempotency key of one unit of work: the event's, or the replay's, or that of a retry of either."""
+        key = self._first_key(work)
+        return key if work.retried is None else retry_digest(key, work.retried.number)
+
+    def _first_key(self, work: Work) -> bytes:
+        """The key of the first attempt: the event's, or the replay's."""
+        if work.replay is None or work.replay.key == "event":
+            return self._own_key(work)
+        return replay_digest(self._service.name, _handler(work), work.replay.id)
+
+    def _own_key(self, work: Work) -> bytes:
         service, bound, envelope = self._service.name, work.bound, work.envelope
         if bound is None or envelope is None:
             record = work.record
@@ -120,20 +193,37 @@ class Router:
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
         record, envelope, bound = work.record, work.envelope, work.bound
         lane: object = record.offset if record.key is None else record.key
+        if work.replay is not None or work.retried is not None:
+            # What failed may have been charged: the provider has to know it again.
+            base, service = work.replay.base if work.replay else "", self._service.name
+            work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
+        retry = bound.handler.retry if bound else self._service.retry
+        before = work.retried
         return Unit(
             partition,
             record.offset,
             lane,
-            bound.handler.name if bound else DECODE,
+            _handler(work),
             self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
             derived=bool(envelope and is_derived(envelope.id, envelope.causationid)),
             transacts=bool(bound and bound.transacts),
-            retry=bound.handler.retry if bound else self._service.retry,
+            retry=retry.in_place if isinstance(retry, Delayed) else retry,
+            breaker=bound.handler.breaker if bound else None,
+            attempts_before=before.attempts if before else 0,
+            delayable=isinstance(retry, Delayed) and retry.next_s(before.number if before else 0) is not None,
             poison=work.error.reason if work.error else None,
             work=work,
         )
+
+
+def _handler(work: Work) -> str:
+    """The handler's name; a replay that no handler can be given any more is still its handler's."""
+    if work.bound is not None:
+        return work.bound.handler.name
+    sent = work.retried or work.replay
+    return DECODE if sent is None else sent.handler
 
 
 def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelope) -> type[Event] | None:

@@ -82,6 +82,10 @@ class TimerPoller:
         finally:
             self._store.on_timer.remove(self._set)
 
+    async def overdue(self) -> int:
+        """How many timers are to be sent now; more than a handful for long says that they are late."""
+        return await self._store.overdue(self._processes)
+
     async def send_due(self) -> float:
         """One round; returns in how many seconds the next timer is due, 0 if there were more than DUE_MAX.
 

@@ -80,7 +80,7 @@ class Worker:
         self._progress = asyncio.Event()
         self.flusher = Flusher(self)
         self._keeper = Keeper(self)
-        self._timers = timers
+        self.timers = timers
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ---- life
@@ -91,8 +91,8 @@ class Worker:
             await self.ports.store.run(function)
         self._consumer = await self.ports.transport.consumer(self.service.group, self.topics, self)
         self._loops = [asyncio.create_task(self._fetch_loop()), asyncio.create_task(self._keeper.loop())]
-        if self._timers is not None:
-            self._loops.append(asyncio.create_task(self._timers.run()))
+        if self.timers is not None:
+            self._loops.append(asyncio.create_task(self.timers.run()))
         for task in self._loops:
             task.add_done_callback(self._ended)
 
@@ -147,9 +147,13 @@ class Worker:
                 self._spawn(self.flusher.commit(effect))
             case m.DeadLetter(unit, reason):
                 self._spawn(self._dead_letter(unit, reason))
+            case m.Delay(unit, reason):
+                self._spawn(self._delay(unit, reason))
             case m.Duplicate(unit):
                 self.counts["duplicates"] += 1
                 self.span(unit).finish("duplicate", attempts=0)
+            case m.Broken(handler, pause_s):
+                self._say_broken(handler, pause_s)
             case m.Pause(partition):
                 self.consumer.pause(partition)
             case m.Resume(partition):
@@ -237,7 +241,9 @@ class Worker:
         for lease in leases:
             if "outbox" in store.carries:
                 await self.flusher.resend(lease)
-            offsets[lease.partition] = await self.consumer.position(lease.partition, self.service.start)
+            # A replay is read from the first on: it was ordered, before this process or after it began.
+            start = "earliest" if self._router.own(lease.partition.topic) else self.service.start
+            offsets[lease.partition] = await self.consumer.position(lease.partition, start)
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
         await self.consumer.commit(offsets)
         for lease in leases:
@@ -390,10 +396,36 @@ class Worker:
         """Whether it is a member of its group."""
         return self._consumer is not None and self._consumer.joined
 
+    def _say_broken(self, handler: str, pause_s: float | None) -> None:
+        name = f"{self.service.name}.{handler}"
+        if pause_s is None:
+            log.warning("%s: its breaker is closed, what waited goes on", name)
+            return
+        self.counts["breaker_opened"] += 1
+        log.warning("%s: its breaker is open: no attempt for %g s, then one", name, pause_s)
+
+    async def _delay(self, unit: Unit, reason: str) -> None:
+        span = self.span(unit)
+        record = self.emitter.delayed(unit.work, unit.handler, unit.attempts, span.sending)
+        if record is None:
+            await self._dead_letter(unit, reason)
+            return
+        log.info(
+            "%s.%s: %s@%d goes to %s",
+            self.service.name,
+            unit.handler,
+            unit.partition,
+            unit.offset,
+            record.topic,
+            extra=self._about(unit),
+        )
+        self.step(m.Returned(unit, self.flusher.finished(unit, (record,), "delayed")))
+
     def span(self, unit: Unit) -> Any:
         """The unit's process span, begun when first asked for."""
         work: Work = unit.work
         if work.span is None:
             info = UnitInfo(self.service.name, self.service.group, unit.handler, work.record, work.envelope)
+            info.new_trace = work.replay is not None and work.retried is None
             work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
         return work.span

@@ -89,7 +89,7 @@ class _MeteredSpan:
         instrument, unit = self._instrument, self._unit
         tally, error = instrument.tally, error_type or ""
         count(tally.events, (unit.handler, unit.record.topic, outcome, error))
-        if outcome in ("handled", "dead_letter"):
+        if outcome in ("handled", "delayed", "dead_letter"):
             for topic, _ in self._sends:
                 count(tally.sent, (topic, ""))
             instrument.processed(unit, perf_counter() - self._began_s, error)

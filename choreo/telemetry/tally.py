@@ -105,10 +105,10 @@ def of_operation(name: str, type_: str, topic: str | None = None) -> Attributes:
     return found
 
 
-def _level(read: Callable[[Levels], float]) -> Callable[[Tally], Points]:
+def _level(read: Callable[[Levels], float | None]) -> Callable[[Tally], Points]:
     def points(tally: Tally) -> Points:
-        if tally.levels is not None:
-            yield read(tally.levels), tally.own
+        if tally.levels is not None and (value := read(tally.levels)) is not None:
+            yield value, tally.own
 
     return points
 
@@ -135,4 +135,10 @@ GAUGES: tuple[Metric, ...] = (
     ("choreo.lanes.open", "{lane}", "Keys with unfinished events.", _level(lambda levels: levels.lanes)),
     ("choreo.handlers.running", "{handler}", "Invocations at work.", _level(lambda levels: levels.running)),
     ("choreo.handlers.limit", "{handler}", "The most there can be.", _level(lambda levels: levels.running_max)),
+    (
+        "choreo.timers.due",
+        "{timer}",
+        "Timers of processes that are to fire now.",
+        _level(lambda levels: levels.timers_due),
+    ),
 )

@@ -269,6 +269,19 @@ class InstancesConformance(OnShelf):
             assert 30.0 < next_s <= 60.0
             assert (await desk.due())[0] == []
 
+    async def test_timers_are_counted_and_told_by_flow(self) -> None:
+        """Those to be sent now, found or not; those of a flow in order, and of no other."""
+        async with self.desk() as desk:
+            now_ms = await desk.now_ms()
+            late, later = desk.timer("late", now_ms - 10), desk.timer("later", now_ms + 60_000)
+            other = desk.timer("other", now_ms + 1)._replace(correlation_id="another")
+            await desk.set_timers(later, late, other)
+            store = desk.timer_store
+            assert [timer.name for timer in await store.timers_of(late.correlation_id)] == ["late", "later"]
+            assert await store.timers_of("nobody's") == []
+            assert await store.overdue([desk.process]) in (1, 2), "the other one may be due by now"
+            assert await store.overdue(["another process"]) == 0
+
     async def test_timers_found_by_one_that_died_are_found_again(self) -> None:
         """When their claim has run out."""
         async with self.desk() as desk:

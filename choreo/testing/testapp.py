@@ -154,8 +154,9 @@ class TestApp:
         return database.read_inline(lambda db: db.execute(query, arguments).fetchall())
 
     def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
-        """Events of one flow with their records, dead letters left out, in the order they reached the log."""
-        topics = [spec.name for spec in self.app.topic_specs() if not spec.name.endswith(".dlq")]
+        """Events of one flow with their records, in the order they reached the log; not those of `own_topics`."""
+        own = self.app.own_topics()
+        topics = [spec.name for spec in self.app.topic_specs() if spec.name not in own]
         found = []
         database = self.running.database
         assert database is not None
@@ -198,8 +199,8 @@ class TestApp:
 
     def _unfetched(self, records: list[Record]) -> int:
         count = 0
-        for name, worker in self.running.workers.items():
-            inputs = set(self.app.input_topics(name))
+        for worker in self.running.workers.values():
+            inputs = set(worker.topics)
             for record in records:
                 if record.topic in inputs:
                     partition = worker.engine.partitions.get(TopicPartition(record.topic, record.partition))

@@ -16,7 +16,8 @@ from choreo.opening import open_transport
 from choreo.ports import TopicSpec, Transport
 from choreo.record import Header, ProducerRecord, Record
 from choreo.running import Running
-from choreo.runtime.emitting import DLQ_PREFIX, TRUNCATED, original, truncated
+from choreo.runtime.emitting import TRUNCATED, original, truncated
+from choreo.runtime.replaying import DLQ_PREFIX
 from tests.integration.hostile import LOST, MEGABYTE, SAID_BY, SECRET, SENT, Hostile, everything, good, headers
 
 BYTES_MAX = "8388608"

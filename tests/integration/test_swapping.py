@@ -95,7 +95,7 @@ class Swap:
             self.transport = open_transport(f"kafka://{self._servers}")
             await self.transport.open()
             stack.push_async_callback(self.transport.close)
-            specs = self.app.topic_specs(PARTITIONS)
+            specs = [spec for spec in self.app.topic_specs(PARTITIONS) if not spec.name.endswith(".replay")]
             group = self.app.services[SERVICE].group
             if self.pair.store == "changelog":
                 specs += changelog_specs(group, {spec.name: spec for spec in specs if "arrived" in spec.name})

@@ -19,7 +19,8 @@ def test_topics_are_planned_and_applied(here: Path) -> None:
     assert "missing" in choreo("topics", "plan", TARGET, code=1).stdout
     choreo("topics", "apply", TARGET, "--partitions", "2")
     rows = json.loads(choreo("topics", "plan", TARGET, "--partitions", "2", "--json").stdout)["topics"]
-    assert {row["topic"] for row in rows} == {"asks", "pours", "kitchen.dlq", "bell.dlq"}
+    own = {f"{service}.{what}" for service in ("kitchen", "bell") for what in ("dlq", "replay")}
+    assert {row["topic"] for row in rows} == {"asks", "pours", *own}
     assert "fewer partitions" in choreo("topics", "plan", TARGET, "--partitions", "3", code=1).stdout
     assert "fewer partitions" in choreo("topics", "apply", TARGET, "--partitions", "3", code=1).stdout
 

@@ -55,7 +55,7 @@ def test_flow_is_found_by_key_and_by_any_of_its_events(here: Path) -> None:
     assert [each["correlation_id"] for each in flows(poured["id"])] == [other]
     drawn = choreo("trace", "--key", "Ada", TARGET).stdout
     assert drawn.count("flow tea ended with tea.poured after 0.") == 2
-    assert "read log: asks, bell.dlq, kitchen.dlq, pours since 20" in drawn
+    assert "read log: asks, bell.dlq, bell.replay, kitchen.dlq, kitchen.replay, pours since 20" in drawn
 
 
 def test_flow_of_several_keys_is_whole(here: Path) -> None:
@@ -178,7 +178,8 @@ def test_topics_that_were_not_read_are_named(here: Path) -> None:
     """What is declared to be in them may be there all the same."""
     choreo("topics", "apply", TARGET)
     drawn = choreo("trace", asked("Ada"), TARGET, "--topics", "asks").stdout
-    assert "not read, so what is there may seem to be missing: bell.dlq, kitchen.dlq, pours" in drawn
+    names = "bell.dlq, bell.replay, kitchen.dlq, kitchen.replay, pours"
+    assert f"not read, so what is there may seem to be missing: {names}" in drawn
 
 
 @pytest.mark.parametrize(

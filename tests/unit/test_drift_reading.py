@@ -67,6 +67,17 @@ def test_record_that_was_sent_twice_is_one_event() -> None:
     assert (unit.outcome, unit.attempts, unit.at_ms) == ("handled", 2, 29_500.0)
 
 
+def test_record_that_waited_to_be_tried_again_is_one_event() -> None:
+    """What it came to in the end counts, whichever topics it waited on, with all its attempts."""
+    waited = PLACED._replace(topic="stock.retry.60", timestamp_ms=PLACED.timestamp_ms + 1)
+    delayed = row("stock.reserve", 0, outcome="delayed", attempts=1)
+    handled = {**row("stock.reserve", 0, attempts=2), "topic": "stock.retry.60"}
+    (unit,) = read(PLACED, waited, history=(delayed, handled)).units.values()
+    assert (unit.outcome, unit.attempts) == ("handled", 2)
+    (unit,) = read(PLACED, waited, history=(delayed,)).units.values()
+    assert unit.outcome == "delayed"
+
+
 def test_dead_letter_is_no_event_but_what_became_of_one() -> None:
     """Its headers tell who gave it up and why; one of an event before the window is counted."""
     told = {"reason": "rejected", "service": "stock", "handler": "reserve", "attempts": "5"}
@@ -77,6 +88,15 @@ def test_dead_letter_is_no_event_but_what_became_of_one() -> None:
     alone = read(letter)
     assert (len(alone.events), len(alone.units)) == (0, 0)
     assert "1 dead letters are of events before the window." in alone.notes
+
+
+def test_replay_is_no_event_but_who_handled_it_counts() -> None:
+    """A copy in a topic of replays, which is none that the event is sent to, also where the event is long gone."""
+    replay = PLACED._replace(topic="stock.replay", headers=(*PLACED.headers, ("choreo-replay-mode", b"force")))
+    seen = read(PLACED, replay, history=(row("stock.reserve", 0, topic="stock.replay"),))
+    assert [each.topic for each in seen.events.values()] == ["events"]
+    assert [(unit.handler, unit.outcome) for unit in seen.units.values()] == [("reserve", "handled")]
+    assert read(replay).events == {}
 
 
 def test_records_of_others_are_counted() -> None:
@@ -179,6 +199,12 @@ def test_record_that_nobody_could_read_is_known_by_what_sent_it() -> None:
 def test_what_was_not_sent_to_the_flow_is_no_event(said: dict[str, str]) -> None:
     """Results of a lost lease, and the copy in a dead-letter topic."""
     assert "/stock 2" not in traced(SENT, DONE, span("4", "send", "2", "reserved", parent="2", said=said)).events
+
+
+def test_process_of_a_replay_says_nothing_of_where_the_event_was_sent() -> None:
+    """Its topic is the handler's own."""
+    said = {"choreo.handler": "reserve", "choreo.outcome": "handled", "messaging.destination.name": "stock.replay"}
+    assert traced(span("2", "process", "1", "placed", said=said)).events == {}
 
 
 def test_service_is_told_by_the_span_where_its_resource_is_another() -> None:

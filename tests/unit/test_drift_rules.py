@@ -10,7 +10,7 @@ from choreo.flow.drift_findings import DriftFinding
 from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped
 from choreo.flow.drift_traces import ratio
 from choreo.flow.model import Capability, DeclaredFlow
-from choreo.runtime import routing
+from choreo.runtime import replaying
 from tests.declared import declared
 
 SHOP = declared(
@@ -156,12 +156,12 @@ def test_declared_cycle_is_none() -> None:
     assert "cycle" not in {each.id for each in other.findings}
 
 
-@pytest.mark.parametrize("handler", ["confirm", routing.DECODE])
+@pytest.mark.parametrize("handler", ["confirm", replaying.DECODE])
 def test_unreadable_data_is_a_schema_violation(handler: str) -> None:
     """As the reader says it by its dead letter, whether a handler was found or not."""
     letter = unit("paid", f"mail.{handler}", "dead_letter", reason="invalid_data")
     found = compare(SHOP, seen(CLEAN, [*UNITS[:2], letter]))
-    edge = "paid v1 -> mail" if handler == routing.DECODE else "paid v1 -> mail.confirm"
+    edge = "paid v1 -> mail" if handler == replaying.DECODE else "paid v1 -> mail.confirm"
     assert ("schema_violation", edge) in places(found)
     assert "unconsumed_event" not in {each.id for each in found.findings}
     rejected = compare(SHOP, seen(CLEAN, [*UNITS[:2], letter._replace(reason="rejected")]))
@@ -179,13 +179,14 @@ def test_event_is_judged_after_the_timeout() -> None:
 
 
 def test_event_that_nobody_handled_is_unconsumed() -> None:
-    """Also while it is not finished; a dead letter or a duplicate is an explanation."""
+    """Also while it is not finished; a dead letter, a duplicate or a delay is an explanation."""
     edge = ("unconsumed_event", "reserved v1 -> billing.charge")
     for units, expected in (
         (UNITS[:1], True),
         ((*UNITS[:1], unit("reserved", "billing.charge", "")), True),
         ((*UNITS[:1], unit("reserved", "billing.charge", "dead_letter", reason="rejected")), False),
         ((*UNITS[:1], unit("reserved", "billing.charge", "duplicate")), False),
+        ((*UNITS[:1], unit("reserved", "billing.charge", "delayed")), False),
     ):
         found = compare(SHOP, seen(CLEAN[:2], units))
         assert (edge in places(found)) is expected, units

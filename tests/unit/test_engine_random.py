@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from choreo.core import messages as m
+from choreo.core.breaker import Breaker
 from choreo.core.emission import collision_digest
 from choreo.core.engine import Engine
 from choreo.core.retry import RetryPolicy
@@ -22,6 +23,7 @@ PARTITIONS = tuple(TopicPartition("orders", number) for number in range(3))
 SEEDS_A_TEST, TESTS = 40, 10
 STEPS_MAX = 400
 LONG_RUN = 20_000
+BREAKER = Breaker(2, pause_s=1.0)
 RETRY = RetryPolicy(3, base_s=0.5, cap_s=2.0)
 LIMITS = m.Limits(
     concurrency=3,
@@ -61,6 +63,7 @@ class World:
     """An engine, the log it reads, the store and the group, and what is under way between them."""
 
     random: Random
+    guarded: bool = False  # its handler has a breaker, and some records are of a delay topic
     engine: Engine = field(default_factory=lambda: Engine(LIMITS))
     now_s: float = 1_000.0
     epochs: dict[TopicPartition, int] = field(default_factory=dict)
@@ -109,7 +112,7 @@ class World:
                 self.paused.discard(effect.partition)
             elif isinstance(effect, m.Wait):
                 self.timer_s = effect.until_s
-            elif isinstance(effect, (m.Claim, m.Invoke, m.DeadLetter, m.Transact, m.Commit)):
+            elif isinstance(effect, (m.Claim, m.Invoke, m.DeadLetter, m.Delay, m.Transact, m.Commit)):
                 self.under_way.append((effect, dict(self.leases)))
 
     def chance(self, probability: float) -> bool:
@@ -147,8 +150,15 @@ class World:
         end = min(len(self.log[id_]), begin + self.random.randint(1, 5))
         self.fetched[id_] = end
         self.step(
-            m.Fetched(id_, [m.Delivery(at, 10, 1_000, self._units(id_, at)) for at in range(begin, end)], 1_000)
+            m.Fetched(
+                id_,
+                [m.Delivery(at, 10, 1_000, self._units(id_, at), self._delay_s()) for at in range(begin, end)],
+                1_000,
+            )
         )
+
+    def _delay_s(self) -> float:
+        return self.random.choice((0.0, 0.0, 2.0)) if self.guarded else 0.0
 
     def _units(self, partition: TopicPartition, offset: int) -> list[Unit]:
         return [
@@ -163,6 +173,8 @@ class World:
                 derived=event.derived,
                 transacts=event.transacts,
                 retry=RETRY,
+                delayable=self.guarded and event.derived,
+                breaker=BREAKER if self.guarded else None,
                 work=event,
             )
             for event in self.log[partition][offset]
@@ -199,13 +211,13 @@ class World:
         match effect:
             case m.Claim():
                 self._claim(effect, leases)
-            case m.Invoke(unit) | m.DeadLetter(unit, _) if self.leases.get(unit.partition) != leases.get(
+            case m.Invoke(unit) | m.DeadLetter(unit, _) | m.Delay(unit, _) if self.leases.get(
                 unit.partition
-            ):
+            ) != leases.get(unit.partition):
                 self.step(m.Returned(unit, "late"))
             case m.Invoke(unit):
                 self._handle(unit)
-            case m.DeadLetter(unit, _):
+            case m.DeadLetter(unit, _) | m.Delay(unit, _):
                 self.step(m.Returned(unit, "dead letter"))
             case m.Transact():
                 self._transact(effect, leases)
@@ -238,7 +250,9 @@ class World:
 
     def _raised(self, unit: Unit) -> m.Raised:
         delay_s = self.random.choice((None, 0.001, 3.0))
-        return m.Raised(unit, self.random.choice(("retry", "retry", "dead_letter")), "boom", delay_s)
+        return m.Raised(
+            unit, self.random.choice(("retry", "retry", "dead_letter")), "boom", delay_s, trips=self.guarded
+        )
 
     def _held(self, partitions: Iterable[TopicPartition], leases: dict[TopicPartition, int]) -> set[TopicPartition]:
         return {id_ for id_ in partitions if id_ in leases and self.leases.get(id_) == leases[id_]}
@@ -324,9 +338,9 @@ class World:
         return own is not None and own.done and (event.derived or own.fingerprint == event.fingerprint)
 
 
-def play(seed: int) -> World:
+def play(seed: int, *, guarded: bool = False) -> World:
     """One life of an engine: everything may happen, then nothing bad does and all is brought to its end."""
-    world = World(Random(seed))
+    world = World(Random(seed), guarded)
     for _ in range(STEPS_MAX):
         world.go_on()
     world.well = True
@@ -339,11 +353,12 @@ def play(seed: int) -> World:
     raise AssertionError(f"seed {seed}: it never comes to an end")
 
 
+@pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("block", range(TESTS))
-def test_whatever_happens_everything_is_durable_once_and_in_order(block: int) -> None:
+def test_whatever_happens_everything_is_durable_once_and_in_order(block: int, guarded: bool) -> None:
     """No loss, no second result, order in a lane, no offset above what is not done, and nothing left behind."""
     for seed in range(block * SEEDS_A_TEST, (block + 1) * SEEDS_A_TEST):
-        world = play(seed)
+        world = play(seed, guarded=guarded)
         engine = world.engine
         for id_, records in world.log.items():
             assert all(world._settled(event) for events in records for event in events), seed
@@ -352,6 +367,7 @@ def test_whatever_happens_everything_is_durable_once_and_in_order(block: int) ->
             assert (engine.partitions[id_].unfinished, engine.partitions[id_].unfinished_bytes) == (0, 0), seed
         assert (engine.unfinished(), engine.running, engine.waiting()) == (0, 0, True), seed
         assert (engine._keys, engine._turns.solo, engine.wake_at_s, engine._timers) == ({}, None, None, []), seed
+        assert (engine._circuits._held, engine._circuits._under_way) == ({}, {}), seed
 
 
 def test_a_long_run_leaves_nothing_behind() -> None:

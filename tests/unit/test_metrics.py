@@ -133,18 +133,25 @@ async def test_each_outcome_is_counted_once_and_only_what_was_sent_is_sent() -> 
     span = begun()
     span.sending("stock", event("s-1", "stock.reserved"))
     span.finish("dropped", attempts=1)
+    span = begun()
+    span.sending("inventory.retry.60", event("o-1", "order.placed"))
+    span.finish("delayed", attempts=1)
     _, end = instrument.publish("orders", event("o-2", "order.placed"))
     end(OSError())
     assert values(reader, "choreo.handler.events", "choreo.outcome", "error.type") == {
         ("duplicate", None): 1,
         ("dead_letter", "handler_failed"): 1,
         ("dropped", None): 1,
+        ("delayed", None): 1,
     }
     assert values(reader, "choreo.handler.attempts", "error.type") == {("TimeoutError",): 1}
     sent = values(reader, "messaging.client.sent.messages", "messaging.destination.name", "error.type")
-    assert sent == {("inventory.dlq", None): 1, ("orders", "OSError"): 1}
-    ((attributes, duration),) = all_points(reader)["messaging.process.duration"]
-    assert (attributes["error.type"], duration.count) == ("handler_failed", 1)
+    assert sent == {("inventory.dlq", None): 1, ("inventory.retry.60", None): 1, ("orders", "OSError"): 1}
+    durations = all_points(reader)["messaging.process.duration"]
+    assert {(attributes.get("error.type"), each.count) for attributes, each in durations} == {
+        ("handler_failed", 1),
+        (None, 1),
+    }
 
 
 @pytest.mark.parametrize("header", [SAMPLED, UNSAMPLED, None])

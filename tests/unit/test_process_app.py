@@ -1,6 +1,15 @@
 """A process in an app on the embedded broker: events, timers in virtual time, rows and emits together."""
 
+import asyncio
+import json
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
 from choreo import App, Flow, Service
+from choreo.cli import main
+from choreo.runtime.levels import Gauge
 from choreo.testing import TestApp
 from tests.unit.process_stage import (
     Approval,
@@ -47,3 +56,29 @@ async def test_timers_fire_in_virtual_time() -> None:
         kinds = [each for each in flow.types if each.startswith(("approval.rem", "approval.esc"))]
         assert kinds == ["approval.reminder-due", "approval.reminder-due", "approval.escalated"]
         assert t.rows("SELECT state FROM choreo_instance") == [("escalated",)]
+
+
+def test_trace_tells_what_a_flow_waits_for(tmp_path: Path) -> None:
+    """The timers of its instance, and when they are due; in the tree, for programs, and on the page."""
+    broker = f"embedded:{tmp_path}/office.db"
+
+    async def begin() -> tuple[str, int | None]:
+        async with office().running(broker=broker, create_topics=True) as running:
+            reference = await running.publish(ApprovalRequested(request_id="r1", manager="ann"))
+            async with asyncio.timeout(20):
+                while not await running.stores["approval"].timers_of(reference.correlation_id):  # type: ignore[attr-defined]  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            levels = await Gauge(running.workers["approval"]).look()
+            other = await Gauge(running.workers["mailbox"]).look()
+            assert other.timers_due is None
+            return reference.correlation_id, levels.timers_due
+
+    flow, due = asyncio.run(begin())
+    assert due == 0
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(main, ["trace", flow, "--broker", broker, "--html", str(page)])
+    assert re.search(r"timer approval\.remind of r1: due in 23:59:\d\d", result.stdout), result.output
+    assert re.search(r"timer approval\.escalate of r1: due in 2 d 23:59:\d\d", result.stdout)
+    assert "timer approval.remind of r1" in page.read_text()
+    data = json.loads(CliRunner().invoke(main, ["trace", flow, "--broker", broker, "--json"]).stdout)
+    assert [each["name"] for each in data["flows"][0]["timers"]] == ["remind", "escalate"]

@@ -11,7 +11,7 @@ from choreo.flow.drawing import tree
 from choreo.flow.joining import build
 from choreo.flow.timeline import DeadLetter, Place, Timeline
 from choreo.record import Record
-from choreo.runtime import emitting
+from choreo.runtime import replaying, retrying
 
 
 def record(
@@ -74,6 +74,24 @@ def test_deep_flow_is_built_and_drawn() -> None:
     assert tree(found).children
 
 
+def test_delayed_event_is_one_node_with_its_attempts() -> None:
+    """What waits on a delay topic is no duplicate, and what was made of it there is told at the event."""
+    again = record("1", topic="desk.retry.60", offset=4, at_ms=9, extra=((joining.RETRY_PREFIX + "number", b"1"),))
+    row = {"handler": "desk.book", "partition": 0, "done": 1, "deliveries": 1, "duration_s": 0.0, "done_ms": 1}
+    rows = [
+        {**row, "topic": "orders", "offset": 0, "outcome": "delayed", "attempts": 1},
+        {**row, "topic": "desk.retry.60", "offset": 4, "outcome": "handled", "attempts": 2},
+    ]
+    found = build([record("1"), again], "f", rows)
+    (node,) = found.nodes()
+    assert (node.repeats, node.retries) == ([], [Place("desk.retry.60", 0, 4)])
+    assert [each.outcome for each in node.handlings] == ["delayed", "handled"]
+    assert not found.unplaced
+    said = drawn(found)
+    assert "desk.book failed, to be tried again later" in said
+    assert "duplicate" not in said
+
+
 def test_repeated_event_is_one_node() -> None:
     """The same source and id a second time is a duplicate and no second event."""
     found = build([record("1"), record("1", offset=7, at_ms=5)], "f")
@@ -100,8 +118,25 @@ def test_dead_letter_outlives_its_event() -> None:
 
 
 def test_prefix_is_the_emitters() -> None:
-    """The prefix of a dead letter's headers is what the runtime writes."""
-    assert joining.DLQ_PREFIX == emitting.DLQ_PREFIX
+    """The prefixes of headers of a dead letter, of a replay and of a retry are what the runtime writes."""
+    assert joining.DLQ_PREFIX == replaying.DLQ_PREFIX
+    assert joining.REPLAY_PREFIX == replaying.REPLAY_PREFIX
+    assert joining.RETRY_PREFIX == retrying.RETRY_PREFIX
+
+
+def test_replay_is_noted_at_its_event_and_is_no_duplicate() -> None:
+    """It has its event's id; who handled it there is told by the store like any other."""
+    order = replaying.Replay("r-1", "charge", "force", "replay", by="ada")
+    sent = replaying.replay_record(order, "pay.replay", record("1"), 1)
+    replay = record("1", topic="pay.replay", at_ms=5)._replace(headers=sent.headers)
+    row = {"topic": "pay.replay", "partition": 0, "offset": 0, "done": 1, "deliveries": 1, "done_ms": 9}
+    told = {**row, "handler": "pay.charge", "outcome": "handled", "attempts": 1, "duration_s": 0.25}
+    found = build([record("1"), replay], "f", [told])
+    (node,) = found.nodes()
+    assert (node.repeats, found.unplaced) == ([], [])
+    assert [each.handler for each in node.handlings] == ["pay.charge"]
+    assert "replayed to charge by ada, forced pay.replay/0@0" in drawn(found)
+    assert found.as_dict()["events"][0]["replays"][0]["mode"] == "force"
 
 
 def test_history_says_who_handled_it() -> None:

@@ -15,7 +15,7 @@ from choreo.flow.joining import build
 from choreo.flow.timeline import Expected, Node, Progress, Timeline
 from choreo.flow.waiting import expect, unanswered
 from choreo.record import Record
-from choreo.runtime import routing
+from choreo.runtime import replaying
 from tests.unit.test_timeline import drawn, record
 
 
@@ -178,7 +178,7 @@ def test_dead_letter_is_not_waited_for(handler: str) -> None:
 
 def test_decode_is_the_routers() -> None:
     """What stands for a handler where none could be given the record."""
-    assert waiting.DECODE == routing.DECODE
+    assert waiting.DECODE == replaying.DECODE
 
 
 def test_key_that_may_be_forgotten_is_unknown() -> None:

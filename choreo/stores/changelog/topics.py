@@ -59,7 +59,8 @@ def check_topics(group: str, inputs: Iterable[str], known: Mapping[str, TopicSpe
         wanted, found = known[topic].partitions, known.get(name)
         if found is None:
             raise ConfigurationError(
-                f"{name}, which is to keep {group}'s keys of {topic}, is missing: run `choreo topics apply`"
+                f"{name}, which is to keep {group}'s keys of {topic}, is missing: run `choreo topics apply` with "
+                "`--store changelog`"
             )
         if found.partitions != wanted:
             raise ConfigurationError(

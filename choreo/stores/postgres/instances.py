@@ -71,6 +71,9 @@ _NOTE = f"""INSERT INTO {{intervention}} ({_INTERVENTION})
     VALUES (%(process)b, %(key)b, %(what)b, %(who)b, %(why)b, %(correlation_id)b, %(at_ms)s)"""
 _DONE = f"SELECT {_INTERVENTION} FROM {{intervention}}"
 _DONE_OF_FLOW = f"{_DONE} WHERE md5(correlation_id) = md5(%(flow)b) AND correlation_id = %(flow)b ORDER BY id"
+_OVERDUE = f"""SELECT count(*) FROM unnest(%(processes)b::bytea[]) AS p (process)
+    JOIN {{timer}} t ON t.process = p.process AND t.wake_ms <= {_BEGUN_MS}"""
+_OF_FLOW = f"SELECT {_TIMER} FROM {{timer}} WHERE correlation_id = %(correlation_id)b ORDER BY due_ms LIMIT 100"
 
 
 class InstanceQueries:
@@ -86,6 +89,7 @@ class InstanceQueries:
         self.due, self.next, self.sent = fill(_DUE), fill(_NEXT), fill(_SENT)
         self.census, self.note = fill(_CENSUS), fill(_NOTE)
         self.done, self.done_of_flow = fill(f"{_DONE} {_OF_KEY} ORDER BY id"), fill(_DONE_OF_FLOW)
+        self.overdue, self.of_flow = fill(_OVERDUE), fill(_OF_FLOW)
 
 
 class PostgresInstances:
@@ -225,6 +229,16 @@ def intervention_of(row: Row) -> Intervention:
     return Intervention(
         decode(process), decode(key), decode(what), decode(who), decode(why), decode(correlation_id), at_ms
     )
+
+
+def overdue(queries: InstanceQueries, processes: Iterable[str]) -> Statement:
+    """How many timers are to be sent now."""
+    return queries.overdue, {"processes": [encode(process) for process in processes]}
+
+
+def of_flow(queries: InstanceQueries, correlation_id: str) -> Statement:
+    """Timers of a flow, the next one first."""
+    return queries.of_flow, {"correlation_id": encode(correlation_id)}
 
 
 def due(queries: InstanceQueries, processes: Iterable[str], limit: int, claim_s: float) -> list[Statement]:

@@ -246,6 +246,16 @@ class PostgresStore:
         if timers:
             await self._flush(instances.sent(self._instances, timers, again_s))
 
+    async def overdue(self, processes: Collection[str]) -> int:
+        """Timers to be sent now."""
+        (((count,),),) = await self._flush(instances.overdue(self._instances, processes))
+        return int(count)
+
+    async def timers_of(self, correlation_id: str) -> Sequence[Timer]:
+        """Timers of a flow."""
+        (rows,) = await self._flush(instances.of_flow(self._instances, correlation_id))
+        return list(map(instances.timer_of, rows))
+
     async def instances(
         self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
     ) -> Sequence[Instance]:

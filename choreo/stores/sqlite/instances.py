@@ -138,6 +138,18 @@ def next_wake_ms(db: sqlite3.Connection, processes: Collection[str]) -> int | No
     return min((wake_ms for wake_ms in found if wake_ms is not None), default=None)
 
 
+def overdue(db: sqlite3.Connection, processes: Collection[str], now_ms: int) -> int:
+    """How many are to be sent now."""
+    query = "SELECT COUNT(*) FROM choreo_timer WHERE process = ? AND wake_ms <= ?"
+    return sum(db.execute(query, (process, now_ms)).fetchone()[0] for process in processes)
+
+
+def timers_of(db: sqlite3.Connection, correlation_id: str) -> list[Timer]:
+    """Of a flow, the next one first."""
+    query = f"SELECT {_TIMER} FROM choreo_timer WHERE correlation_id = ? ORDER BY due_ms LIMIT 100"
+    return [Timer(*row) for row in db.execute(query, (correlation_id,))]
+
+
 def claim_due(
     db: sqlite3.Connection, processes: Collection[str], limit: int, now_ms: int, until_ms: int
 ) -> list[Timer]:

@@ -238,6 +238,14 @@ class SqliteStore:
         if timers:
             await self._db.write(lambda db: instances.note_sent(db, timers, self._now_ms(), int(again_s * 1000)))
 
+    async def overdue(self, processes: Collection[str]) -> int:
+        """Timers to be sent now."""
+        return await self._db.read(lambda db: instances.overdue(db, processes, self._now_ms()))
+
+    async def timers_of(self, correlation_id: str) -> Sequence[Timer]:
+        """Timers of a flow."""
+        return await self._db.read(lambda db: instances.timers_of(db, correlation_id))
+
     async def instances(
         self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
     ) -> Sequence[Instance]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from choreo.core.retry import Delayed
 from choreo.errors import DecodeError
 from choreo.record import Record, TopicPartition
 
@@ -21,7 +22,7 @@ def lost(world: "World") -> Iterator[str]:
     """Each record was handled, or made a dead letter of, by every handler that takes it."""
     for name in world.app.services:
         router, done = world.app.router(name), world.done(name)
-        for record in world.records(*world.app.input_topics(name)):
+        for record in world.records(*world.inputs(name)):
             for work in router.route(record).work:
                 if router.key(work) not in done:
                     handler = work.bound.handler.label if work.bound else f"{name}, which cannot read it"
@@ -42,11 +43,24 @@ def twice(world: "World") -> Iterator[str]:
 
 
 def out_of_order(world: "World") -> Iterator[str]:
-    """What a service emits of one type for the events of one key comes in the order of those events."""
+    """What a service emits of one type for the events of one key comes in the order of those events.
+
+    But for those that were replayed: they come after what was handled meanwhile. And but for what a handler with
+    `Delayed` emits: it gives this order up.
+    """
+    delayed = {
+        (service.source, event.event_type)
+        for name, service in world.app.services.items()
+        for bound in world.app.bound(name)
+        for event in bound.emits
+        if isinstance(bound.handler.retry, Delayed)
+    }
     causes: dict[str, Record] = {}
     for record, envelope in world.events():
         if envelope is not None and record.key is not None:
             causes.setdefault(envelope.id, record)
+    for id_ in world.replayed():
+        causes.pop(id_, None)
     last: dict[tuple[object, ...], int] = {}
     seen = set()
     for _, envelope in world.events():
@@ -54,7 +68,7 @@ def out_of_order(world: "World") -> Iterator[str]:
             continue
         seen.add((envelope.source, envelope.id))
         cause = causes.get(envelope.causationid)
-        if cause is None:
+        if cause is None or (envelope.source, envelope.type) in delayed:
             continue
         lane = (envelope.source, envelope.type, cause.topic, cause.partition, cause.key)
         before = last.get(lane, -1)
@@ -76,10 +90,9 @@ def owned_twice(world: "World") -> Iterator[str]:
 def retries(world: "World") -> Iterator[str]:
     """No handler was called more often for one event than its policy allows, in one life of a process."""
     allowed = {
-        bound.handler.label: bound.handler.retry.attempts_max
+        bound.handler.label: bound.handler.retry.attempts_total
         for name in world.app.services
         for bound in world.app.bound(name)
-        if bound.handler.retry is not None
     }
     for each in world.invocations:
         if each.attempt > allowed.get(each.handler, each.attempt):

@@ -58,6 +58,7 @@ def simulate(
     checkers: Sequence[Checker] = (),
     upgrade: App | None = None,
     metadata: Any = None,
+    replays: bool = False,
 ) -> Callable[[Test], SimulatedTest]:
     """Make a test of a function that takes a `world` and asserts what must hold in it, after every seed.
 
@@ -76,6 +77,7 @@ def simulate(
         checkers: What must hold beside choreo's own promises and the test.
         upgrade: The app of the next version, for `deploy`; by default the same again.
         metadata: SQLAlchemy's; its tables are in the database of every service.
+        replays: Two operators replay all dead letters, again and again, and are interrupted.
 
     Raises:
         DeclarationError: The function takes no `world`, or is a coroutine function, which nobody would await.
@@ -83,7 +85,9 @@ def simulate(
     if seeds < 1:
         raise DeclarationError(f"simulate(seeds={seeds}) would pass without a run; take at least one")
     faults = faults or Faults()
-    simulation = Simulation(app, publish, resources, pair, members, partitions, faults, checkers, upgrade, metadata)
+    simulation = Simulation(
+        app, publish, resources, pair, members, partitions, faults, checkers, upgrade, metadata, replays
+    )
 
     def decorate(test: Test) -> SimulatedTest:
         signature = _signature(test)

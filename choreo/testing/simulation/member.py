@@ -161,9 +161,9 @@ class Member:
         instances = await app.resources.open(world.resources, wanted, self._stack)
         worker = Worker(
             plan.service,
-            plan.inputs,
+            world.inputs(self.service),
             ports,
-            app.router(self.service),
+            app.router(self.service, knows_keys=store.dedupe_scope == "anywhere"),
             Emitter(plan.service, app.topic, plan.propagate),
             SimulatedInvoker(process, app, instances),
             timers_of(plan, ports, app.topic),

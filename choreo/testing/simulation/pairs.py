@@ -33,7 +33,7 @@ async def embedded(world: "World") -> Pair:
     rows = _Rows(database)
     world.keys = lambda service: rows
     for service in world.app.services.values():
-        world.group(service.group, world.app.input_topics(service.name))
+        world.group(service.group, world.inputs(service.name))
 
     def pair(process: Process, service: str) -> tuple[Transport, IdempotencyStore]:
         file = OneFile(process, database)
@@ -78,7 +78,7 @@ async def lease(world: "World") -> Pair:
 async def changelog(world: "World") -> Pair:
     """Kafka alone: keys, emits and offsets in one transaction of the log."""
     for service in world.app.services.values():
-        inputs = {name: world.log.specs[name] for name in world.app.input_topics(service.name)}
+        inputs = {name: world.log.specs[name] for name in world.inputs(service.name)}
         world.log.create(changelog_specs(service.group, inputs))
 
     def pair(process: Process, service: str) -> tuple[Transport, IdempotencyStore]:
@@ -135,7 +135,7 @@ class _Log:
 
     def __init__(self, world: "World", group: str) -> None:
         self._log = world.log
-        topics = [changelog_topic(group, name) for name in world.app.input_topics(group)]
+        topics = [changelog_topic(group, name) for name in world.inputs(group)]
         self._positions = dict.fromkeys(self._log.ids(topics), 0)
         self._found: set[bytes] = set()
 

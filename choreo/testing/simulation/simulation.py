@@ -24,6 +24,7 @@ from choreo.testing.simulation.happenings import Happening
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.member import Member
 from choreo.testing.simulation.nemesis import Nemesis
+from choreo.testing.simulation.operators import SimulatedOperator
 from choreo.testing.simulation.pairs import PAIRS
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.world import World
@@ -73,6 +74,7 @@ class Simulation:
         upgrade: The app of the next version, for `deploy`; by default the same again.
         metadata: SQLAlchemy's; its tables are in the database of every service.
         hasten: Delays of process managers and sagas are so many times shorter: a world at rest has no timers left.
+        replays: Two operators replay all dead letters, again and again, and are interrupted.
     """
 
     app: App
@@ -86,6 +88,7 @@ class Simulation:
     upgrade: App | None = None
     metadata: Any = None
     hasten: float = 1.0
+    replays: bool = False
 
     def run(self, seed: int, *, allowed: Iterable[str] | None = None) -> Outcome:
         """Run one seed; with `allowed` only these faults of it.
@@ -96,6 +99,7 @@ class Simulation:
         loop = SimulationLoop(START_S)
         dice = Dice(seed, self.faults, allowed=None if allowed is None else frozenset(allowed))
         world = World(self.app, loop, dice, self.partitions, cooperative=dice.number("protocol") < 0.5)
+        world.replays = self.replays
         world.resources = {type_: _fresh(each, world) for type_, each in (self.resources or {}).items()}
         for process in self.app.processes.values():
             process.hasten(self.hasten)
@@ -143,12 +147,18 @@ class Simulation:
         nemesis = Nemesis(world, self.upgrade or self.app)
         faulting = asyncio.create_task(nemesis.run())
         publishing = asyncio.create_task(self._publish(world, list(self.publish(chance)), chance))
+        operators = [SimulatedOperator(world, f"operator-{number}") for number in (1, 2) if self.replays]
+        replaying = [asyncio.create_task(operator.run()) for operator in operators]
         await asyncio.sleep(FAULTS_S)
-        faulting.cancel()
+        for task in (faulting, *replaying):
+            task.cancel()
         world.dice.enabled = False
         nemesis.heal()
         await publishing
         problems = await self._settle(world)
+        for operator in operators[:1]:
+            await operator.replay()
+            problems += await self._settle(world)
         world.over = True
         nemesis.stop()
         for task in background:

@@ -5,6 +5,7 @@ import contextvars
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ class World:
         committed: For each group and partition, every offset committed, in order.
         published: Events given to the flow from outside, by id.
         databases: By service; on the embedded broker there is one.
+        replays: Whether services read their topics of replays, and an operator writes there.
         emits_once, emits_alike: What the pair promises: that no emit is on the log twice; that its copies are equal.
     """
 
@@ -54,6 +56,7 @@ class World:
     members: dict[str, "Member"] = field(default_factory=dict)
     readers: list["SimulatedConsumer"] = field(default_factory=list)
     keys: Callable[[str], "Keys"] = field(init=False)
+    replays: bool = False
     emits_once: bool = False
     emits_alike: bool = True
     wrong_offsets: list[str] = field(default_factory=list)
@@ -95,6 +98,11 @@ class World:
         return "".join(f"{each.at_s - start_s:11.6f} {each.who} {each.kind} {each.what}\n" for each in self.history)
 
     # ---- the cluster
+
+    def inputs(self, service: str) -> list[str]:
+        """Topics that a service reads, that of replays among them where there are any."""
+        replays = [self.app.topic(self.app.services[service].replay_topic)] if self.replays else []
+        return [*self.app.input_topics(service), *replays]
 
     def group(self, name: str, topics: Sequence[str]) -> SimulatedGroup:
         """The group's coordinator."""
@@ -258,8 +266,9 @@ class World:
         return found
 
     def records(self, *topics: str) -> list[Record]:
-        """Committed records of topics, all but dead letters unless named, in order of time."""
-        names = topics or tuple(name for name in self.log.specs if not name.endswith((".dlq", ".keys")))
+        """Committed records of topics, all but dead letters and copies for a retry unless named, in order of time."""
+        own = self.app.own_topics()
+        names = topics or tuple(name for name in self.log.specs if name not in own and not name.endswith(".keys"))
         return self.log.scan(names)
 
     def events(self) -> list[tuple[Record, Envelope | None]]:
@@ -273,6 +282,15 @@ class World:
                     found.append((record, None))
             self._events = self.log.appended, found
         return self._events[1]
+
+    def replayed(self) -> set[str]:
+        """Ids of the events that were replayed to some handler."""
+        topics = [self.app.topic(service.replay_topic) for service in self.app.services.values()]
+        found = set()
+        for record in self.log.scan(topics) if self.replays else ():
+            with suppress(DecodeError):
+                found.add(cloudevents.read(record.headers, record.value or b"")[0].id)
+        return found
 
     def done(self, service: str) -> set[bytes]:
         """Idempotency keys that the service's store holds of handled units."""

@@ -114,6 +114,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
 async def _topics(servers: str) -> list[str]:
     """Make all of them; those of events and dead letters."""
     specs = [spec for app in (orders_app, entries_app) for spec in app.topic_specs(PARTITIONS, BROKERS)]
+    specs = [spec for spec in specs if not spec.name.endswith(".replay")]  # nobody replays anything here
     inputs = {spec.name: spec for spec in specs if spec.name in entries_app.input_topics("mirror")}
     transport = open_transport(f"kafka://{servers}")
     await transport.open()

@@ -1,0 +1,59 @@
+"""Two operators who replay dead letters in the simulated world, while everything goes wrong."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from choreo.errors import TransportError
+from choreo.record import ProducerRecord
+from choreo.runtime.redriving import Operator, Redrive, partitions_of_replays, read, send
+from choreo.testing.simulation.process import Process
+from choreo.testing.simulation.transport import SimulatedTransport
+
+if TYPE_CHECKING:
+    from choreo.testing.simulation.world import World
+
+EVERY_S, THINKS_S = (1.0, 6.0), (0.0, 2.0)
+RATE = 50.0
+
+
+class _Desk(SimulatedTransport):
+    """As a command has it: what it sends may be lost, or late, or its answer; nobody starts it again."""
+
+    async def send(self, records: Sequence[ProducerRecord]) -> None:
+        """Append, or not know."""
+        append = partial(self._world.append, self._process, records)
+        await self._process.call("replay", append, to="broker", writes=True, mortal=False)
+
+
+class SimulatedOperator:
+    """Gives `choreo dlq replay` for every service, now and then. An error ends the command in its midst."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self._world = world
+        self._process = Process(world, name, "operator")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._world.dice.between(f"{self._process.name}/every", *EVERY_S))
+            await self.replay()
+
+    async def replay(self) -> None:
+        """Look, think, and replay all that is open."""
+        world, desk = self._world, _Desk(self._process)
+        app = world.app
+        services = list(app.services.values())
+        reading = await read(desk, services, app.topic, since_ms=0)
+        partitions = await partitions_of_replays(desk, services, app.topic)
+        who = Operator(self._process.name, run=self._process.name)
+        orders = Redrive(app.services, app.topic, partitions, who, world.loop.now_s).letters(
+            reading, reading.letters, "if-not-done"
+        )
+        await asyncio.sleep(world.dice.between(f"{self._process.name}/thinks", *THINKS_S))
+        if orders.records:
+            world.note(self._process, "replays", f"{len(orders.records)} dead letters")
+            with suppress(TransportError):
+                await send(desk, orders.records, self._process, rate=RATE)
