@@ -5,7 +5,7 @@ from choreo.context import Context
 from choreo.core.retry import RetryPolicy
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, Reject, RetryLater
 from choreo.event import Command, Event
-from choreo.process import ProcessManager, Saga, Step
+from choreo.process import ProcessManager, Saga, Step, join
 from choreo.publisher import Publisher, Reference
 from choreo.service import Flow, Service
 
@@ -27,4 +27,5 @@ __all__ = [
     "Saga",
     "Service",
     "Step",
+    "join",
 ]

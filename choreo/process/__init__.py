@@ -1,6 +1,7 @@
 """Process managers: persistent state machines over the events of the mesh, one a domain process."""
 
 from choreo.process.declaring import ProcessManager
+from choreo.process.joining import Join, join
 from choreo.process.saga import Saga, Step
 
-__all__ = ["ProcessManager", "Saga", "Step"]
+__all__ = ["Join", "ProcessManager", "Saga", "Step", "join"]
