@@ -74,7 +74,7 @@ class Join(Generic[_P, _R]):
         awaited = [event for name, event in self._events.items() if name != self._first]
 
         def is_last(self: JoinInstance, event: Event) -> bool:
-            return event.event_type not in self.got and {event.event_type, *self.got} == wanted
+            return {event.event_type, *self.got} == wanted
 
         if len(awaited) == 1:
             waiting.on(*awaited, to=complete)(take)
