@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from choreo.core import process as core
-from choreo.testing.simulation import Faults, World
+from choreo.testing.simulation import Faults, Simulation, World
 from handlers.enrichment.events import LeadEnriched, LeadReceived
 from handlers.enrichment.providers import is_down, is_slow
 from handlers.enrichment.simulation import simulation as enrichment
+from handlers.order_process.simulation import simulation as order_process
+from handlers.order_saga.simulation import simulation as order_saga
 
 SEEDS = {"outbox": 10, "embedded": 3}
 
@@ -24,7 +26,15 @@ def missing_as_expected(world: World) -> Iterator[str]:
             yield f"{lead.lead_id} is without {lead.missing}, and {late} came late"
 
 
-@pytest.mark.parametrize("pair", ["outbox", "embedded"])
+@pytest.mark.parametrize("pair", SEEDS)
+@pytest.mark.parametrize("orders", [order_saga, order_process], ids=["saga", "process"])
+def test_orders_reconcile_whoever_is_in_charge(orders: Simulation, pair: str) -> None:
+    """With all faults, and a provider that charges and does not answer: the ledgers of the mesh agree."""
+    for seed in range(1, SEEDS[pair] + 1):
+        assert replace(orders, pair=pair).run(seed).violations == (), seed
+
+
+@pytest.mark.parametrize("pair", SEEDS)
 def test_leads_are_enriched_once(pair: str) -> None:
     """With all faults; partial only when the time was up."""
     for seed in range(1, SEEDS[pair] + 1):
