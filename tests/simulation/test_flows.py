@@ -8,6 +8,7 @@ import pytest
 
 from choreo.core import process as core
 from choreo.testing.simulation import Faults, Simulation, World
+from handlers.ci_pipeline.simulation import simulation as ci_pipeline
 from handlers.enrichment.events import LeadEnriched, LeadReceived
 from handlers.enrichment.providers import is_down, is_slow
 from handlers.enrichment.simulation import simulation as enrichment
@@ -32,6 +33,13 @@ def test_orders_reconcile_whoever_is_in_charge(orders: Simulation, pair: str) ->
     """With all faults, and a provider that charges and does not answer: the ledgers of the mesh agree."""
     for seed in range(1, SEEDS[pair] + 1):
         assert replace(orders, pair=pair).run(seed).violations == (), seed
+
+
+@pytest.mark.parametrize("pair", SEEDS)
+def test_commits_are_deployed_only_when_they_may(pair: str) -> None:
+    """With all faults; decisions that overtake the steps, or never come."""
+    for seed in range(1, SEEDS[pair] + 1):
+        assert replace(ci_pipeline, pair=pair).run(seed).violations == (), seed
 
 
 @pytest.mark.parametrize("pair", SEEDS)
