@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers guarantees simulate mutants crash-table chaos clean
+.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers bench-architectures guarantees simulate mutants crash-table chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -26,6 +26,7 @@ help:
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run, and of telemetry"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
+	@echo "make bench-architectures  the order flow as mesh, saga and process manager: code, latency, throughput"
 	@echo "make bench-timers  how late timers are sent while 100,000 wait (BENCH_TIMERS_ARGS)"
 
 demo: $(STAMP)
@@ -55,6 +56,9 @@ bench-stores: $(STAMP)
 
 bench-timers: $(STAMP)
 	$(BIN)/python scripts/bench_timers.py $(BENCH_TIMERS_ARGS)
+
+bench-architectures: $(STAMP)
+	$(BIN)/python scripts/bench_architectures.py --rounds 5
 
 guarantees: $(STAMP)
 	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)

@@ -6,7 +6,7 @@ from choreo.core.breaker import Breaker
 from choreo.core.retry import Delayed, RetryPolicy
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, Reject, RetryLater
 from choreo.event import Command, Event
-from choreo.process import ProcessManager, Saga, Step
+from choreo.process import ProcessManager, Saga, Step, join
 from choreo.publisher import Publisher, Reference
 from choreo.service import Flow, Service
 
@@ -30,4 +30,5 @@ __all__ = [
     "Saga",
     "Service",
     "Step",
+    "join",
 ]

@@ -10,7 +10,7 @@ from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.looking import Looking
 from choreo.ports import TopicSpec
-from choreo.process import ProcessManager, Saga
+from choreo.process import Join, ProcessManager, Saga
 from choreo.process.interpreting import Process
 from choreo.running import Plan, Resources, Running, Settings, delay_topics
 from choreo.runtime.routing import Router
@@ -30,7 +30,7 @@ class App:
     """Services and flows that belong together. Building it checks all of it.
 
     Args:
-        services: Services, process managers and sagas, at least one; names differ.
+        services: Services, process managers, sagas and joins, at least one; names differ.
         flows: What the business calls a process.
         resources: What handlers ask for by type: instances, or a mapping of type to instance or async generator
             function.
@@ -45,7 +45,7 @@ class App:
 
     def __init__(
         self,
-        *services: Service | type[ProcessManager] | Saga,
+        *services: Service | type[ProcessManager] | Saga | Join[..., Any],
         flows: Sequence[Flow] = (),
         resources: Sequence[Resource] | Mapping[Any, Resource] = (),
         around: Sequence[Around] = (),
@@ -80,10 +80,10 @@ class App:
         self._check_resources()
         self._check_flows()
 
-    def _service(self, given: Service | type[ProcessManager] | Saga) -> Service:
+    def _service(self, given: Service | type[ProcessManager] | Saga | Join[..., Any]) -> Service:
         if isinstance(given, Service):
             return given
-        process = Process(given.manager if isinstance(given, Saga) else given)
+        process = Process(given.manager if isinstance(given, (Saga, Join)) else given)
         return self.processes.setdefault(process.name, process).service
 
     def topic(self, logical: str) -> str:

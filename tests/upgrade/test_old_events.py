@@ -17,12 +17,11 @@ from choreo.core.emission import key_digest
 from choreo.record import ProducerRecord, Record
 from choreo.runtime.routing import Work, record_from_json
 from choreo.testing import TestApp
-from handlers.approval.app import app as approval
-from handlers.order_fulfilment.app import app as order_fulfilment
+from tests.handlers_apps import NAMES, handlers_app
 
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted(Path(__file__).parent.glob("records/*.json"))
-UNHANDLED = {"stock.released.1", "approval.ended.1", "letter.sent.1"}
+UNHANDLED = {"approval.ended.1", "letter.sent.1", "deploy.wanted.1", "pipeline.ended.1"}
 SHOP = Path(__file__).parent / "shop"
 ORDER = UUID("4c4a36d4-4c0d-4a81-9012-8109a380a3b5")
 
@@ -50,7 +49,7 @@ def test_there_is_a_record_of_every_released_version() -> None:
 def test_a_record_of_an_example_is_read_whole(path: Path) -> None:
     """By every handler of its type, and nothing of it is lost on the way."""
     record = stored(path)
-    found = [*works(order_fulfilment, record), *works(approval, record)]
+    found = [work for name in NAMES for work in works(handlers_app(name), record)]
     assert bool(found) == (path.stem not in UNHANDLED)
     for work in found:
         assert work.error is None

@@ -63,14 +63,16 @@ def out_of_order(world: "World") -> Iterator[str]:
         causes.pop(id_, None)
     last: dict[tuple[object, ...], int] = {}
     seen = set()
-    for _, envelope in world.events():
+    for record, envelope in world.events():
         if envelope is None or not envelope.causationid or (envelope.source, envelope.id) in seen:
             continue
         seen.add((envelope.source, envelope.id))
         cause = causes.get(envelope.causationid)
         if cause is None or (envelope.source, envelope.type) in delayed:
             continue
-        lane = (envelope.source, envelope.type, cause.topic, cause.partition, cause.key)
+        # Emits of one key may have keys, and so partitions, of their own: between those there is no order.
+        to = (record.topic, record.partition)
+        lane = (envelope.source, envelope.type, cause.topic, cause.partition, cause.key, *to)
         before = last.get(lane, -1)
         if cause.offset < before:
             yield f"{envelope.type} for {cause.topic}/{cause.partition}@{cause.offset} came after that for @{before}"

@@ -20,6 +20,9 @@ from ..events import (
     StockReserved,
 )
 
+Rejected = Literal["out_of_stock", "unknown_sku"]
+Released = Literal["payment_declined", "shipment_cancelled"]
+
 inventory = Service("inventory")
 
 # Neither the holds nor the ledger have a unique key: should an event ever be handled twice, its rows are there
@@ -54,18 +57,9 @@ def tables(db: sqlite3.Connection) -> None:
 @inventory.handler(OrderPlaced, idempotency_key="order_id")
 def reserve(order: OrderPlaced, ctx: Context, db: sqlite3.Connection) -> StockReserved | StockRejected:
     """Hold all lines of an order, or none."""
-    wanted = _quantities(order.lines)
-    for sku, quantity in wanted.items():
-        if reason := _why_not(db, sku, quantity):
-            _enter(db, ctx, order.order_id, "reject", reason)
-            return StockRejected(order_id=order.order_id, customer_id=order.customer.id, reason=reason, sku=sku)
-    for sku, quantity in wanted.items():
-        _move(db, sku, available=-quantity, held=quantity)
-        db.execute(
-            "INSERT INTO inventory_hold (order_id, sku, quantity, state) VALUES (?, ?, ?, 'held')",
-            (str(order.order_id), sku, quantity),
-        )
-    _enter(db, ctx, order.order_id, "hold")
+    if (refused := hold(order.order_id, order.lines, ctx, db)) is not None:
+        reason, sku = refused
+        return StockRejected(order_id=order.order_id, customer_id=order.customer.id, reason=reason, sku=sku)
     return StockReserved(
         order_id=order.order_id,
         customer_id=order.customer.id,
@@ -78,17 +72,9 @@ def reserve(order: OrderPlaced, ctx: Context, db: sqlite3.Connection) -> StockRe
 @inventory.handler(PaymentDeclined, ShipmentCancelled)
 def release(event: PaymentDeclined | ShipmentCancelled, ctx: Context, db: sqlite3.Connection) -> StockReleased | None:
     """Put back what was held; nothing, if nothing is held for this order."""
-    held = _held(db, event.order_id)
-    if not held:
+    reason: Released = "payment_declined" if isinstance(event, PaymentDeclined) else "shipment_cancelled"
+    if not put_back(event.order_id, reason, ctx, db):
         return None
-    for sku, quantity in held:
-        _move(db, sku, available=quantity, held=-quantity)
-    _settle(db, event.order_id, "released")
-    declined = isinstance(event, PaymentDeclined)
-    reason: Literal["payment_declined", "shipment_cancelled"] = (
-        "payment_declined" if declined else "shipment_cancelled"
-    )
-    _enter(db, ctx, event.order_id, "release", reason)
     return StockReleased(order_id=event.order_id, customer_id=event.customer_id, reason=reason)
 
 
@@ -104,6 +90,36 @@ def issue(shipped: OrderShipped, ctx: Context, db: sqlite3.Connection) -> None:
     _enter(db, ctx, shipped.order_id, "issue")
 
 
+def hold(
+    order_id: UUID, lines: tuple[OrderLine, ...], ctx: Context, db: sqlite3.Connection
+) -> tuple[Rejected, str] | None:
+    """Hold all lines or none; why not, and the first article that could not be."""
+    wanted = _quantities(lines)
+    for sku, quantity in wanted.items():
+        if reason := _why_not(db, sku, quantity):
+            _enter(db, ctx, order_id, "reject", reason)
+            return reason, sku
+    for sku, quantity in wanted.items():
+        _move(db, sku, available=-quantity, held=quantity)
+        db.execute(
+            "INSERT INTO inventory_hold (order_id, sku, quantity, state) VALUES (?, ?, ?, 'held')",
+            (str(order_id), sku, quantity),
+        )
+    _enter(db, ctx, order_id, "hold")
+    return None
+
+
+def put_back(order_id: UUID, reason: Released, ctx: Context, db: sqlite3.Connection) -> bool:
+    """Put back what is held for an order; whether there was anything."""
+    held = _held(db, order_id)
+    for sku, quantity in held:
+        _move(db, sku, available=quantity, held=-quantity)
+    if held:
+        _settle(db, order_id, "released")
+        _enter(db, ctx, order_id, "release", reason)
+    return bool(held)
+
+
 def _quantities(lines: tuple[OrderLine, ...]) -> Counter[str]:
     """Pieces by article: customers do order one article on two lines."""
     wanted: Counter[str] = Counter()
@@ -112,7 +128,7 @@ def _quantities(lines: tuple[OrderLine, ...]) -> Counter[str]:
     return wanted
 
 
-def _why_not(db: sqlite3.Connection, sku: str, quantity: int) -> Literal["out_of_stock", "unknown_sku"] | None:
+def _why_not(db: sqlite3.Connection, sku: str, quantity: int) -> Rejected | None:
     row = db.execute("SELECT available FROM inventory_stock WHERE sku = ?", (sku,)).fetchone()
     if row is None:
         return "unknown_sku"
