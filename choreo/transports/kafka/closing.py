@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,9 @@ async def discard(producer: AIOKafkaProducer) -> None:
     # What still runs in it could connect again, find the coordinator and end a transaction behind our back.
     producer.client.send = _refuse
     accumulator, client, task = producer._message_accumulator, producer.client, producer._sender.sender_task
+    manager = producer._txn_manager
+    # Looked up before it fails: 0.14 takes those it has failed out of its lists, and nobody may wait for them.
+    waiting = [] if manager is None else _waiting(manager)
     accumulator._exception = errors.ProducerClosed()  # refuse what another task is handing over
     accumulator.reenqueue = _fail  # what failed and waits to be sent again
     if task is not None:
@@ -39,8 +42,8 @@ async def discard(producer: AIOKafkaProducer) -> None:
     for batch in accumulator._pending_batches:
         if batch._drain_waiter.done():
             batch._drain_waiter.exception()  # seen: asyncio would log it as never retrieved
-    if producer._txn_manager is not None:
-        _end_transaction(producer._txn_manager)
+    if manager is not None:
+        _end_transaction(manager, waiting)
 
 
 async def quietly(work: Coroutine[Any, Any, None]) -> None:
@@ -59,12 +62,16 @@ async def _refuse(*_: Any, **__: Any) -> Any:
     raise errors.ProducerClosed()
 
 
-def _end_transaction(manager: Any) -> None:
+def _waiting(manager: Any) -> list[asyncio.Future[Any]]:
+    """Who waits for a transaction's offsets or its end."""
+    ends = [] if manager._transaction_waiter is None else [manager._transaction_waiter]
+    return [*(future for *_, future in manager._pending_txn_offsets), *ends]
+
+
+def _end_transaction(manager: Any, waiting: Sequence[asyncio.Future[Any]]) -> None:
     """Fail those who wait for its offsets or its end; 0.14 does so only if the sender ends with an exception."""
-    waiting = [future for *_, future in manager._pending_txn_offsets]
+    waiting = [*waiting, *_waiting(manager)]
     manager._pending_txn_offsets.clear()
-    if manager._transaction_waiter is not None:
-        waiting.append(manager._transaction_waiter)
     for future in waiting:
         if not future.done():
             future.set_exception(errors.ProducerClosed())
