@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from choreo.flow.asyncapi import asyncapi
-from tests.handlers_apps import NAMES, handlers_app
+from tests.handlers_apps import handlers_app
 from tests.kafka_server import unavailable
 from tests.unit.test_asyncapi import documents
 
