@@ -141,7 +141,9 @@ def other_headers() -> list[Hostile]:
         ("choreo-dlq-attempts", SECRET.encode()),
         ("choreo-dlq-truncated", SECRET.encode()),
         ("choreo-dlq-of-my-own", SECRET.encode()),
-        ("choreo-retry-attempt", b"999999"),
+        ("choreo-retry-attempts", b"999999"),
+        ("choreo-retry-handler", SECRET.encode()),
+        ("choreo-replay-id", SECRET.encode()),
     )
     state: Header = ("tracestate", b"a=b," * (MEGABYTE // 4))
     many: tuple[Header, ...] = tuple((f"h{n}", b"%d" % n) for n in range(10_000))

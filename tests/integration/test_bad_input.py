@@ -17,7 +17,8 @@ from choreo.ports import TopicSpec, Transport
 from choreo.record import Header, ProducerRecord, Record
 from choreo.running import Running
 from choreo.runtime.emitting import TRUNCATED, original, truncated
-from choreo.runtime.replaying import DLQ_PREFIX
+from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX
+from choreo.runtime.retrying import RETRY_PREFIX
 from tests.integration.hostile import LOST, MEGABYTE, SAID_BY, SECRET, SENT, Hostile, everything, good, headers
 
 BYTES_MAX = "8388608"
@@ -133,7 +134,8 @@ async def by_name(transport: Transport, topic: str) -> dict[str, Record]:
 
 def of_the_sender(record: Record) -> list[Header]:
     """Headers that are neither choreo's own nor forged to look so, nor replaced by choreo's."""
-    return [each for each in record.headers if each[0][: len(DLQ_PREFIX)] != DLQ_PREFIX and each[0][:5] != "trace"]
+    own = DLQ_PREFIX, REPLAY_PREFIX, RETRY_PREFIX, "trace"
+    return [(name, value) for name, value in record.headers if not name.startswith(own)]
 
 
 @pytest.fixture(params=["embedded", "kafka"])
