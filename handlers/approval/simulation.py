@@ -1,15 +1,19 @@
-"""The approval in a simulated world, a day of which takes some seconds.
+"""The approval in a simulated world, a day of which takes some seconds, while version 2 replaces version 1.
 
 `choreo simulate handlers.approval.simulation:simulation`
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from choreo import Event
-from choreo.testing.simulation import Simulation, World
+from choreo import App, Event
+from choreo.testing.simulation import Faults, Simulation, World
+from choreo.testing.simulation.instances import unended
 
-from .app import app
+from .app import app, approval, mailbox
 from .events import (
     ApprovalDelegated,
     ApprovalEnded,
@@ -20,11 +24,24 @@ from .events import (
     SendLetter,
 )
 from .process import LARGE_CENTS
+from .process_v1 import ApprovalV1
 
 HASTEN = 20_000.0
 """A day is 4.3 s: the longest approval takes eight of them."""
 DAY_MS = 86_400_000 / HASTEN
 REQUESTS = 20
+ENDINGS: dict[type[Event], str] = {
+    ExpenseApproved: "approved",
+    ExpenseRejected: "rejected",
+    ExpenseWithdrawn: "withdrawn",
+}
+
+
+class Ended(NamedTuple):
+    """How an expense ended, in the table of instances: under which version, and when, in ms on the store's clock."""
+
+    version: int
+    at_ms: int
 
 
 def expenses(chance: random.Random) -> Sequence[Event]:
@@ -64,8 +81,46 @@ def ended_once(world: World) -> Iterator[str]:
             yield f"r{number} ended as {sorted(outcomes) or 'nothing'}"
 
 
-def timers_on_time(world: World) -> Iterator[str]:
-    """No reminder came before its day, and none twice to the same person; nor did an escalation.
+def as_its_version_says(world: World) -> Iterator[str]:
+    """What came in time decides; a large expense is looked at twice, if and only if it began under version 2."""
+    submitted = {each.request_id: each for each in world.published.values() if isinstance(each, ExpenseSubmitted)}
+    query = "SELECT key, version, updated_ms FROM choreo_instance"
+    ends = {key: Ended(version, at_ms) for key, version, at_ms in world.rows(query, service="approval")}
+    decided = _decided(world)
+    looked_again = {letter.request_id for letter in _letters(world).values() if letter.to == "finance"}
+    for record in world.records(ApprovalEnded.event_topic):
+        outcome = ApprovalEnded.from_payload(record.value or b"")
+        id_ = outcome.request_id
+        said, in_time = decided.get(id_, ("expired", False))
+        twice = ends[id_].version > 1 and submitted[id_].cents > LARGE_CENTS and said == "approved"
+        wanted = "expired" if twice or not in_time else said
+        if outcome.outcome not in (said, "expired") or (in_time and outcome.outcome != wanted):
+            yield f"{id_} of version {ends[id_].version} is {outcome.outcome}, and was {said}"
+        if id_ in looked_again and not twice:
+            yield f"{id_} of version {ends[id_].version} was looked at twice"
+        if twice and in_time and id_ not in looked_again:
+            yield f"{id_} of version {ends[id_].version} was not looked at twice"
+
+
+def _decided(world: World) -> dict[str, tuple[str, bool]]:
+    """What was decided of each, and whether that was handled before it came to an end without it."""
+    group = world.app.services["approval"].group
+    query = 'SELECT topic, "partition", offset, done_ms FROM choreo_key WHERE "group" = ? AND done = 1'
+    done_ms = {tuple(where): at_ms for *where, at_ms in world.rows(query, group, service="approval")}
+    ended_ms = dict(world.rows("SELECT key, updated_ms FROM choreo_instance", service="approval"))
+    found: dict[str, tuple[str, bool]] = {}
+    for record, envelope in world.events():
+        event = None if envelope is None else world.published.get(envelope.id)
+        if type(event) in ENDINGS:
+            at_ms = done_ms.get((record.topic, record.partition, record.offset))
+            before = found.get(event.request_id, ("", False))[1]
+            in_time = at_ms is not None and at_ms < ended_ms[event.request_id]
+            found[event.request_id] = ENDINGS[type(event)], before or in_time
+    return found
+
+
+def letters_in_time(world: World) -> Iterator[str]:
+    """Version 1 writes one letter. Version 2 reminds after a day and two, and escalates after three, each once.
 
     Days are counted from the expense itself: what is sent may come late on the log, after a crash.
     """
@@ -74,22 +129,38 @@ def timers_on_time(world: World) -> Iterator[str]:
         for record, envelope in reversed(world.events())
         if envelope is not None and isinstance(event := world.published.get(envelope.id), ExpenseSubmitted)
     }
-    seen: set[tuple[str, str, str]] = set()
+    versions = dict(world.rows("SELECT key, version FROM choreo_instance", service="approval"))
+    sent: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for (_, sent_ms), letter in _letters(world).items():
+        id_, days = letter.request_id, {"reminder 1": 1, "reminder 2": 2, "nobody decided": 3}.get(letter.text, 0)
+        since_ms = sent_ms - submitted_ms[id_]
+        if since_ms < days * DAY_MS - 1:
+            yield f"{letter.text!r} for {id_} came after {since_ms / DAY_MS:.2f} days"
+        if days and (letter.to, letter.text) in sent[id_]:
+            yield f"{letter.text!r} for {id_} was sent to {letter.to} twice"
+        sent[id_].append((letter.to, letter.text))
+    for id_, version in versions.items():
+        if version == 1 and len(sent[id_]) != 1:
+            yield f"{id_} of version 1 had the letters {sent[id_]}"
+
+
+def _letters(world: World) -> dict[tuple[str, int], SendLetter]:
+    """Each once, by id and time: one that is on the log twice is dropped by the mailbox."""
+    found: dict[tuple[str, int], SendLetter] = {}
     ids: set[str] = set()
     for record, envelope in world.events():
-        if envelope is None or envelope.source != "/approval" or envelope.type != SendLetter.event_type:
-            continue
-        if envelope.id in ids:  # it is on the log twice, and the mailbox drops it
-            continue
-        ids.add(envelope.id)
-        letter = SendLetter.from_payload(record.value or b"")
-        days = {"reminder 1": 1, "reminder 2": 2, "nobody decided": 3}.get(letter.text, 0)
-        since_ms = record.timestamp_ms - submitted_ms[letter.request_id]
-        if since_ms < days * DAY_MS - 1:
-            yield f"{letter.text!r} for {letter.request_id} came after {since_ms / DAY_MS:.2f} days"
-        if days and (letter.request_id, letter.to, letter.text) in seen:
-            yield f"{letter.text!r} for {letter.request_id} was sent to {letter.to} twice"
-        seen.add((letter.request_id, letter.to, letter.text))
+        if envelope is not None and (envelope.source, envelope.type) == ("/approval", SendLetter.event_type):
+            if envelope.id not in ids:
+                found[envelope.id, record.timestamp_ms] = SendLetter.from_payload(record.value or b"")
+            ids.add(envelope.id)
+    return found
 
 
-simulation = Simulation(app, expenses, checkers=[ended_once, timers_on_time], hasten=HASTEN)
+simulation = Simulation(
+    App(ApprovalV1, mailbox, flows=[approval]),
+    expenses,
+    checkers=[ended_once, as_its_version_says, letters_in_time, unended],
+    upgrade=app,
+    faults=replace(Faults(), deploy=0.02),
+    hasten=HASTEN,
+)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from choreo.core.retry import Delayed
 from choreo.errors import DecodeError
 from choreo.record import Record, TopicPartition
+from choreo.testing.simulation.instances import timers, versions
 
 if TYPE_CHECKING:
     from choreo.testing.simulation.world import World
@@ -99,6 +100,10 @@ def retries(world: "World") -> Iterator[str]:
     for each in world.invocations:
         if each.attempt > allowed.get(each.handler, each.attempt):
             yield f"{each.handler} was called {each.attempt} times for one event"
+    for unit, failed in world.failed.values():  # what the world has counted itself
+        if failed > unit.retry.attempts_total:
+            label = unit.work.bound.handler.label
+            yield f"{label} failed {failed} times for one event, and is to be given up after {unit.retry.attempts_total}"
 
 
 def unfinished_flows(world: "World") -> Iterator[str]:
@@ -151,6 +156,8 @@ CHECKERS: tuple[Checker, ...] = (
     unfinished_flows,
     undeclared,
     broken_trees,
+    timers,
+    versions,
 )
 """What choreo promises of every app."""
 

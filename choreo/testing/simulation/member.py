@@ -106,7 +106,11 @@ def _place(label: str, event: Event) -> str:
 
 
 class Member:
-    """A place in the world that a process of a service fills, one after the other."""
+    """A place in the world that a process of a service fills, one after the other.
+
+    Attributes:
+        runs: The app of the process that is up.
+    """
 
     def __init__(self, world: "World", app: App, name: str, service: str, pair: "Pair") -> None:
         self._world = world
@@ -116,6 +120,7 @@ class Member:
         self.service = service
         self.process: Process | None = None
         self.worker: Worker | None = None
+        self.runs: App | None = None
         self._stack = AsyncExitStack()
 
     def start(self) -> None:
@@ -169,11 +174,12 @@ class Member:
             timers_of(plan, ports, app.topic),
         )
         await worker.start()
+        self.runs = app
         return worker
 
     def died(self) -> None:
         """Its process was killed; another is started."""
-        self.process, self.worker, self._stack = None, None, AsyncExitStack()
+        self.process, self.worker, self.runs, self._stack = None, None, None, AsyncExitStack()
         delay_s = self._world.dice.between(f"{self.name}/restart", *RESTART_S)
         self._world.loop.call_later(delay_s, self._again, context=self._world.context)
 
@@ -188,7 +194,7 @@ class Member:
         if process is None or worker is None or process.hangs:
             return
         self._world.note(process, "stops", self.service)
-        self.worker = None
+        self.worker = self.runs = None
         stopping = process.spawn(worker.stop())
         await asyncio.wait({stopping})  # not awaited itself, which could not be cancelled if it were killed meanwhile
         if isinstance(stopping.exception(), ChoreoError):  # it ends all the same

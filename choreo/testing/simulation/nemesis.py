@@ -1,7 +1,8 @@
 """What happens to processes by and by, whatever they are doing: once a virtual second each may be struck."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from choreo.app import App
 from choreo.record import ProducerRecord
@@ -36,9 +37,9 @@ POISON = (
 class Nemesis:
     """Strikes the members of one world."""
 
-    def __init__(self, world: "World", upgrade: App) -> None:
+    def __init__(self, world: "World") -> None:
         self._world = world
-        self._upgrade = upgrade
+        self._deployed: dict[str, App] = dict.fromkeys(world.app.services, world.app)
         self._paused: list[Process] = []
         self._deploying: set[asyncio.Task[None]] = set()
 
@@ -53,7 +54,7 @@ class Nemesis:
                     self._strike(kind, member, member.process)
 
     def heal(self) -> None:
-        """Let everybody go on and reach everything."""
+        """Let everybody go on and reach everything; a version that is being rolled out comes to be everywhere."""
         for process in self._paused:
             self._go_on(process)
         for member in self._world.members.values():
@@ -62,6 +63,10 @@ class Nemesis:
                 process.cut_until_s = min(process.cut_until_s, now_s)
                 process.store_down_until_s = min(process.store_down_until_s, now_s)
                 process.skew_s = 0.0
+        if self._world.upgrade is not self._world.app:
+            for service in self._deployed:
+                self._deployed[service] = self._world.upgrade
+                self._begin(self._roll_out(service))
 
     def _strike(self, kind: str, member: Member, process: Process) -> None:
         world, place = self._world, f"{member.name}/{kind}"
@@ -109,9 +114,7 @@ class Nemesis:
                     world.wake()
             case "deploy":
                 world.note("operator", kind, member.service)
-                deploying = asyncio.create_task(self._deploy(member.service))
-                self._deploying.add(deploying)
-                deploying.add_done_callback(self._deploying.discard)
+                self._begin(self._deploy(member.service))
 
     def _headers(self, topic: str) -> tuple[tuple[str, bytes], ...]:
         """Of an event somebody handles, so that it is not simply skipped."""
@@ -128,10 +131,25 @@ class Nemesis:
                         )
         return ()
 
+    def _begin(self, deploying: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(deploying)
+        self._deploying.add(task)
+        task.add_done_callback(self._deploying.discard)
+
     async def _deploy(self, service: str) -> None:
-        for member in list(self._world.members.values()):
+        """Forward, and the next time back."""
+        world = self._world
+        self._deployed[service] = world.upgrade if self._deployed[service] is world.app else world.app
+        for member in list(world.members.values()):
             if member.service == service:
-                await member.replace(self._upgrade)
+                await member.replace(self._deployed[service])
+
+    async def _roll_out(self, service: str) -> None:
+        """Until each member that can runs the upgrade; who is just starting is replaced when it is up."""
+        for member in self._world.of(service):
+            while member.runs is not self._world.upgrade and not (member.process and member.process.hangs):
+                await member.replace(self._world.upgrade)
+                await asyncio.sleep(1.0)
 
     def stop(self) -> None:
         """A deploy that waits for a process that was killed meanwhile waits for ever."""

@@ -21,6 +21,7 @@ from choreo.testing.simulation.determinism import deterministic
 from choreo.testing.simulation.errors import Stalled, Unsimulated
 from choreo.testing.simulation.faults import Dice, Faults
 from choreo.testing.simulation.happenings import Happening
+from choreo.testing.simulation.instances import watch
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.member import Member
 from choreo.testing.simulation.nemesis import Nemesis
@@ -71,7 +72,8 @@ class Simulation:
         members: Processes a service.
         partitions: Of each topic.
         checkers: What must hold at the end beside choreo's own promises; each returns what is wrong.
-        upgrade: The app of the next version, for `deploy`; by default the same again.
+        upgrade: The app of the next version, which a `deploy` brings, the next one takes back, and which is everywhere
+            once nothing goes wrong any more; by default the same again.
         metadata: SQLAlchemy's; its tables are in the database of every service.
         hasten: Delays of process managers and sagas are so many times shorter: a world at rest has no timers left.
         replays: Two operators replay all dead letters, again and again, and are interrupted.
@@ -98,10 +100,11 @@ class Simulation:
         """
         loop = SimulationLoop(START_S)
         dice = Dice(seed, self.faults, allowed=None if allowed is None else frozenset(allowed))
-        world = World(self.app, loop, dice, self.partitions, cooperative=dice.number("protocol") < 0.5)
+        cooperative = dice.number("protocol") < 0.5
+        world = World(self.app, loop, dice, self.partitions, cooperative, self.upgrade or self.app)
         world.replays = self.replays
         world.resources = {type_: _fresh(each, world) for type_, each in (self.resources or {}).items()}
-        for process in self.app.processes.values():
+        for process in world.processes:
             process.hasten(self.hasten)
         with deterministic(world, seed):
             try:
@@ -110,7 +113,7 @@ class Simulation:
                 problems = [f"liveness: {error}"]
             finally:
                 world.close()
-                for process in self.app.processes.values():
+                for process in world.processes:
                     process.hasten(1.0)
         if isinstance(world.failure, Unsimulated):
             raise world.failure
@@ -137,6 +140,9 @@ class Simulation:
 
             for database in world.databases.values():
                 create_tables(self.metadata, database)
+        if world.processes:
+            for database in world.databases.values():
+                watch(database)
         world.check_offset = OffsetCheck(world)
         for service in self.app.services:
             for number in range(1, self.members + 1):
@@ -144,7 +150,7 @@ class Simulation:
                 world.members[name] = Member(world, self.app, name, service, pair)
                 world.members[name].start()
         background = [asyncio.create_task(world.coordinate())]
-        nemesis = Nemesis(world, self.upgrade or self.app)
+        nemesis = Nemesis(world)
         faulting = asyncio.create_task(nemesis.run())
         publishing = asyncio.create_task(self._publish(world, list(self.publish(chance)), chance))
         operators = [SimulatedOperator(world, f"operator-{number}") for number in (1, 2) if self.replays]

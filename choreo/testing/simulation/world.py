@@ -26,6 +26,7 @@ from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.story import appended
 
 if TYPE_CHECKING:
+    from choreo.process.interpreting import Process as Interpreted
     from choreo.testing.simulation.member import Member
     from choreo.testing.simulation.transport import SimulatedConsumer
 
@@ -44,6 +45,8 @@ class World:
         databases: By service; on the embedded broker there is one.
         replays: Whether services read their topics of replays, and an operator writes there.
         emits_once, emits_alike: What the pair promises: that no emit is on the log twice; that its copies are equal.
+        upgrade: The next version's app, to which services are deployed; `app` where there is no other.
+        failed: Units that a handler failed outside of a transaction, and how often it did, by the unit's identity.
     """
 
     app: App
@@ -51,6 +54,7 @@ class World:
     dice: Dice
     partitions: int
     cooperative: bool
+    upgrade: App
     log: SimulatedLog = field(default_factory=SimulatedLog)
     groups: dict[str, SimulatedGroup] = field(default_factory=dict)
     members: dict[str, "Member"] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class World:
     dead: list[Process] = field(default_factory=list)
     history: list[Happening] = field(default_factory=list)
     invocations: list[Invocation] = field(default_factory=list)
+    failed: dict[int, tuple[Unit, int]] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     resources: Mapping[Any, Any] = field(default_factory=dict)
     transitions: Counter[tuple[Any, Any]] = field(default_factory=Counter)
@@ -79,6 +84,12 @@ class World:
     _names: Counter[str] = field(default_factory=Counter)
     _events: tuple[int, list[tuple[Record, Envelope | None]]] | None = None
     databases: dict[str, Database] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> list["Interpreted"]:
+        """Processes of both apps: one that both have is there twice."""
+        apps = dict.fromkeys((self.app, self.upgrade))
+        return [process for app in apps for process in app.processes.values()]
 
     @property
     def clock(self) -> WorldClock:
@@ -207,8 +218,10 @@ class World:
         handler, where = unit.work.bound.handler.label, f"{unit.partition}@{unit.offset}"
         if error is None:
             self.note(process, "returns", f"{handler} {where}")
-        else:
-            self.note(process, "raises", f"{handler} {where} {type(error).__name__}")
+            return
+        self.note(process, "raises", f"{handler} {where} {type(error).__name__}")
+        if not unit.transacts:  # in a transaction it is called again where nobody knows whether it was committed
+            self.failed[id(unit)] = unit, self.failed.get(id(unit), (unit, 0))[1] + 1
 
     def settled(self) -> bool:
         """Whether everything that was published has been dealt with by everybody."""
