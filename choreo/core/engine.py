@@ -345,7 +345,7 @@ class Engine:
                 self._finished(unit)
         if message.refused:
             self._drop([unit for unit in flush.units if unit.partition in message.refused])
-            self._revoked(m.Revoked(tuple(message.refused)))
+            self._revoked(m.Revoked(tuple(sorted(message.refused))))
         for partition in self.partitions.values():
             self._note_progress(partition)
 
@@ -354,10 +354,10 @@ class Engine:
         if message.failed:
             self._transact_after_s = self._now_s + self.limits.failure_s
         if message.refused:
-            self._revoked(m.Revoked(tuple(message.refused)))
+            self._revoked(m.Revoked(tuple(sorted(message.refused))))
         for each in message.outcomes:
             self._came_of(each)
-        for id_ in {each.unit.partition for each in message.outcomes}:
+        for id_ in dict.fromkeys(each.unit.partition for each in message.outcomes):
             if id_ in self.partitions:
                 self._note_progress(self.partitions[id_])
 

@@ -285,7 +285,7 @@ class Worker:
 
     def fenced(self, partitions: Iterable[TopicPartition]) -> None:
         """A newer owner was met. If the partitions are still assigned a while later, they are taken anew."""
-        for id_ in partitions:
+        for id_ in sorted(partitions):
             self.leases.pop(id_, None)
             if id_ in self._assigned:
                 self.consumer.pause(id_)
