@@ -6,14 +6,28 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 from choreo import Event
 from choreo.testing.simulation import Simulation, World
+from choreo.testing.simulation.instances import unended
 
 from .app import app
-from .events import CommitPushed, DeployApproved, DeployRefused, PipelineEnded, StepName
+from .events import (
+    ApprovalWanted,
+    CommitDeployed,
+    CommitPushed,
+    DeployApproved,
+    DeployCommit,
+    DeployRefused,
+    Outcome,
+    PipelineEnded,
+    RunStep,
+    StepName,
+    StepPassed,
+)
 from .process import STEPS
 from .workshop import Workshop
 
@@ -56,9 +70,12 @@ def commits(chance: random.Random) -> Sequence[Event]:
     return events
 
 
-def deployed_only_when_it_may(world: World) -> Iterator[str]:
-    """Each commit ends once; what runs has passed all steps and was approved, and what failed a step does not run."""
-    approved = {event.sha for event in world.published.values() if isinstance(event, DeployApproved)}
+def ends_as_it_must(world: World) -> Iterator[str]:
+    """Each commit ends once, as its steps and whoever decided say, or expires; what runs has passed and was approved."""
+    said: dict[str, Outcome] = {}
+    for event in world.published.values():
+        if isinstance(event, (DeployApproved, DeployRefused)):
+            said[event.sha] = "deployed" if isinstance(event, DeployApproved) else "refused"
     ends: dict[str, set[str]] = defaultdict(set)
     for record, envelope in world.events():
         if envelope is not None and (envelope.source, envelope.type) == ("/pipeline", PipelineEnded.event_type):
@@ -69,20 +86,58 @@ def deployed_only_when_it_may(world: World) -> Iterator[str]:
         if not isinstance(commit, CommitPushed):
             continue
         sha, fine = commit.sha, all(passes(commit.sha, step) for step in STEPS)
-        if len(ends[sha]) != 1:
-            yield f"{sha} ended as {sorted(ends[sha]) or 'nothing'}"
-        if sha in deployed and not (fine and sha in approved):
-            yield f"{sha} was deployed, and was {'not approved' if fine else 'not fine'}"
+        wanted = said.get(sha, "expired") if fine else "failed"
+        if len(ends[sha]) != 1 or not ends[sha] <= {wanted, "expired"}:
+            yield f"{sha} ended as {sorted(ends[sha]) or 'nothing'}, and was to be {wanted}"
+        if sha in deployed and wanted != "deployed":
+            yield f"{sha} was deployed, and was to be {wanted}"
         if "deployed" in ends[sha] and sha not in deployed:
             yield f"{sha} is said to run, and does not"
-        if "failed" in ends[sha] and fine:
-            yield f"{sha} is said to have failed, and passes all steps"
+
+
+def in_order_where_it_must_be(world: World) -> Iterator[str]:
+    """All steps are asked for at once; a decision is asked for behind the last of them, the deploy behind that one.
+
+    Commits of one repository are deployed one after the other, as they were approved; of one that is deployed again
+    after a crash the first time counts.
+    """
+    first_ms: dict[tuple[str, str], int] = {}
+    commands: dict[str, list[str]] = defaultdict(list)
+    for record, envelope in world.events():
+        if envelope is None or envelope.type not in _OF_COMMIT or envelope.source == "/stranger":
+            continue
+        event = _OF_COMMIT[envelope.type].from_payload(record.value or b"")
+        what = f"{envelope.type} {event.step}" if isinstance(event, (RunStep, StepPassed)) else envelope.type
+        first_ms.setdefault((event.sha, what), record.timestamp_ms)
+        if isinstance(event, DeployCommit) and event.sha not in commands[event.repository]:
+            commands[event.repository].append(event.sha)
+    for (sha, what), at_ms in first_ms.items():
+        befores = [f"{StepPassed.event_type} {step}" for step in STEPS] if what == ApprovalWanted.event_type else []
+        befores += [ApprovalWanted.event_type, DeployApproved.event_type] if what == DeployCommit.event_type else []
+        befores += [DeployCommit.event_type] if what == CommitDeployed.event_type else []
+        for before in befores:
+            if first_ms.get((sha, before), 1 << 62) > at_ms:
+                yield f"{sha}: {what} came before {before}"
+    for sha in {sha for sha, _ in first_ms}:
+        asked = [step for step in STEPS if (sha, f"{RunStep.event_type} {step}") in first_ms]
+        if len(asked) != len(STEPS):
+            yield f"{sha}: only {asked} were asked for"
+    done = list(dict.fromkeys(world.resources[Workshop].deployed))
+    for repository, shas in commands.items():
+        if (found := [sha for sha in done if sha in shas]) != shas:
+            yield f"{repository}: {shas} were to be deployed in this order, and were in that: {found}"
+
+
+_OF_COMMIT: Mapping[str, type[Any]] = {
+    event.event_type: event
+    for event in (RunStep, StepPassed, ApprovalWanted, DeployApproved, DeployCommit, CommitDeployed)
+}
 
 
 simulation = Simulation(
     app,
     commits,
     resources={Workshop: SimulatedWorkshop()},
-    checkers=[deployed_only_when_it_may],
+    checkers=[ends_as_it_must, in_order_where_it_must_be, unended],
     hasten=HASTEN,
 )

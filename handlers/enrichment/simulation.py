@@ -7,6 +7,7 @@ from typing import Any
 
 from choreo import Event
 from choreo.testing.simulation import Simulation, World
+from choreo.testing.simulation.instances import unended
 
 from .app import WITHIN, app, enrich
 from .events import CreditScored, GeoFound, LeadEnriched, LeadReceived, NewsFound
@@ -64,9 +65,36 @@ def partial_only_when_late(world: World) -> Iterator[str]:
                 yield f"{lead.lead_id} has what was not answered"
 
 
+def partial_exactly_on_time_out(world: World) -> Iterator[str]:
+    """What the join took before it ended is there; what is missing came later or never, and then its timer fired."""
+    query = 'SELECT topic, "partition", offset, done_ms FROM choreo_key WHERE "group" = ? AND done = 1'
+    group = world.app.services["enrich"].group
+    taken_ms = {tuple(where): at_ms for *where, at_ms in world.rows(query, group, service="enrich")}
+    ended = {
+        key: (state, at_ms)
+        for key, state, at_ms in world.rows("SELECT key, state, updated_ms FROM choreo_instance", service="enrich")
+    }
+    missing = {
+        each.lead_id: each.missing
+        for record, envelope in world.events()
+        if envelope is not None and envelope.source == "/enrich" and envelope.type == LeadEnriched.event_type
+        for each in [LeadEnriched.from_payload(record.value or b"")]
+    }
+    for record, envelope in world.events():
+        lead_id = (record.key or b"").decode()
+        if envelope is None or envelope.source not in ANSWERS or lead_id not in missing:
+            continue
+        at_ms = taken_ms.get((record.topic, record.partition, record.offset))
+        if at_ms is not None and at_ms < ended[lead_id][1] and envelope.source[1:] in missing[lead_id]:
+            yield f"{lead_id} went without {envelope.source[1:]}, which had come {ended[lead_id][1] - at_ms} ms before"
+    for lead_id, names in missing.items():
+        if ended[lead_id][0] != ("partial" if names else "complete"):
+            yield f"{lead_id} is {ended[lead_id][0]}, without {', '.join(names) or 'nothing'}"
+
+
 simulation = Simulation(
     app,
     leads,
     resources={CreditBureau: FakeBureau(), NewsArchive: FakeArchive()},
-    checkers=[enriched_once, partial_only_when_late],
+    checkers=[enriched_once, partial_only_when_late, partial_exactly_on_time_out, unended],
 )
