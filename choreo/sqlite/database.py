@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from choreo.errors import StoreError
+from choreo.sqlite.connection import BEGIN, Connection
 
 _Result = TypeVar("_Result")
 
@@ -32,7 +33,7 @@ class Database:
         self.path = path
         self._inline = inline or path == ":memory:"
         self._thread = None if self._inline else ThreadPoolExecutor(1, thread_name_prefix="choreo-sqlite")
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
         self._users = 0
         self.on_write: list[Callable[[], None]] = []
         """Called on the event loop after each committed transaction of this process."""
@@ -98,7 +99,9 @@ class Database:
         if self._connection is None:
             if self.path != ":memory:":
                 Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self.path, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
+            )
             connection.execute("PRAGMA foreign_keys = ON")
             self._retried(lambda: connection.execute("PRAGMA journal_mode = WAL"))
             # A committed transaction survives a crash of the process; a power cut may take the last ones.
@@ -124,13 +127,12 @@ class Database:
     def _transaction(self, change: Callable[[sqlite3.Connection], _Result]) -> _Result:
         connection = self._connection
         assert connection is not None
-        self._retried(lambda: connection.execute("BEGIN IMMEDIATE"))
+        self._retried(lambda: connection.execute(BEGIN))
         try:
             result = change(connection)
-            self._retried(lambda: connection.execute("COMMIT"))
+            self._retried(connection.commit)
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            connection.rollback()
             raise
         return result
 

@@ -11,6 +11,7 @@ from choreo.instances import INSTANCES
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
+from choreo.sqlite.connection import Connection
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.instances import SqliteInstances
 
@@ -25,7 +26,7 @@ class Commit:
     """One commit's transaction."""
 
     def __init__(
-        self, db: sqlite3.Connection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int
+        self, db: Connection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int
     ) -> None:
         self._db = db
         self._digests = digests
@@ -112,7 +113,7 @@ class Commit:
             return results
         blocked: set[int] = set()
         until_s = time.monotonic() + LOCK_S_MAX
-        self._db.set_authorizer(self._authorize)
+        self._db.lend()
         try:
             for unit in self._request.transacted:
                 if unit.partition in refused or id(unit.lane) in blocked or time.monotonic() > until_s:
@@ -123,12 +124,8 @@ class Commit:
                 if isinstance(results[-1], BaseException):
                     blocked.add(id(unit.lane))
         finally:
-            self._db.set_authorizer(None)
+            self._db.take_back()
         return results
-
-    def _authorize(self, action: int, *_: object) -> int:
-        """Refuse what would be committed by itself, after SQLite has rolled back and the handler caught the error."""
-        return no_transaction_control(action) if self._db.in_transaction else sqlite3.SQLITE_DENY
 
     def _invoke(self, unit: Transacted) -> Finished | BaseException:
         """One unit under a savepoint: its rows, key and emits, or nothing of it."""
@@ -157,7 +154,3 @@ class Commit:
 def _file_failed(error: BaseException) -> bool:
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in FILE_FAILED
 
-
-def no_transaction_control(action: int, *_: object) -> int:
-    """A handler must not end the transaction its key commits in: COMMIT and ROLLBACK are refused to it."""
-    return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK

@@ -22,11 +22,12 @@ from choreo.ports import (
 )
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log, schema
+from choreo.sqlite.connection import Connection
 from choreo.sqlite.database import Database
 from choreo.sqlite.schema import SPAN_ROWS
 from choreo.stores.sqlite import instances
 from choreo.stores.sqlite.claim import claim
-from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_control
+from choreo.stores.sqlite.commit import OUR_CLAIM, Commit
 from choreo.stores.sqlite.digests import Digests, forget, known, sort_in
 
 PURGE_KEYS_MAX = 10_000
@@ -118,6 +119,7 @@ class SqliteStore:
         """Keys, emits or outbox, offsets and handlers' rows in one transaction."""
 
         def change(db: sqlite3.Connection) -> tuple[CommitResult, list[int]]:
+            assert isinstance(db, Connection)
             commit = Commit(db, self._digests, request, self._with_log, self._now_ms())
             return commit.run(), commit.timers_due_ms
 
@@ -199,11 +201,12 @@ class SqliteStore:
         """Run `function(connection)` in a transaction."""
 
         def guarded(db: sqlite3.Connection) -> None:
-            db.set_authorizer(no_transaction_control)  # `executescript` would commit what came before it
+            assert isinstance(db, Connection)
+            db.lend()  # `executescript` would commit what came before it
             try:
                 function(db)
             finally:
-                db.set_authorizer(None)
+                db.take_back()
 
         await self._db.write(guarded)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from choreo.sqlite.connection import BEGIN, Connection
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.process import Process
 
@@ -38,7 +39,7 @@ class SharedDatabase(Database):
             raise Busy
         connection = self._connection
         assert connection is not None
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(BEGIN)
         self._open_transaction = OpenTransaction(connection, life)
         return self._open_transaction
 
@@ -58,7 +59,7 @@ class SharedDatabase(Database):
 class OpenTransaction:
     """A transaction, and the connection it is on as its client sees it: of no use once it has ended."""
 
-    def __init__(self, connection: sqlite3.Connection, life: "Life") -> None:
+    def __init__(self, connection: Connection, life: "Life") -> None:
         self.life = life
         self.is_open = True
         self._connection = connection
@@ -74,19 +75,21 @@ class OpenTransaction:
                 raise sqlite3.OperationalError("the server has closed the connection")
             return
         self.is_open = False
-        self._connection.set_authorizer(None)
-        if self._connection.in_transaction:
-            self._connection.execute(statement)
+        self._connection.take_back()
+        if statement == "COMMIT":
+            self._connection.commit()
+        else:
+            self._connection.rollback()
 
     def __getattr__(self, name: str) -> Any:
         if not self.is_open:
             raise sqlite3.OperationalError("the server has closed the connection")
         return getattr(self._connection, name)
 
-    def set_authorizer(self, authorize: Callable[..., int] | None) -> None:
-        """As sqlite3's; to take it away from an ended one is no error."""
+    def take_back(self) -> None:
+        """As `Connection.take_back`; of one that has ended it is no error."""
         if self.is_open:
-            self._connection.set_authorizer(authorize)
+            self._connection.take_back()
 
     def commit(self) -> None:
         """Not for those who are given it."""
