@@ -279,3 +279,46 @@ def test_a_start_that_makes_no_instance_is_a_permanent_error() -> None:
     there.on(Knocked, to=gone)(leave)
     with pytest.raises(UndeclaredEmission, match="return a Empty"):
         Driven(Empty).take(Called(door="d"))
+
+
+class Withdrawn(Event, type="approval.withdrawn", version=1, topic="approvals", key="request_id"):
+    """Only version 3 takes it."""
+
+    request_id: str
+
+
+class ApprovalV3(ProcessManager, name="approval", version=3, by="request_id", previous=Approval):
+    """Can be withdrawn."""
+
+    request_id: str
+
+
+at_work, over = ApprovalV3.state("waiting"), ApprovalV3.final("done")
+
+
+@ApprovalV3.starts(ApprovalRequested, to=at_work)
+def begun(requested: ApprovalRequested) -> ApprovalV3:
+    """It begins."""
+    return ApprovalV3(request_id=requested.request_id)
+
+
+@at_work.on(Approved, Withdrawn, to=over)
+def finish(self: ApprovalV3, event: Approved | Withdrawn) -> None:
+    """It is over."""
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before the start", "after it"])
+def test_an_event_of_a_newer_version_harms_no_instance_of_an_older_one(early: bool) -> None:
+    """Both builds keep it, for who moves the instance; what the instance takes is taken."""
+    older, stranger = Driven(Approval), Withdrawn(request_id="r1")
+    newer = Driven(ApprovalV3, older.memory)
+    older.take(Rejected(request_id="r2"))  # kept: from here on r2 is of the older version
+    if early:
+        newer.take(Withdrawn(request_id="r2"))
+        assert newer.take(ApprovalRequested(request_id="r2", manager="ann"))[-1] == Decided(
+            request_id="r2", approved=False
+        )
+    older.take(REQUESTED)
+    assert newer.take(stranger) == []
+    assert older.wait(DAY) == [ReminderDue(request_id="r1", reminders=1)]
+    assert newer.take(Approved(request_id="r1")) == [Decided(request_id="r1", approved=True)]
