@@ -32,6 +32,26 @@ class Connection(sqlite3.Connection):
         """A handler is done, its authorizer gone with it."""
         self.lent, self._borrowers = False, None
 
+    def check(self) -> None:
+        """Refuse what would be committed by itself: SQLite has rolled back, and the handler has caught the error."""
+        if self.lent and not self.in_transaction:
+            raise sqlite3.DatabaseError("SQLite has rolled the transaction back: nothing more is executed in it")
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """As sqlite3's."""
+        self.check()
+        return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        """As sqlite3's."""
+        self.check()
+        return super().executemany(sql, parameters)
+
+    def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
+        """As sqlite3's."""
+        self.check()
+        return super().executescript(sql_script)
+
     def cursor(self, factory: Any = None) -> Any:
         """As sqlite3's."""
         return super().cursor(factory or _Cursor)
@@ -50,24 +70,21 @@ class Connection(sqlite3.Connection):
 
 
 class _Cursor(sqlite3.Cursor):
-    """Executes nothing for a borrower when SQLite has rolled back, and the handler has caught the error."""
+    """One that a handler has made."""
 
-    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+    connection: Connection
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """As sqlite3's."""
-        self._check()
+        self.connection.check()
         return super().execute(sql, parameters)
 
-    def executemany(self, sql: str, parameters: Any, /) -> Any:
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
         """As sqlite3's."""
-        self._check()
+        self.connection.check()
         return super().executemany(sql, parameters)
 
-    def executescript(self, sql_script: str, /) -> Any:
+    def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
         """As sqlite3's."""
-        self._check()
+        self.connection.check()
         return super().executescript(sql_script)
-
-    def _check(self) -> None:
-        connection: Any = self.connection
-        if connection.lent and not connection.in_transaction:
-            raise sqlite3.DatabaseError("SQLite has rolled the transaction back: nothing more is executed in it")
