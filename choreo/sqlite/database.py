@@ -139,14 +139,16 @@ class Database:
     @staticmethod
     def _retried(call: Callable[[], object]) -> None:
         """Wait for the lock with short, jittered sleeps: on a thread, so that the loop goes on."""
-        deadline_s, wait_s = time.monotonic() + BUSY_TIMEOUT_S, _FIRST_WAIT_S
+        deadline_s, wait_s = 0.0, _FIRST_WAIT_S
         while True:
             try:
                 call()
                 return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-                if not busy or time.monotonic() > deadline_s:
+                now_s = time.monotonic()
+                deadline_s = deadline_s or now_s + BUSY_TIMEOUT_S
+                if not busy or now_s > deadline_s:
                     raise
             time.sleep(random.uniform(wait_s / 2, wait_s))
             wait_s = min(wait_s * 1.5, _WAIT_MAX_S)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from choreo.core.retry import Delayed
-from choreo.errors import DecodeError
 from choreo.record import Record, TopicPartition
 from choreo.testing.simulation.instances import timers, versions
 
@@ -22,11 +21,10 @@ Checker = Callable[["World"], Iterable[str] | None]
 def lost(world: "World") -> Iterator[str]:
     """Each record was handled, or made a dead letter of, by every handler that takes it."""
     for name in world.app.services:
-        router, done = world.app.router(name), world.done(name)
+        done = world.done(name)
         for record in world.records(*world.inputs(name)):
-            for work in router.route(record).work:
-                if router.key(work) not in done:
-                    handler = work.bound.handler.label if work.bound else f"{name}, which cannot read it"
+            for key, handler in world.keys_of(name, record):
+                if key not in done:
                     yield f"{record.topic}/{record.partition}@{record.offset} was not handled by {handler}"
 
 
@@ -180,14 +178,9 @@ class OffsetCheck:
             yield f"{group} went back from {partition}@{before} to @{offset}"
         self._checked[where] = offset
         name = self._services[group]
-        router = world.app.router(name)
         for record, transaction in world.log.partitions[partition].entries[before:offset]:
             if transaction is not None and not transaction.committed:
                 continue
-            try:
-                units = router.route(record).work
-            except DecodeError:
-                continue
-            for work in units:
-                if not world.is_done(name, router.key(work)):
+            for key, _ in world.keys_of(name, record):
+                if not world.is_done(name, key):
                     yield f"{group} committed {partition}@{offset}, and @{record.offset} is not done"

@@ -81,6 +81,7 @@ class Faults:
 
 
 assert {each.name for each in fields(Faults)} == set(KINDS)
+_ROUNDED = 1e-9
 
 
 class Dice:
@@ -104,7 +105,7 @@ class Dice:
         self._allowed = allowed
         self._scheduled = {visit for _, _, visit in (each.partition("@") for each in allowed or ())}
         self._asked: Counter[str] = Counter()
-        self._chances: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+        self._chances: dict[tuple[str, ...], tuple[list[tuple[str, float]], float]] = {}
 
     def number(self, place: str) -> float:
         """A number in [0, 1) for this visit of the place."""
@@ -130,7 +131,8 @@ class Dice:
 
     def _drawn(self, visit: str, kinds: Sequence[str]) -> str | None:
         left = self._hashed(visit)
-        for kind, chance in self._of(tuple(kinds)):
+        chances, most = self._of(tuple(kinds))
+        for kind, chance in chances if left < most else ():
             if left < chance:
                 return kind
             left -= chance
@@ -141,11 +143,12 @@ class Dice:
             return None
         return next((kind for kind in kinds if f"{kind}@{visit}" in allowed), None)
 
-    def _of(self, kinds: tuple[str, ...]) -> list[tuple[str, float]]:
+    def _of(self, kinds: tuple[str, ...]) -> tuple[list[tuple[str, float]], float]:
+        """Their chances, and what is not below all of them together."""
         found = self._chances.get(kinds)
         if found is None:
-            found = [(kind, getattr(self._faults, kind)) for kind in kinds]
-            self._chances[kinds] = found = [each for each in found if each[1]]
+            chances = [(kind, chance) for kind in kinds if (chance := getattr(self._faults, kind))]
+            self._chances[kinds] = found = chances, sum(chance for _, chance in chances) + _ROUNDED
         return found
 
     def _hashed(self, text: str) -> float:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import suppress
-from heapq import heappop
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from choreo.testing.simulation.errors import Stalled, Unsimulated
@@ -27,7 +27,8 @@ class Life:
 
     def __init__(self) -> None:
         self.dead = self.stopped = False
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: list[asyncio.Task[Any]] = []
+        """All it ever began: what a dead process left is not collected, which would run some of it."""
         self._held: list[asyncio.Handle] = []
 
     def stop(self) -> None:
@@ -89,11 +90,40 @@ class SimulationLoop(asyncio.BaseEventLoop):
             handle: Any = ready.popleft()
             if handle._cancelled:
                 continue
-            life: Life | None = handle._context.get(PROCESS)
+            context = handle._context
+            life: Life | None = context.get(PROCESS)
             if life is None or not (life.dead or life.stopped):
-                handle._run()
+                try:
+                    context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"an exception in {handle}", "exception": error})
             elif not life.dead:
                 life.hold(handle)
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's, without what is asked of who calls from another thread."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """The same of a time."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """The same of a time from now."""
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
 
     def _process_events(self, event_list: Any) -> None:
         """There are none."""
@@ -114,7 +144,7 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     def abandon(self, life: Life) -> None:
         """At the end: unwind what a dead process left, where nothing it does can be seen any more."""
-        for task in list(life.tasks):
+        for task in life.tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with suppress(BaseException):
                 task.get_coro().close()
@@ -136,7 +166,6 @@ def _task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], 
     task = asyncio.Task(coroutine, loop=loop, **options)
     context = options.get("context")
     life = PROCESS.get() if context is None else context.get(PROCESS)
-    if life is not None:  # held, so that what a dead process left is not collected, which would run some of it
-        life.tasks.add(task)
-        task.add_done_callback(life.tasks.discard)
+    if life is not None:
+        life.tasks.append(task)
     return task

@@ -225,7 +225,7 @@ def _serve(pipe: "Connection[Any, Any]", target: str, changes: Mapping[str, Any]
 
 def _brief(outcome: Outcome) -> Outcome:
     """Without the history, if all went well: nobody reads it."""
-    return replace(outcome, history=(), text="") if outcome.ok else outcome
+    return replace(outcome, history=()) if outcome.ok else outcome
 
 
 def _lines(simulation: Simulation, seed: int) -> list[str]:

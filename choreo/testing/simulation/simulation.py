@@ -48,11 +48,16 @@ class Outcome:
     violations: tuple[str, ...]
     faults: tuple[str, ...]
     history: tuple[Happening, ...]
-    text: str
     virtual_s: float
     events: int
     counts: Mapping[str, int]
     transitions: Mapping[tuple[str, str], int]
+
+    @property
+    def text(self) -> str:
+        """The history, a line each: the same bytes for the same seed."""
+        start_s = self.history[0].at_s if self.history else 0.0
+        return "".join(f"{each.at_s - start_s:11.6f} {each.who} {each.kind} {each.what}\n" for each in self.history)
 
     @property
     def ok(self) -> bool:
@@ -124,7 +129,6 @@ class Simulation:
             tuple(problems),
             tuple(dice.fired),
             tuple(world.history),
-            world.text(),
             loop.now_s - START_S,
             world.log.appended,
             dice.counts,

@@ -16,6 +16,7 @@ from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.runtime.routing import Router
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.faults import Dice
 from choreo.testing.simulation.group import SimulatedGroup
@@ -81,6 +82,8 @@ class World:
     reached: dict[tuple[str, TopicPartition], int] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     _committers: dict[str, int] = field(default_factory=dict)
+    _routers: dict[str, Router] = field(default_factory=dict)
+    _routed: dict[tuple[str, str, int, int], list[tuple[bytes, str]]] = field(default_factory=dict)
     _names: Counter[str] = field(default_factory=Counter)
     _events: tuple[int, list[tuple[Record, Envelope | None]]] | None = None
     databases: dict[str, Database] = field(default_factory=dict)
@@ -102,11 +105,6 @@ class World:
         """Something happened."""
         name = who if isinstance(who, str) else who.name
         self.history.append(Happening(self.loop.now_s, name, kind, what))
-
-    def text(self) -> str:
-        """The history, a line each: the same bytes for the same seed."""
-        start_s = self.history[0].at_s if self.history else 0.0
-        return "".join(f"{each.at_s - start_s:11.6f} {each.who} {each.kind} {each.what}\n" for each in self.history)
 
     # ---- the cluster
 
@@ -312,6 +310,20 @@ class World:
     def is_done(self, service: str, key: bytes) -> bool:
         """Whether it holds this one."""
         return self.keys(service).is_done(key)
+
+    def keys_of(self, service: str, record: Record) -> list[tuple[bytes, str]]:
+        """Idempotency key and handler of each unit that a service makes of a record; it is read once."""
+        where = (service, record.topic, record.partition, record.offset)
+        if where not in self._routed:
+            router = self._routers.get(service) or self._routers.setdefault(service, self.app.router(service))
+            self._routed[where] = [
+                (
+                    router.key(work),
+                    work.bound.handler.label if work.bound else f"{service}, which cannot read it",
+                )
+                for work in router.route(record).work
+            ]
+        return self._routed[where]
 
     def create_topics(self) -> None:
         """All the app needs."""
