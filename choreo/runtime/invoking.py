@@ -132,6 +132,8 @@ class Inside:
 
     async def leave(self, error: Exception | None = None) -> None:
         """Leave the hooks; they are told what the handler raised, or `error`."""
+        if not self._invoker._around:
+            return
         told = error or self._error
         await asyncio.get_running_loop().create_task(self._exit(told), context=self.variables)
 

@@ -125,6 +125,12 @@ class SimulationLoop(asyncio.BaseEventLoop):
         """The same of a time from now."""
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
+    def wait(self, delay_s: float) -> asyncio.Future[None]:
+        """What `asyncio.sleep` awaits; one that is cancelled meanwhile comes due, and nothing happens."""
+        future = self.create_future()
+        self.call_at(self.now_s + delay_s, _arrive, future)
+        return future
+
     def _process_events(self, event_list: Any) -> None:
         """There are none."""
 
@@ -160,6 +166,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
         create_unix_connection = create_unix_server = sock_connect = sock_recv = sock_sendall = sock_accept = _refuse
         getaddrinfo = getnameinfo = subprocess_exec = subprocess_shell = add_reader = add_writer = _refuse
         connect_accepted_socket = connect_read_pipe = connect_write_pipe = add_signal_handler = _refuse
+
+
+def _arrive(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:

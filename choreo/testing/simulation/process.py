@@ -84,7 +84,7 @@ class Process:
         """
         world, place = self.world, f"{self.name}/{what}"
         dice, loop = world.dice, world.loop
-        await asyncio.sleep(dice.between(f"{place}~", *LATENCY_S))
+        await loop.wait(dice.between(f"{place}~", *LATENCY_S))
         if loop.now_s < (self.cut_until_s if to == "broker" else self.store_down_until_s):
             await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
             raise self._unanswered(what, to)
