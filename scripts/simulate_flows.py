@@ -28,14 +28,14 @@ CHUNK = 100
 PAGE = """# The flows of handlers/, simulated
 
 Every flow on bad days with all faults of [simulation.md](simulation.md), seeds 1 to N each. Beside choreo's own promises
-each flow's `simulation.py` says what it must come to: an end, once, as its input says; compensated if and only if it must
-be; timers neither lost nor early; every instance under the version it began under. What finds a bug that is put in on
-purpose is in [mutants.md](mutants.md). Written by `make simulate-flows`.
+each flow's `simulation.py` says what it must come to: an end, once, as its input says; compensated if and only if it
+must be; timers neither lost nor early; every instance under the version it began under. Bugs that were put in on
+purpose, and were found, are in [mutants.md](mutants.md). Written by `make simulate-flows`.
 
 {table}
 
-*Bound*: if so many seeds are run and none fails, then with 95 % certainty fewer than 3 in N do. A seed is a day of 30 s of
-faults and what it takes to come to rest; how long it is in real time depends on the machine.
+*Bound*: of N seeds none has failed, so that with 95 % certainty fewer than 3 in N do. A seed is 30 virtual seconds of
+faults and what it takes to come to rest. While the approval runs, its version 2 is rolled out, and back, and out.
 """
 HEADER = (
     "| flow | seeds | virtual hours | faults | events | violations | bound |\n|---|---:|---:|---:|---:|---:|---:|\n"

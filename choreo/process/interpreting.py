@@ -275,7 +275,7 @@ class Turn:
         while self._state is not None and at < len(self._deferred):
             type_, data = self._deferred[at]
             before, class_ = self._state, self._version.classes.get(type_)
-            # Of a type that only another version takes it is kept by builds of both, for who moves the instance there.
+            # Of a type that only another version takes: it is kept for who moves the instance there.
             if class_ is None or isinstance(self._apply(key, class_.from_payload(data.encode())), core.Kept):
                 at += 1
                 continue

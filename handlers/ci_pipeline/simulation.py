@@ -71,7 +71,7 @@ def commits(chance: random.Random) -> Sequence[Event]:
 
 
 def ends_as_it_must(world: World) -> Iterator[str]:
-    """Each commit ends once, as its steps and whoever decided say, or expires; what runs has passed and was approved."""
+    """Each commit ends once, as its steps and whoever decided say, or expires; what runs was to run."""
     said: dict[str, Outcome] = {}
     for event in world.published.values():
         if isinstance(event, (DeployApproved, DeployRefused)):

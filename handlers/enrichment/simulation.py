@@ -86,7 +86,8 @@ def partial_exactly_on_time_out(world: World) -> Iterator[str]:
             continue
         at_ms = taken_ms.get((record.topic, record.partition, record.offset))
         if at_ms is not None and at_ms < ended[lead_id][1] and envelope.source[1:] in missing[lead_id]:
-            yield f"{lead_id} went without {envelope.source[1:]}, which had come {ended[lead_id][1] - at_ms} ms before"
+            before_ms = ended[lead_id][1] - at_ms
+            yield f"{lead_id} went without {envelope.source[1:]}, which had come {before_ms} ms before"
     for lead_id, names in missing.items():
         if ended[lead_id][0] != ("partial" if names else "complete"):
             yield f"{lead_id} is {ended[lead_id][0]}, without {', '.join(names) or 'nothing'}"

@@ -31,7 +31,10 @@ MUST_BE_UNDONE: Mapping[type[Event], frozenset[str]] = {
     ShipmentCancelled: frozenset({ReleaseStock.event_type, RefundPayment.event_type}),
 }
 """What has to be undone where an order ends like this; nothing else may be."""
-UNDONE: Mapping[str, type[Event]] = {ReleaseStock.event_type: StockReleased, RefundPayment.event_type: PaymentRefunded}
+UNDONE: Mapping[str, type[Event]] = {
+    ReleaseStock.event_type: StockReleased,
+    RefundPayment.event_type: PaymentRefunded,
+}
 OUT_OF_STOCK = {"BK-1099", "ZZ-0000"}
 """Of all others there are more than one run asks for."""
 
@@ -68,7 +71,9 @@ def last_first(world: World) -> Iterator[str]:
     """The saga refunds before it releases."""
     refunded: dict[bytes, int] = {}
     charged_for_nothing = {
-        record.key for record, envelope in world.events() if envelope and envelope.type == ShipmentCancelled.event_type
+        record.key
+        for record, envelope in world.events()
+        if envelope and envelope.type == ShipmentCancelled.event_type
     }
     for record, envelope in world.events():  # in order of time
         if envelope is None or record.key not in charged_for_nothing or record.key is None:

@@ -25,9 +25,7 @@ OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
 class Commit:
     """One commit's transaction."""
 
-    def __init__(
-        self, db: Connection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int
-    ) -> None:
+    def __init__(self, db: Connection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int) -> None:
         self._db = db
         self._digests = digests
         self._request = request
@@ -153,4 +151,3 @@ class Commit:
 
 def _file_failed(error: BaseException) -> bool:
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in FILE_FAILED
-

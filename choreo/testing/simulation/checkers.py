@@ -103,8 +103,8 @@ def retries(world: "World") -> Iterator[str]:
             yield f"{each.handler} was called {each.attempt} times for one event"
     for unit, failed in world.failed.values():  # what the world has counted itself
         if failed > unit.retry.attempts_total:
-            label = unit.work.bound.handler.label
-            yield f"{label} failed {failed} times for one event, and is to be given up after {unit.retry.attempts_total}"
+            label, most = unit.work.bound.handler.label, unit.retry.attempts_total
+            yield f"{label} failed {failed} times for one event, which is to be given up after {most}"
 
 
 def unfinished_flows(world: "World") -> Iterator[str]:

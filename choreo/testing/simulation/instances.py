@@ -109,7 +109,7 @@ def unended(world: "World") -> Iterator[str]:
 
 
 def timers(world: "World") -> Iterator[str]:
-    """A timer is set when its state is entered, is due when it must be, fires not before, and is gone with its state."""
+    """A timer is set with its state, is due when it must be, fires not before, and is gone with its state."""
     sent, known = _sent(world), journal(world)
     for (process, key), entries in known.items():
         dues = {(entry.token, entry.number): entry.at_ms for entry in entries if entry.what == "set"}
@@ -146,9 +146,7 @@ def _sent(world: "World") -> Sent:
     return found
 
 
-def _lives(
-    world: "World", known: Mapping[tuple[str, str], list[Entry]], sent: Sent
-) -> Iterator["_Life"]:
+def _lives(world: "World", known: Mapping[tuple[str, str], list[Entry]], sent: Sent) -> Iterator["_Life"]:
     definitions = {
         (process.name, number): version.definition
         for process in world.processes
@@ -256,7 +254,9 @@ class _Life:
         at = self.at
         definition = None if at is None else self.definitions.get((at.process, at.version))
         states = definition.states if definition is not None and at is not None else ()
-        return {rule.name: rule for state in states if at is not None and state.name == at.state for rule in state.timers}
+        return {
+            rule.name: rule for state in states if at is not None and state.name == at.state for rule in state.timers
+        }
 
 
 def _reached(definition: Definition, firsts: set[str | None]) -> set[str]:

@@ -77,8 +77,8 @@ class Simulation:
         members: Processes a service.
         partitions: Of each topic.
         checkers: What must hold at the end beside choreo's own promises; each returns what is wrong.
-        upgrade: The app of the next version, which a `deploy` brings, the next one takes back, and which is everywhere
-            once nothing goes wrong any more; by default the same again.
+        upgrade: The app of the next version. A `deploy` brings it, the next one takes it back; it is everywhere once
+            nothing goes wrong any more. By default the same again.
         metadata: SQLAlchemy's; its tables are in the database of every service.
         hasten: Delays of process managers and sagas are so many times shorter: a world at rest has no timers left.
         replays: Two operators replay all dead letters, again and again, and are interrupted.

@@ -8,14 +8,26 @@ from typing import NamedTuple
 import pytest
 
 from choreo.testing.simulation import Simulation
+from handlers.approval.simulation import simulation as approval
+from handlers.ci_pipeline.simulation import simulation as ci_pipeline
+from handlers.enrichment.simulation import simulation as enrichment
 from handlers.order_fulfilment.simulation import simulation as orders
+from handlers.order_saga.simulation import simulation as order_saga
 from tests.simulation.parcels import parcel_flow
+
+FLOWS = {
+    "approval": approval,
+    "ci_pipeline": ci_pipeline,
+    "enrichment": enrichment,
+    "order_saga": order_saga,
+    "orders": orders,
+}
 
 
 class Mutant(NamedTuple):
     """A protection that is taken out.
 
-    `flow`: `orders` or `parcels`. `pair`: see `choreo.testing.simulation.pairs`. `take_out` patches it away.
+    `flow`: one of `FLOWS`, or `parcels`. `pair`: see `choreo.testing.simulation.pairs`. `take_out` patches it away.
     `members` and `faults`, where what it protects from is rare: processes a service, and kinds made more likely.
     """
 
@@ -29,5 +41,5 @@ class Mutant(NamedTuple):
 
     def simulation(self) -> Simulation:
         """What is to find it."""
-        found = parcel_flow(self.pair) if self.flow == "parcels" else replace(orders, pair=self.pair)
+        found = parcel_flow(self.pair) if self.flow == "parcels" else replace(FLOWS[self.flow], pair=self.pair)
         return replace(found, members=self.members, faults=replace(found.faults, **self.faults))
