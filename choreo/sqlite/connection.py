@@ -7,7 +7,7 @@ set for good, and only listened to while handlers run; choreo's own statements a
 import secrets
 import sqlite3
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 BEGIN = f"BEGIN IMMEDIATE -- {secrets.token_hex(8)}"
 """Python keeps parsed statements by their text: a handler's is another one, and is looked at."""
@@ -15,7 +15,7 @@ BEGIN = f"BEGIN IMMEDIATE -- {secrets.token_hex(8)}"
 Authorizer = Callable[..., int | None]
 
 
-class Connection(sqlite3.Connection):
+class SqliteConnection(sqlite3.Connection):
     """A connection that is lent or not."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,14 +72,14 @@ class Connection(sqlite3.Connection):
 class _Cursor(sqlite3.Cursor):
     """One that a handler has made."""
 
-    connection: Connection
+    connection: SqliteConnection
 
-    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
         """As sqlite3's."""
         self.connection.check()
         return super().execute(sql, parameters)
 
-    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+    def executemany(self, sql: str, parameters: Any, /) -> Self:
         """As sqlite3's."""
         self.connection.check()
         return super().executemany(sql, parameters)

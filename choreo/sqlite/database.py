@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from choreo.errors import StoreError
-from choreo.sqlite.connection import BEGIN, Connection
+from choreo.sqlite.connection import BEGIN, SqliteConnection
 
 _Result = TypeVar("_Result")
 
@@ -33,7 +33,7 @@ class Database:
         self.path = path
         self._inline = inline or path == ":memory:"
         self._thread = None if self._inline else ThreadPoolExecutor(1, thread_name_prefix="choreo-sqlite")
-        self._connection: Connection | None = None
+        self._connection: SqliteConnection | None = None
         self._users = 0
         self.on_write: list[Callable[[], None]] = []
         """Called on the event loop after each committed transaction of this process."""
@@ -100,7 +100,7 @@ class Database:
             if self.path != ":memory:":
                 Path(self.path).absolute().parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(
-                self.path, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
+                self.path, timeout=0, isolation_level=None, check_same_thread=False, factory=SqliteConnection
             )
             connection.execute("PRAGMA foreign_keys = ON")
             self._retried(lambda: connection.execute("PRAGMA journal_mode = WAL"))

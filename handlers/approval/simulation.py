@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from choreo import App, Event
 from choreo.testing.simulation import Faults, Simulation, World
@@ -110,7 +110,7 @@ def _decided(world: World) -> dict[str, tuple[str, bool]]:
     ended_ms = dict(world.rows("SELECT key, updated_ms FROM choreo_instance", service="approval"))
     found: dict[str, tuple[str, bool]] = {}
     for record, envelope in world.events():
-        event = None if envelope is None else world.published.get(envelope.id)
+        event: Any = None if envelope is None else world.published.get(envelope.id)
         if type(event) in ENDINGS:
             at_ms = done_ms.get((record.topic, record.partition, record.offset))
             before = found.get(event.request_id, ("", False))[1]

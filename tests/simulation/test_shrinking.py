@@ -28,12 +28,12 @@ class MadeUp:
         schedule = list(allowed or ())
         self.runs.append(frozenset(schedule))
         happened = tuple(each for each in schedule if each not in self._idle)
-        return Outcome(seed, self._fails(frozenset(happened)), happened, (), "", 0.0, 0, {}, {})
+        return Outcome(seed, self._fails(frozenset(happened)), happened, (), 0.0, 0, {}, {})
 
 
 def failing(count: int, *violations: str) -> Outcome:
     """An outcome with so many faults."""
-    return Outcome(1, violations, tuple(f"f{n}" for n in range(count)), (), "", 0.0, 0, {}, {})
+    return Outcome(1, violations, tuple(f"f{n}" for n in range(count)), (), 0.0, 0, {}, {})
 
 
 def needs(*faults: str) -> Fails:

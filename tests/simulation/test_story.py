@@ -44,7 +44,7 @@ def outcome(text: str, *violations: str) -> Outcome:
     for number, line in enumerate(text.strip().splitlines()):
         who, kind, what = [*line.split(" ", 2), ""][:3]
         history.append(Happening(START_S + number / 10, who, kind, what))
-    return Outcome(7, violations, (), tuple(history), "", 0.0, 0, {}, {})
+    return Outcome(7, violations, (), tuple(history), 0.0, 0, {}, {})
 
 
 def told(text: str, *violations: str, lines_max: int = 150) -> list[str]:

@@ -11,7 +11,7 @@ from choreo.instances import INSTANCES
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
-from choreo.sqlite.connection import Connection
+from choreo.sqlite.connection import SqliteConnection
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.instances import SqliteInstances
 
@@ -25,7 +25,9 @@ OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
 class Commit:
     """One commit's transaction."""
 
-    def __init__(self, db: Connection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int) -> None:
+    def __init__(
+        self, db: SqliteConnection, digests: Digests, request: CommitRequest, with_log: bool, now_ms: int
+    ) -> None:
         self._db = db
         self._digests = digests
         self._request = request

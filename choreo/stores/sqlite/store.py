@@ -22,7 +22,7 @@ from choreo.ports import (
 )
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log, schema
-from choreo.sqlite.connection import Connection
+from choreo.sqlite.connection import SqliteConnection
 from choreo.sqlite.database import Database
 from choreo.sqlite.schema import SPAN_ROWS
 from choreo.stores.sqlite import instances
@@ -119,7 +119,7 @@ class SqliteStore:
         """Keys, emits or outbox, offsets and handlers' rows in one transaction."""
 
         def change(db: sqlite3.Connection) -> tuple[CommitResult, list[int]]:
-            assert isinstance(db, Connection)
+            assert isinstance(db, SqliteConnection)
             commit = Commit(db, self._digests, request, self._with_log, self._now_ms())
             return commit.run(), commit.timers_due_ms
 
@@ -201,7 +201,7 @@ class SqliteStore:
         """Run `function(connection)` in a transaction."""
 
         def guarded(db: sqlite3.Connection) -> None:
-            assert isinstance(db, Connection)
+            assert isinstance(db, SqliteConnection)
             db.lend()  # `executescript` would commit what came before it
             try:
                 function(db)

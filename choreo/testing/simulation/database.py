@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from choreo.sqlite.connection import BEGIN, Connection
+from choreo.sqlite.connection import BEGIN, SqliteConnection
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.process import Process
 
@@ -59,7 +59,7 @@ class SharedDatabase(Database):
 class OpenTransaction:
     """A transaction, and the connection it is on as its client sees it: of no use once it has ended."""
 
-    def __init__(self, connection: Connection, life: "Life") -> None:
+    def __init__(self, connection: SqliteConnection, life: "Life") -> None:
         self.life = life
         self.is_open = True
         self._connection = connection
@@ -87,7 +87,7 @@ class OpenTransaction:
         return getattr(self._connection, name)
 
     def take_back(self) -> None:
-        """As `Connection.take_back`; of one that has ended it is no error."""
+        """As `SqliteConnection.take_back`; of one that has ended it is no error."""
         if self.is_open:
             self._connection.take_back()
 

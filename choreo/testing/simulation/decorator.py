@@ -75,7 +75,7 @@ def simulate(
         members: Processes a service.
         partitions: Of each topic.
         checkers: What must hold beside choreo's own promises and the test.
-        upgrade: The app of the next version, for `deploy`; by default the same again.
+        upgrade: The app of the next version, for `deploy`: out, back, and out in the end; by default the same again.
         metadata: SQLAlchemy's; its tables are in the database of every service.
         replays: Two operators replay all dead letters, again and again, and are interrupted.
 

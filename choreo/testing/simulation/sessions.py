@@ -21,6 +21,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from choreo.errors import StoreError
 from choreo.ports import Clock, CommitRequest, CommitResult, Transacted
+from choreo.sqlite.connection import SqliteConnection
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
 from choreo.stores.sqlite.commit import Commit
@@ -53,6 +54,7 @@ def create_tables(metadata: MetaData, database: Database) -> None:
     """Those of an application whose migrations would have made them."""
 
     def create(connection: sqlite3.Connection) -> None:
+        assert isinstance(connection, SqliteConnection)
         given = OpenTransaction(connection, Life())
         metadata.create_all(create_engine("sqlite://", creator=lambda: given, poolclass=NullPool))
 
