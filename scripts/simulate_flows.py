@@ -28,9 +28,9 @@ CHUNK = 100
 PAGE = """# The flows of handlers/, simulated
 
 Every flow on bad days with all faults of [simulation.md](simulation.md), seeds 1 to N each. Beside choreo's own
-promises each flow's `simulation.py` says what it must come to: an end, once, as its input says; compensated
-if and only if it must be; timers neither lost nor early; every instance under the version it began under. Bugs that were put in on
-purpose, and were found, are in [mutants.md](mutants.md). Written by `make simulate-flows`.
+promises each flow's `simulation.py` says what it must come to: an end, once, as its input says; compensated if and
+only if it must be; timers neither lost nor early; every instance under the version it began under. Bugs that were
+put in on purpose, and were found, are in [mutants.md](mutants.md). Written by `make simulate-flows`.
 
 {table}
 

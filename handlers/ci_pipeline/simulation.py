@@ -96,10 +96,11 @@ def ends_as_it_must(world: World) -> Iterator[str]:
 
 
 def in_order_where_it_must_be(world: World) -> Iterator[str]:
-    """All steps are asked for at once; a decision is asked for behind the last of them, the deploy behind that one.
+    """All steps are asked for at once, a decision behind the last of them, the deploy behind the decision.
 
-    Commits of one repository are deployed one after the other, as they were approved; of one that is deployed again
-    after a crash the first time counts.
+    Question and deploy are on topics of their own, and between those there is no order. Commits of one repository are
+    deployed one after the other, as they were approved; of one that is deployed again after a crash the first time
+    counts.
     """
     first_ms: dict[tuple[str, str], int] = {}
     commands: dict[str, list[str]] = defaultdict(list)
@@ -113,7 +114,7 @@ def in_order_where_it_must_be(world: World) -> Iterator[str]:
             commands[event.repository].append(event.sha)
     for (sha, what), at_ms in first_ms.items():
         befores = [f"{StepPassed.event_type} {step}" for step in STEPS] if what == ApprovalWanted.event_type else []
-        befores += [ApprovalWanted.event_type, DeployApproved.event_type] if what == DeployCommit.event_type else []
+        befores += [DeployApproved.event_type] if what == DeployCommit.event_type else []
         befores += [DeployCommit.event_type] if what == CommitDeployed.event_type else []
         for before in befores:
             if first_ms.get((sha, before), 1 << 62) > at_ms:
@@ -122,6 +123,8 @@ def in_order_where_it_must_be(world: World) -> Iterator[str]:
         asked = [step for step in STEPS if (sha, f"{RunStep.event_type} {step}") in first_ms]
         if len(asked) != len(STEPS):
             yield f"{sha}: only {asked} were asked for"
+        if (sha, DeployCommit.event_type) in first_ms and (sha, ApprovalWanted.event_type) not in first_ms:
+            yield f"{sha}: nobody was asked"
     done = list(dict.fromkeys(world.resources[Workshop].deployed))
     for repository, shas in commands.items():
         if (found := [sha for sha in done if sha in shas]) != shas:

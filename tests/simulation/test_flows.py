@@ -8,6 +8,7 @@ import pytest
 
 from choreo.core import process as core
 from choreo.testing.simulation import Faults, Simulation, World
+from choreo.testing.simulation.seeds import check_twice
 from handlers.ci_pipeline.simulation import simulation as ci_pipeline
 from handlers.enrichment.events import LeadEnriched, LeadReceived
 from handlers.enrichment.providers import is_down, is_slow
@@ -55,6 +56,11 @@ def test_leads_are_partial_if_and_only_if_a_lookup_is_late() -> None:
     for seed in range(1, 4):
         outcome = good.run(seed)
         assert outcome.violations == ()
+
+
+def test_a_seed_is_the_same_in_every_interpreter() -> None:
+    """Text has another hash in each. In this one a newer owner has five partitions of a process at once."""
+    assert check_twice("handlers.ci_pipeline.simulation:simulation", 6) is None
 
 
 def test_a_join_without_its_timer_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

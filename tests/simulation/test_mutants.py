@@ -13,6 +13,8 @@ LATE = {
     "stale offsets told",
     "taking given up",
     "wall-clock timers",
+    "timers noted before they are sent",
+    "deploys overtake each other",
     "fault 2: unread offset",
     "fault 5: position before the fence",
     "fault 6: late EndTxn",

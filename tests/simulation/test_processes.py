@@ -9,7 +9,6 @@ import pytest
 from choreo import App, Context, Event, Flow, Service
 from choreo.core import process as core
 from choreo.process.interpreting import Turn
-from choreo.runtime.timers import TimerPoller
 from choreo.testing.simulation import Faults, Simulation, World
 from handlers.approval.events import (
     ApprovalEnded,
@@ -20,6 +19,7 @@ from handlers.approval.events import (
 )
 from handlers.approval.process import LARGE_CENTS
 from handlers.approval.simulation import simulation as approval
+from tests.simulation.mutants.processes import timers_are_noted_first
 from tests.unit import test_saga as shop
 
 SEEDS = 40
@@ -36,12 +36,19 @@ def test_approvals_end_once_and_in_time(pair: str) -> None:
     assert counts > 5 * SEEDS / 4
 
 
-async def _noted_first(self: TimerPoller) -> float:
-    timers, next_s = await self._store.due(self._processes, limit=500, claim_s=5.0)
-    await self._store.due_sent(timers, again_s=1e9)
-    if timers:
-        await self._transport.send([self._record(timer) for timer in timers])
-    return next_s
+def test_versions_of_the_approval_are_rolled_out_and_back() -> None:
+    """Else nothing would be seen: instances begin under both, and both builds come to those of version 2."""
+    begun: set[tuple[int, ...]] = set()
+
+    def versions(world: World) -> None:
+        begun.update(world.rows("SELECT version FROM choreo_instance", service="approval"))
+
+    outcomes = [replace(approval, checkers=[versions]).run(seed) for seed in range(1, 7)]
+    assert begun == {(1,), (2,)}
+    deploys = [[each for each in outcome.faults if each.startswith("deploy@approval")] for outcome in outcomes]
+    assert max(map(len, deploys)) >= 2
+    waiting = [each for outcome in outcomes for each in outcome.history if each.what.endswith("UnknownVersion")]
+    assert waiting
 
 
 def as_decided(world: World) -> Iterator[str]:
@@ -49,10 +56,11 @@ def as_decided(world: World) -> Iterator[str]:
     wanted = {
         event.request_id: "expired" for event in world.published.values() if isinstance(event, ExpenseSubmitted)
     }
+    versions = dict(world.rows("SELECT key, version FROM choreo_instance", service="approval"))
     large = {
         event.request_id
         for event in world.published.values()
-        if isinstance(event, ExpenseSubmitted) and event.cents > LARGE_CENTS
+        if isinstance(event, ExpenseSubmitted) and event.cents > LARGE_CENTS and versions[event.request_id] > 1
     }
     outcomes: dict[type[Event], str] = {
         ExpenseApproved: "approved",
@@ -86,7 +94,7 @@ def test_what_is_deferred_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_timer_is_sent_until_it_has_fired(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noted as sent before it is, one whose record is lost on the way is never heard of again."""
-    monkeypatch.setattr(TimerPoller, "send_due", _noted_first)
+    timers_are_noted_first(monkeypatch)
     assert any(approval.run(seed).violations for seed in range(1, 61))
 
 
