@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Half the tests wait for a broker. Each process starts servers of its own.
 TEST_PROCESSES ?= 2
+SEEDS ?= 1000
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers bench-architectures guarantees simulate mutants crash-table chaos clean
+.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers bench-architectures guarantees simulate simulate-flows mutants crash-table chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -21,6 +22,7 @@ help:
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
 	@echo "make simulate   10,000 bad days of the order flow, each from its seed (SIMULATE_ARGS)"
+	@echo "make simulate-flows  every flow of handlers/, 1,000 bad days each (SEEDS): docs/simulated-flows.md"
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
@@ -70,6 +72,9 @@ flows: $(STAMP)
 
 simulate: $(STAMP)
 	$(BIN)/choreo simulate handlers.order_fulfilment.simulation:simulation --seeds 10000 --minutes 30 $(SIMULATE_ARGS)
+
+simulate-flows: $(STAMP)
+	$(BIN)/python scripts/simulate_flows.py --seeds $(SEEDS) --write docs/simulated-flows.md $(SIMULATE_FLOWS_ARGS)
 
 mutants: $(STAMP)
 	$(BIN)/python scripts/mutants.py --write docs/mutants.md $(MUTANTS_ARGS)
