@@ -38,7 +38,7 @@ PLACED = OrderPlaced(
     order_id=ORDER,
     customer=Customer(id="c-1", name="Ann", email="ann@example.org"),
     lines=(OrderLine(sku="BK-1001", quantity=1),),
-    total=Money(amount="9.90", currency="EUR"),  # type: ignore[arg-type]
+    total=Money(amount="9.90", currency="EUR"),
     payment_token="tok_1",
     region="domestic",
     placed_at=datetime(2026, 1, 1, tzinfo=UTC),
