@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref, seen_as
 from choreo.flow.drift_findings import DriftFinding, Evidence
+from choreo.flow.drift_hand import decided
 from choreo.flow.drift_seen import DEAD_LETTER, DELAYED, DONE, DUPLICATE, HANDLED, Seen, SeenEvent
 from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
 from choreo.flow.waiting import KEY_KEPT_S
@@ -128,14 +129,18 @@ def broken(seen: Seen, services: Collection[str]) -> Iterator[DriftFinding]:
 
 
 def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
-    """`overdue_flow`: begun in the window, and not at an end within the deadline that its `Flow` declares."""
+    """`overdue_flow`: begun in the window, and not at an end within the deadline that its `Flow` declares.
+
+    Nor had anybody decided by then, by hand, how it goes on.
+    """
     for flow in declared.capability.flows:
         if flow.deadline_s is None:
             continue
         never, late = Evidence(), Evidence()
         letters = 0
         for begun, ended_ms, dead in runs(declared, flow, seen):
-            if (seen.to_ms if ended_ms is None else ended_ms) - begun.at_ms > flow.deadline_s * 1000:
+            due_ms = begun.at_ms + flow.deadline_s * 1000
+            if (seen.to_ms if ended_ms is None else ended_ms) > due_ms and not decided(seen, begun.flow, due_ms):
                 (never if ended_ms is None else late).add(begun.at_ms, begun.trace_id, begun.flow)
                 letters += dead and ended_ms is None
         where, within = f"flow {flow.name}", f"within the {flow.deadline_s:g} s it declares"
