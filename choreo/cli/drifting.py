@@ -65,7 +65,8 @@ async def from_broker(look: Look, broker: str, store: str | None, topics: Sequen
     async with opened(broker, store, services, notes) as stores:
         done = await interventions(stores, since_ms=int(window.from_ms))
         by_hand = [
-            ByHand(each.process, each.what.split()[0], *each[2:5], each.at_ms, each.correlation_id) for each in done
+            ByHand(each.process, each.what.split()[0], each.what, each.who, each.why, each.at_ms, each.correlation_id)
+            for each in done
         ]
         for each in stores:
             told.update(each.services)

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from math import inf
 
 from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref, seen_as
 from choreo.flow.drift_findings import DriftFinding, Evidence
-from choreo.flow.drift_hand import decided
+from choreo.flow.drift_hand import decisions
 from choreo.flow.drift_seen import DEAD_LETTER, DELAYED, DONE, DUPLICATE, HANDLED, Seen, SeenEvent
 from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
 from choreo.flow.waiting import KEY_KEPT_S
@@ -133,6 +134,7 @@ def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
 
     Nor had anybody decided by then, by hand, how it goes on.
     """
+    decided_ms = decisions(seen)
     for flow in declared.capability.flows:
         if flow.deadline_s is None:
             continue
@@ -140,7 +142,7 @@ def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
         letters = 0
         for begun, ended_ms, dead in runs(declared, flow, seen):
             due_ms = begun.at_ms + flow.deadline_s * 1000
-            if (seen.to_ms if ended_ms is None else ended_ms) > due_ms and not decided(seen, begun.flow, due_ms):
+            if (seen.to_ms if ended_ms is None else ended_ms) > due_ms < decided_ms.get(begun.flow, inf):
                 (never if ended_ms is None else late).add(begun.at_ms, begun.trace_id, begun.flow)
                 letters += dead and ended_ms is None
         where, within = f"flow {flow.name}", f"within the {flow.deadline_s:g} s it declares"

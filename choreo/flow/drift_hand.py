@@ -7,7 +7,7 @@ from choreo.flow.drift_findings import DriftFinding, Evidence
 from choreo.flow.drift_seen import ByHand, Seen
 
 ENDING = frozenset({"set-state", "drop"})
-"""Kinds after which a flow need not come to an end of its own: somebody has decided how it goes on, or that it does not."""
+"""Kinds after which a flow need not come to an end of its own: somebody has decided how it goes on, if it does."""
 
 
 def interventions(seen: Seen, services: Collection[str]) -> Iterator[DriftFinding]:
@@ -25,9 +25,13 @@ def interventions(seen: Seen, services: Collection[str]) -> Iterator[DriftFindin
         yield evidence.finding("intervention", f"{service}: {what}", f"done by hand by {who}{why}")
 
 
-def decided(seen: Seen, flow: str, by_ms: float) -> bool:
-    """Whether somebody had decided by then how a flow goes on, so that it is not the flow that is late."""
-    return any(each.flow == flow and each.kind in ENDING and each.at_ms <= by_ms for each in seen.by_hand)
+def decisions(seen: Seen) -> dict[str, float]:
+    """Flows, by correlation id, of which somebody has decided how they go on, and when first."""
+    found: dict[str, float] = {}
+    for each in seen.by_hand:
+        if each.kind in ENDING and each.flow:
+            found[each.flow] = min(each.at_ms, found.get(each.flow, each.at_ms))
+    return found
 
 
 def unforced(sightings: Iterable[Sighted], seen: Seen) -> list[Sighted]:

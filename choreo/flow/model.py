@@ -85,7 +85,7 @@ class DeclaredService(_Part):
     """One service: a consumer group and its handlers.
 
     `replay_topic` and `delay_topics`, of what it is to handle again later, are empty in what an older choreo wrote.
-    `timers`: what wakes the instances of its process, if it runs one; nobody else's affair, and no part of the picture.
+    `timers`: what wakes the instances of its process, if it runs one; that is its own affair, and not drawn.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`overdue`: calls a function for each flow that is not at an end by its deadline. It reduces to a process manager."""
+"""`overdue`: calls a function for each flow that has no end by its deadline. It reduces to a process manager."""
 
 import re
 import types
@@ -16,7 +16,7 @@ from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.ports import FlowMark
 from choreo.process.declaring import ProcessManager
-from choreo.process.states import Declared, action
+from choreo.process.states import action
 from choreo.service import Flow
 
 CATCH_UP = timedelta(minutes=1)
@@ -46,7 +46,7 @@ class FlowOverdue:
 
 
 class WatchInstance(ProcessManager, version=1, by=CORRELATION, name="watch"):
-    """What a watch keeps of a flow: of the event that began it, or if that came first the one that ended it (`end`)."""
+    """What a watch keeps of a flow: of the event that began it; or of its `end`, where that came first."""
 
     at: AwareDatetime
     key: str
@@ -66,7 +66,7 @@ class Watch(Generic[_R]):
         _check_flow(function)
         if flow.deadline is None:
             raise DeclarationError(
-                f"overdue(Flow({flow.name!r})): it declares no deadline=, so it is never overdue; give it one, such as "
+                f"overdue(Flow({flow.name!r})): without a deadline it is never overdue; give it one, such as "
                 "deadline=timedelta(days=2)"
             )
         self.name = name or function.__name__.replace("_", "-")

@@ -62,7 +62,7 @@ class MeteredInstrument:
         self.tally.breakers[handler] = is_open
 
     def close(self) -> None:
-        """The one that traces is closed; who collects is not ours. Breakers are of this run, and what counts is not."""
+        """The one that traces is closed; who collects is not ours. Breakers are of one run, counts of the process."""
         self.tally.breakers = {}
         self._inner.close()
 

@@ -23,8 +23,10 @@ from choreo.telemetry.timing import TimedConsumer, TimedStore, TimedTransport
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """What the messaging conventions advise."""
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
-FLOW_BUCKETS_S = (1.0, 5.0, 15.0, MINUTE_S, 5 * MINUTE_S, 15 * MINUTE_S, HOUR_S, 4 * HOUR_S, 12 * HOUR_S)
-FLOW_BUCKETS_S += (DAY_S, 2 * DAY_S, 4 * DAY_S, 7 * DAY_S, 14 * DAY_S, 30 * DAY_S)
+FLOW_BUCKETS_S = (
+    *(1.0, 5.0, 15.0, MINUTE_S, 5 * MINUTE_S, 15 * MINUTE_S, HOUR_S, 4 * HOUR_S, 12 * HOUR_S),
+    *(DAY_S, 2 * DAY_S, 4 * DAY_S, 7 * DAY_S, 14 * DAY_S, 30 * DAY_S),
+)
 """From what a machine takes to what people do."""
 HISTOGRAMS = {
     "messaging.process.duration": ("From the begin of processing an event until its result is durable.", BUCKETS_S),
