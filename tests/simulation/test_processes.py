@@ -36,7 +36,8 @@ def test_approvals_end_once_and_in_time(pair: str) -> None:
     assert counts > 5 * SEEDS / 4
 
 
-async def _noted_first(self: TimerPoller) -> float:
+async def noted_first(self: TimerPoller) -> float:
+    """Timers are noted as sent before they are."""
     timers, next_s = await self._store.due(self._processes, limit=500, claim_s=5.0)
     await self._store.due_sent(timers, again_s=1e9)
     if timers:
@@ -86,7 +87,7 @@ def test_what_is_deferred_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_timer_is_sent_until_it_has_fired(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noted as sent before it is, one whose record is lost on the way is never heard of again."""
-    monkeypatch.setattr(TimerPoller, "send_due", _noted_first)
+    monkeypatch.setattr(TimerPoller, "send_due", noted_first)
     assert any(approval.run(seed).violations for seed in range(1, 61))
 
 
