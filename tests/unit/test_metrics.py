@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from opentelemetry.metrics import _internal as metrics_internal
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from choreo import App, Event, Reject, RetryPolicy, Service
+from choreo import App, Breaker, Event, Flow, Reject, RetryPolicy, Service
 from choreo.errors import TransportError
 from choreo.observing import Observing
 from choreo.ports import Level, Levels, Peer
+from choreo.process import FlowOverdue, overdue
 from choreo.record import TopicPartition
 from choreo.runtime.levels import Gauge
-from choreo.telemetry.metering import Meters, meters
+from choreo.telemetry.metering import HISTOGRAMS, Meters, meters
 from choreo.telemetry.silent import NoInstrument
 from choreo.telemetry.spans import OtelInstrument
+from choreo.telemetry.tally import COUNTERS, GAUGES
 from choreo.testing import TestApp
 from choreo.transports.embedded import EmbeddedTransport
 from tests.integration.tracing import SAMPLED, UNSAMPLED, event, hop, unit, unset_otel, warnings_of
@@ -291,6 +295,54 @@ async def test_records_nobody_fetches_are_lag_too() -> None:
         assert level.lag_s == pytest.approx(30.0)
         for partition in worker.engine.partitions:
             worker.consumer.resume(partition)
+
+
+async def test_a_breaker_tells_that_it_opens_and_how_it_stands(own: InMemoryMetricReader) -> None:
+    """Two openings of one that is down until its second probe; open while probed, then not; gone after the run."""
+    service, stands = Service("kitchen"), list[dict[tuple[Any, ...], float]]()
+
+    @service.handler(Asked, retry=RetryPolicy(9), breaker=Breaker(failures=2, pause_s=60))
+    async def pour(asked: Asked) -> Poured:
+        stands.append(values(own, "choreo.breaker.open", "choreo.service", "choreo.handler"))
+        if len(stands) < 4:
+            raise ConnectionError
+        return Poured(who=asked.who)
+
+    open_, closed = ({("kitchen", "pour"): value} for value in (1, 0))
+    async with TestApp(App(service)) as t:
+        await t.publish(Asked(who="Ann"))
+        await t.settle()
+        assert stands == [{}, {}, open_, open_]
+        assert values(own, "choreo.breaker.open", "choreo.service", "choreo.handler") == closed
+    assert values(own, "choreo.breaker.openings", "choreo.service", "choreo.handler") == {("kitchen", "pour"): 2}
+    assert "choreo.breaker.open" not in all_points(own)
+
+
+async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) -> None:
+    """One that never ends is overdue, once; one that does is timed, by how it ended; one nobody watches is neither."""
+    tea = Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1))
+
+    @overdue(tea)
+    def tea_late(late: FlowOverdue) -> None:
+        """Only counted."""
+
+    async with TestApp(App(kitchen, tea_late)) as t:
+        await t.publish(Asked(who="Ann"))
+        await t.publish(Asked(who="nobody"))
+        await t.settle()
+        await t.advance(hours=3)
+        await t.settle()
+    assert values(own, "choreo.flow.overdue", "choreo.service", "choreo.flow") == {("tea-late", "tea"): 1}
+    ((found, point),) = all_points(own)["choreo.flow.duration"]
+    assert found == {"choreo.service": "tea-late", "choreo.flow": "tea", "choreo.flow.end": "tea.poured"}
+    assert (point.count, point.explicit_bounds[-1]) == (1, 30 * 86_400.0)
+
+
+def test_the_docs_list_every_metric_and_no_other() -> None:
+    """As the code makes them."""
+    page = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
+    told = re.findall(r"^\| `([a-z.]+)` \| (?:counter|gauge|histogram), ", page.read_text(), re.MULTILINE)
+    assert sorted(told) == sorted([*HISTOGRAMS, *(name for name, *_ in (*COUNTERS, *GAUGES))])
 
 
 # ---- off
