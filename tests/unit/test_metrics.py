@@ -319,7 +319,7 @@ async def test_a_breaker_tells_that_it_opens_and_how_it_stands(own: InMemoryMetr
 
 
 async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) -> None:
-    """One that never ends is overdue, once; one that does is timed, by how it ended; one nobody watches is neither."""
+    """One that never ends is overdue, once; one that does is timed, by how it ended."""
     tea = Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1))
 
     @overdue(tea)
