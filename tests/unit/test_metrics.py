@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry import metrics
@@ -16,12 +16,14 @@ from opentelemetry.metrics import _internal as metrics_internal
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from choreo import App, Breaker, Event, Flow, Reject, RetryPolicy, Service
+from choreo import App, Breaker, Context, Event, Flow, Reject, RetryPolicy, Service
+from choreo.core.units import Unit
 from choreo.errors import TransportError
 from choreo.observing import Observing
-from choreo.ports import Level, Levels, Peer
+from choreo.ports import FlowMark, Level, Levels, Peer
 from choreo.process import FlowOverdue, overdue
 from choreo.record import TopicPartition
+from choreo.runtime.invoking import Inside, Invoker
 from choreo.runtime.levels import Gauge
 from choreo.telemetry.metering import HISTOGRAMS, Meters, meters
 from choreo.telemetry.silent import NoInstrument
@@ -336,6 +338,23 @@ async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) ->
     ((found, point),) = all_points(own)["choreo.flow.duration"]
     assert found == {"choreo.service": "tea-late", "choreo.flow": "tea", "choreo.flow.end": "tea.poured"}
     assert (point.count, point.explicit_bounds[-1]) == (1, 30 * 86_400.0)
+
+
+def test_what_a_watch_found_in_an_attempt_that_was_undone_is_forgotten() -> None:
+    """A transaction that could not be committed calls the handler again, which may find the flow ended."""
+    marks = [FlowMark("tea", "", 1.0)]
+
+    class Invokes:
+        def context(self, unit: Any) -> Context:
+            return Context.fake()
+
+        def call_inside(self, unit: Any, context: Context, transaction: Any) -> list[Event]:
+            context.flow = marks.pop() if marks else context.flow
+            return []
+
+    inside = Inside(cast(Invoker, Invokes()), cast(Unit, None), lambda: None)
+    found = [inside.call(None, None) or inside.context.flow for _ in range(2)]
+    assert found == [FlowMark("tea", "", 1.0), None]
 
 
 def test_the_docs_list_every_metric_and_no_other() -> None:
