@@ -36,7 +36,7 @@ def approval(monkeypatch: pytest.MonkeyPatch) -> App:
 
 @pytest.mark.slow
 async def test_a_process_ends_on_kafka_and_postgresql(kafka: str, postgres: str, approval: App) -> None:
-    """Every instance once, as decided; finance hears once of each that took a week; no timer is left."""
+    """Every instance once, as decided; finance hears once of each that the watch was to tell of; no timer is left."""
     schema = f"process_{uuid4().hex[:10]}"
     store = f"{postgres}{'&' if '?' in postgres else '?'}choreo_schema={schema}"
     options: dict[str, Any] = {
@@ -61,27 +61,26 @@ async def test_a_process_ends_on_kafka_and_postgresql(kafka: str, postgres: str,
                 await asyncio.sleep(1.0)
             assert first.workers["approval"].failure is None
             ended = await _ended(transport, approval)
-            await _at_rest(postgres, schema)
+            late = await _late(postgres, schema)
             told = await _told(transport, approval)
         assert ended == {f"r{n}": Counter({"approved" if n % 3 else "expired": 1}) for n in range(REQUESTS)}
-        assert {request: told[request] for request in ended if "expired" in ended[request]} == {
-            f"r{n}": 1 for n in range(0, REQUESTS, 3)
-        }
-        assert set(told.values()) == {1}
+        assert told == Counter(late)
+        assert late, "some of those that expire are told before"
     finally:
         await transport.close()
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
 
 
-async def _at_rest(postgres: str, schema: str) -> None:
-    """Return when no timer is set and every instance, of the process and of the watch, has ended."""
-    query = f"SELECT (SELECT COUNT(*) FROM {schema}.timer), COUNT(*) FROM {schema}.instance WHERE NOT ended"
+async def _late(postgres: str, schema: str) -> list[str]:
+    """Requests that ended after they were told, once no timer is set and every instance has ended."""
+    rest = f"SELECT (SELECT COUNT(*) FROM {schema}.timer), COUNT(*) FROM {schema}.instance WHERE NOT ended"
+    late = f"SELECT convert_from(key, 'UTF8') FROM {schema}.instance WHERE state = 'ended-late'"
     async with asyncio.timeout(30):
         while True:
             with psycopg.connect(postgres) as connection:
-                if connection.execute(query).fetchone() == (0, 0):
-                    return
+                if connection.execute(rest).fetchone() == (0, 0):
+                    return [flow.replace("s", "r") for (flow,) in connection.execute(late)]
             await asyncio.sleep(0.2)
 
 
