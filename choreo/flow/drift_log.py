@@ -20,7 +20,7 @@ from choreo.flow.drift_seen import (
     grouped,
     service_names,
 )
-from choreo.flow.joining import dead_letter_of, envelope_of, replay_of
+from choreo.flow.joining import dead_letter_of, envelope_of, is_retry, replay_of
 from choreo.flow.model import Capability
 from choreo.flow.timeline import DeadLetter, Place, Replayed
 from choreo.record import Record
@@ -141,9 +141,10 @@ class LogReading:
             return
         self._places[place] = key
         if order is not None:  # a copy of the event, for one handler: who handled it is told by the store
-            self._orders.append(self._ordered(order, record)._replace(event=key, flow=envelope.correlationid))
             if order.base:
                 self._bases.setdefault(key, {}).setdefault(order.base)
+            if not is_retry(record):
+                self._orders.append(self._ordered(order, record)._replace(event=key, flow=envelope.correlationid))
             return
         event = SeenEvent(
             key,

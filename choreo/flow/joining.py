@@ -88,7 +88,7 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
             continue
         envelope, data = read
         place = Place(record.topic, record.partition, record.offset)
-        if any(name.startswith(RETRY_PREFIX) for name, _ in record.headers):  # a replay may be delayed, too
+        if is_retry(record):  # a replay may be delayed, too
             again.append((envelope, place, record.timestamp_ms))
             continue
         letter = dead_letter_of(record, place) or replay_of(record, place)
@@ -109,6 +109,11 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
     for envelope, place, timestamp_ms in again:
         nodes.setdefault((envelope.source, envelope.id), Node(envelope, None, timestamp_ms)).retries.append(place)
     return nodes
+
+
+def is_retry(record: Record) -> bool:
+    """Whether it waits in a topic of delays, be it an event or a replay of one."""
+    return any(name.startswith(RETRY_PREFIX) for name, _ in record.headers)
 
 
 def dead_letter_of(record: Record, place: Place) -> DeadLetter | None:
