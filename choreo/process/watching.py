@@ -110,7 +110,8 @@ class Watch(Generic[_R]):
         flow = self._flow
 
         def flow_ended(self: WatchInstance, event: Event, ctx: Context) -> None:
-            took_s = abs((_made_at(ctx) - self.at).total_seconds())
+            began, ended = (_made_at(ctx), self.at) if self.end else (self.at, _made_at(ctx))
+            took_s = max(0.0, (ended - began).total_seconds())  # clocks of two hosts
             ctx.flow = FlowMark(flow.name, self.end or event.event_type, took_s)
 
         return flow_ended

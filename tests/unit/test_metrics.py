@@ -18,11 +18,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from choreo import App, Breaker, Context, Event, Flow, Reject, RetryPolicy, Service
 from choreo.core.units import Unit
+from choreo.envelope import Envelope, write
 from choreo.errors import TransportError
 from choreo.observing import Observing
 from choreo.ports import FlowMark, Level, Levels, Peer
 from choreo.process import FlowOverdue, overdue
-from choreo.record import TopicPartition
+from choreo.record import ProducerRecord, TopicPartition
 from choreo.runtime.invoking import Inside, Invoker
 from choreo.runtime.levels import Gauge
 from choreo.telemetry.metering import HISTOGRAMS, Meters, meters
@@ -338,6 +339,24 @@ async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) ->
     ((found, point),) = all_points(own)["choreo.flow.duration"]
     assert found == {"choreo.service": "tea-late", "choreo.flow": "tea", "choreo.flow.end": "tea.poured"}
     assert (point.count, point.explicit_bounds[-1]) == (1, 30 * 86_400.0)
+
+
+async def test_a_flow_is_timed_in_whichever_order_its_events_are_read(own: InMemoryMetricReader) -> None:
+    """By when they were made."""
+
+    @overdue(Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1)))
+    def tea_late(late: FlowOverdue) -> None:
+        """Only counted."""
+
+    async with TestApp(App(tea_late)) as t:
+        for type_, made_at in ((Poured, "2026-01-01T00:10:00Z"), (Asked, "2026-01-01T00:05:00Z")):
+            envelope = Envelope(type_.event_type, "/test", type_.event_type, 1, made_at, correlationid="flow")
+            await t.running.transport.send(
+                [ProducerRecord(type_.event_topic, None, type_(who="Ann").payload(), write(envelope))]
+            )
+            await t.settle()
+    ((found, point),) = all_points(own)["choreo.flow.duration"]
+    assert (found["choreo.flow.end"], point.count, point.sum) == ("tea.poured", 1, 300.0)
 
 
 def test_what_a_watch_found_in_an_attempt_that_was_undone_is_forgotten() -> None:
