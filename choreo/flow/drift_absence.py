@@ -110,9 +110,10 @@ def never(declared: Declared, sightings: Iterable[Sighted], seen: Seen) -> Itera
 
 
 def observed_edges(sightings: Iterable[Sighted]) -> frozenset[Edge]:
-    """Edges seen; who emitted something for an event has taken it in."""
+    """Edges seen; who emitted something for an event has taken it in, and has emitted it for whichever."""
     edges = {each.edge for each in sightings}
-    return frozenset(edges | {edge._replace(emitted=None) for edge in edges if edge.consumed is not None})
+    taken = {edge._replace(emitted=None) for edge in edges if edge.consumed is not None}
+    return frozenset(edges | taken | {edge._replace(consumed=None) for edge in edges if edge.emitted is not None})
 
 
 def broken(seen: Seen, services: Collection[str]) -> Iterator[DriftFinding]:

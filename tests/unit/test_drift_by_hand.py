@@ -144,6 +144,14 @@ def test_timer_fired_by_hand_is_told_and_what_it_emits_is_declared(here: Path) -
     assert set(found) <= {"intervention", "late_hop", "missing_emission"}
 
 
+def test_nothing_is_missed_of_a_process_that_did_all_it_may(here: Path) -> None:
+    """Its instance decides for which event, or timer, it emits: that another one caused none is no finding."""
+    asked("ada")
+    handled(kitchen=1, cup=2)
+    said = json.loads(choreo("drift", TARGET, "--timeout", "1h", "--json").stdout)
+    assert (said["fitness"], said["precision"], said["findings"]) == (1.0, 1.0, [])
+
+
 def test_forced_replays_are_told_and_emit_no_more_than_is_declared(here: Path) -> None:
     """Each under ids of its own, so that one event comes to three of a type that it may cause once."""
     asked("ada")
