@@ -392,14 +392,16 @@ class UnitInfo:
 
 
 class FlowMark(NamedTuple):
-    """What a watch has found of a flow: that it came to an `end`, the type of an event, or is overdue (empty).
+    """What a watch has found of a flow: that it came to an `end`, or that it is past its deadline.
 
-    `took_s`: from the flow's first event until then, by the clocks of who sent them.
+    `end`: type of an event, empty while it is open. `took_s`: from the flow's first event until then, by the clocks
+    of who sent them. `overdue`: it is found to be past its deadline only now.
     """
 
     flow: str
     end: str
     took_s: float
+    overdue: bool
 
 
 class Span(Protocol):
@@ -436,7 +438,7 @@ class Instrument(Protocol):
         """
 
     def flow(self, mark: FlowMark) -> None:
-        """A watched flow has ended or is overdue, and that is durable."""
+        """A watched flow has ended, or is past its deadline, and that is durable."""
 
     def breaker(self, handler: str, *, is_open: bool) -> None:
         """The circuit breaker of a handler has opened, again after a probe that failed too, or closed."""

@@ -84,13 +84,14 @@ class Watch(Generic[_R]):
         made, starts, ends = self.manager, self._flow.starts, self._flow.ends
         running, due, overdue = made.state("running"), made.state("nearly-due"), made.state("overdue")
         ended, late = made.final("ended"), made.final("ended-late")
-        begun, over = self._begun(), self._ended()
+        begun, over = self._begun(), self._ended(was_told=False)
         catch_up = min(CATCH_UP, self._deadline / 2)
         made.starts(starts, to=running)(begun)
         running.after(self._deadline - catch_up, to=due)(nearly_due)
         due.after(catch_up, to=overdue)(self._told())
-        for state, final in ((running, ended), (due, ended), (overdue, late)):
-            state.on(*ends, to=final)(over)
+        running.on(*ends, to=ended)(over)
+        due.on(*ends, to=ended)(over)
+        overdue.on(*ends, to=late)(self._ended(was_told=True))
         # Topics are read side by side: an end may come before its start, and some have none that is still there.
         early = made.state("end-first")
         made.starts(*ends, to=early)(begun)
@@ -106,14 +107,15 @@ class Watch(Generic[_R]):
 
         return flow_begun
 
-    def _ended(self) -> Callable[..., None]:
-        flow = self._flow
+    def _ended(self, *, was_told: bool) -> Callable[..., None]:
+        flow, deadline_s = self._flow, self._deadline.total_seconds()
 
         def flow_ended(self: WatchInstance, event: Event, ctx: Context) -> None:
             began, ended = (_made_at(ctx), self.at) if self.end else (self.at, _made_at(ctx))
             took_s = max(0.0, (ended - began).total_seconds())  # clocks of two hosts
-            ctx.flow = FlowMark(flow.name, self.end or event.event_type, took_s)
+            ctx.flow = FlowMark(flow.name, self.end or event.event_type, took_s, took_s > deadline_s and not was_told)
 
+        flow_ended.__name__ += "_late" if was_told else ""
         return flow_ended
 
     def _told(self) -> Callable[..., Any]:
@@ -121,7 +123,7 @@ class Watch(Generic[_R]):
         function = typing.cast(Callable[..., Any], self._function)
 
         def told(instance: WatchInstance, ctx: Context) -> Any:
-            ctx.flow = FlowMark(flow.name, "", (ctx.now() - instance.at).total_seconds())
+            ctx.flow = FlowMark(flow.name, "", (ctx.now() - instance.at).total_seconds(), overdue=True)
             found = FlowOverdue(flow.name, ctx.correlation_id, instance.key, instance.at, deadline_s)
             return function(*(ctx if each == "context" else found for each in wants))
 

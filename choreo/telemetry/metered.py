@@ -50,10 +50,10 @@ class MeteredInstrument:
 
     def flow(self, mark: FlowMark) -> None:
         """How long a flow took that has ended; one more that is overdue."""
+        if mark.overdue:
+            count(self.tally.overdue, mark.flow)
         if mark.end:
             self._flows.record(mark.took_s, {**self.tally.own, "choreo.flow": mark.flow, "choreo.flow.end": mark.end})
-        else:
-            count(self.tally.overdue, mark.flow)
 
     def breaker(self, handler: str, *, is_open: bool) -> None:
         """One more opening, and how it stands."""

@@ -143,7 +143,7 @@ COUNTERS: tuple[Metric, ...] = (
     ("messaging.client.consumed.messages", "{message}", "Records fetched and looked at.", _consumed),
     ("choreo.handler.events", "{event}", "Events a handler is done with, by outcome.", _events),
     ("choreo.handler.attempts", "{attempt}", "Invocations of a handler; failed ones have error.type.", _attempts),
-    ("choreo.flow.overdue", "{flow}", "Watched flows that came to no end by their deadline.", _overdue),
+    ("choreo.flow.overdue", "{flow}", "Watched flows past their deadline, each once.", _overdue),
     ("choreo.breaker.openings", "{opening}", "Openings of circuit breakers.", _openings),
 )
 GAUGES: tuple[Metric, ...] = (

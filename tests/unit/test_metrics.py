@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -322,7 +322,7 @@ async def test_a_breaker_tells_that_it_opens_and_how_it_stands(own: InMemoryMetr
 
 
 async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) -> None:
-    """One that never ends is overdue, once; one that does is timed, by how it ended."""
+    """One that waits too long is overdue, once, also when it ends at last; those that end are timed."""
     tea = Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1))
 
     @overdue(tea)
@@ -331,37 +331,47 @@ async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) ->
 
     async with TestApp(App(kitchen, tea_late)) as t:
         await t.publish(Asked(who="Ann"))
-        await t.publish(Asked(who="nobody"))
+        waits = await t.publish(Asked(who="nobody"))
         await t.settle()
         await t.advance(hours=3)
+        await t.running.publish(Poured(who="nobody"), correlation_id=waits.reference.correlation_id)
         await t.settle()
     assert values(own, "choreo.flow.overdue", "choreo.service", "choreo.flow") == {("tea-late", "tea"): 1}
     ((found, point),) = all_points(own)["choreo.flow.duration"]
     assert found == {"choreo.service": "tea-late", "choreo.flow": "tea", "choreo.flow.end": "tea.poured"}
-    assert (point.count, point.explicit_bounds[-1]) == (1, 30 * 86_400.0)
+    assert (point.count, point.max, point.explicit_bounds[-1]) == (2, 3 * 3600.0, 30 * 86_400.0)
 
 
-async def test_a_flow_is_timed_in_whichever_order_its_events_are_read(own: InMemoryMetricReader) -> None:
-    """By when they were made."""
+@pytest.mark.parametrize("minutes", [5, 90])
+async def test_a_flow_is_timed_in_whichever_order_its_events_are_read(
+    own: InMemoryMetricReader, minutes: int
+) -> None:
+    """By when they were made; past its deadline it is overdue, though nobody was told while it was open."""
 
     @overdue(Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1)))
     def tea_late(late: FlowOverdue) -> None:
         """Only counted."""
 
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    made = {Asked: begun, Poured: begun + timedelta(minutes=minutes)}
     async with TestApp(App(tea_late)) as t:
-        for type_, made_at in ((Poured, "2026-01-01T00:10:00Z"), (Asked, "2026-01-01T00:05:00Z")):
-            envelope = Envelope(type_.event_type, "/test", type_.event_type, 1, made_at, correlationid="flow")
-            await t.running.transport.send(
-                [ProducerRecord(type_.event_topic, None, type_(who="Ann").payload(), write(envelope))]
-            )
-            await t.settle()
+        for number, order in enumerate(([Asked, Poured], [Poured, Asked])):
+            for kind in order:
+                id_ = f"{kind.event_type} {number}"
+                envelope = Envelope(
+                    id_, "/test", kind.event_type, 1, made[kind].isoformat(), correlationid=f"f{number}"
+                )
+                value = kind(who="Ann").payload()
+                await t.running.transport.send([ProducerRecord(kind.event_topic, None, value, write(envelope))])
+                await t.settle()
     ((found, point),) = all_points(own)["choreo.flow.duration"]
-    assert (found["choreo.flow.end"], point.count, point.sum) == ("tea.poured", 1, 300.0)
+    assert (found["choreo.flow.end"], point.count, point.sum) == ("tea.poured", 2, 2 * 60.0 * minutes)
+    assert values(own, "choreo.flow.overdue", "choreo.flow") == ({("tea",): 2} if minutes > 60 else {})
 
 
 def test_what_a_watch_found_in_an_attempt_that_was_undone_is_forgotten() -> None:
     """A transaction that could not be committed calls the handler again, which may find the flow ended."""
-    marks = [FlowMark("tea", "", 1.0)]
+    marks = [FlowMark("tea", "", 1.0, overdue=True)]
 
     class Invokes:
         def context(self, unit: Any) -> Context:
@@ -373,7 +383,7 @@ def test_what_a_watch_found_in_an_attempt_that_was_undone_is_forgotten() -> None
 
     inside = Inside(cast(Invoker, Invokes()), cast(Unit, None), lambda: None)
     found = [inside.call(None, None) or inside.context.flow for _ in range(2)]
-    assert found == [FlowMark("tea", "", 1.0), None]
+    assert found == [FlowMark("tea", "", 1.0, overdue=True), None]
 
 
 def test_the_docs_list_every_metric_and_no_other() -> None:
