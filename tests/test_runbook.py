@@ -60,7 +60,9 @@ def commands(text: str) -> Iterator[list[str]]:
     """Every command of the page, in its order: in blocks and within sentences."""
     text = re.sub(r"\\\n\s*", "", text)
     for line in re.findall(r"^ *(choreo [^\n]*)$|`(choreo [^`]*)`", text, re.MULTILINE):
-        yield shlex.split(" ".join("".join(line).split()), comments=True)[1:]
+        words = shlex.split(" ".join("".join(line).split()), comments=True)[1:]
+        if len(words) > 1:  # else it is only named
+            yield words
 
 
 async def settled(app: App, *services: str, within_s: float = 20.0) -> None:
@@ -131,7 +133,7 @@ def test_every_command_does_what_the_page_says(ids: dict[str, str]) -> None:
         "written off, see 4711",
         "settled by hand, see 4711",
     ]
-    moved = json.loads(choreo("instances", "show", "expenses:app", "E-1", "--json").stdout)
+    moved = json.loads(choreo("instances", "show", "expenses:app", "E-1", "--process", "approval", "--json").stdout)
     assert (moved["version"], moved["state"]) == (2, "waiting")
     (letter,) = json.loads(choreo("dlq", "list", "orders:app", "--json").stdout)["dead_letters"]
     assert letter["state"] == "dropped"

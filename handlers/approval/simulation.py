@@ -13,7 +13,7 @@ from choreo import App, Event
 from choreo.testing.simulation import Faults, Simulation, World
 from choreo.testing.simulation.instances import unended
 
-from .app import app, approval, mailbox
+from .app import app, approval, chase, mailbox
 from .events import (
     ApprovalDelegated,
     ApprovalEnded,
@@ -70,13 +70,11 @@ def expenses(chance: random.Random) -> Sequence[Event]:
 
 def ended_once(world: World) -> Iterator[str]:
     """Every expense came to one end, and what was decided stands."""
-    ends: dict[str, set[str]] = {}
-    for record, envelope in world.events():
-        if envelope is not None and (envelope.source, envelope.type) == ("/approval", ApprovalEnded.event_type):
-            ended = ApprovalEnded.from_payload(record.value or b"")
-            ends.setdefault(ended.request_id, set()).add(ended.outcome)
+    ends: dict[str, set[str]] = defaultdict(set)
+    for ended in _ended(world):
+        ends[ended.request_id].add(ended.outcome)
     for number in range(REQUESTS):
-        outcomes = ends.get(f"r{number}", set())
+        outcomes = ends[f"r{number}"]
         if len(outcomes) != 1:
             yield f"r{number} ended as {sorted(outcomes) or 'nothing'}"
 
@@ -84,12 +82,11 @@ def ended_once(world: World) -> Iterator[str]:
 def as_its_version_says(world: World) -> Iterator[str]:
     """What came in time decides; a large expense is looked at twice, if and only if it began under version 2."""
     submitted = {each.request_id: each for each in world.published.values() if isinstance(each, ExpenseSubmitted)}
-    query = "SELECT key, version, updated_ms FROM choreo_instance"
-    ends = {key: Ended(version, at_ms) for key, version, at_ms in world.rows(query, service="approval")}
+    query = "SELECT key, version, updated_ms FROM choreo_instance WHERE process = 'approval'"
+    ends = {key: Ended(version, at_ms) for key, version, at_ms in world.rows(query)}
     decided = _decided(world)
     looked_again = {letter.request_id for letter in _letters(world).values() if letter.to == "finance"}
-    for record in world.records(ApprovalEnded.event_topic):
-        outcome = ApprovalEnded.from_payload(record.value or b"")
+    for outcome in _ended(world):
         id_ = outcome.request_id
         said, in_time = decided.get(id_, ("expired", False))
         twice = ends[id_].version > 1 and submitted[id_].cents > LARGE_CENTS and said == "approved"
@@ -102,12 +99,18 @@ def as_its_version_says(world: World) -> Iterator[str]:
             yield f"{id_} of version {ends[id_].version} was not looked at twice"
 
 
+def _ended(world: World) -> Iterator[ApprovalEnded]:
+    for record, envelope in world.events():
+        if envelope is not None and (envelope.source, envelope.type) == ("/approval", ApprovalEnded.event_type):
+            yield ApprovalEnded.from_payload(record.value or b"")
+
+
 def _decided(world: World) -> dict[str, tuple[str, bool]]:
     """What was decided of each, and whether that was handled before it came to an end without it."""
     group = world.app.services["approval"].group
     query = 'SELECT topic, "partition", offset, done_ms FROM choreo_key WHERE "group" = ? AND done = 1'
     done_ms = {tuple(where): at_ms for *where, at_ms in world.rows(query, group, service="approval")}
-    ended_ms = dict(world.rows("SELECT key, updated_ms FROM choreo_instance", service="approval"))
+    ended_ms = dict(world.rows("SELECT key, updated_ms FROM choreo_instance WHERE process = 'approval'"))
     found: dict[str, tuple[str, bool]] = {}
     for record, envelope in world.events():
         event: Any = None if envelope is None else world.published.get(envelope.id)
@@ -129,7 +132,7 @@ def letters_in_time(world: World) -> Iterator[str]:
         for record, envelope in reversed(world.events())
         if envelope is not None and isinstance(event := world.published.get(envelope.id), ExpenseSubmitted)
     }
-    versions = dict(world.rows("SELECT key, version FROM choreo_instance", service="approval"))
+    versions = dict(world.rows("SELECT key, version FROM choreo_instance WHERE process = 'approval'"))
     sent: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for (_, sent_ms), letter in _letters(world).items():
         id_, days = letter.request_id, {"reminder 1": 1, "reminder 2": 2, "nobody decided": 3}.get(letter.text, 0)
@@ -142,6 +145,30 @@ def letters_in_time(world: World) -> Iterator[str]:
     for id_, version in versions.items():
         if version == 1 and len(sent[id_]) != 1:
             yield f"{id_} of version 1 had the letters {sent[id_]}"
+
+
+def chased_once(world: World) -> Iterator[str]:
+    """Finance heard, once and not before a week, of the expenses that the watch had to tell of, and of no other."""
+    requests = {id_: event.request_id for id_, event in world.published.items()}
+    submitted_ms: dict[str, int] = {}
+    letters: dict[str, dict[str, int]] = {}
+    for record, envelope in world.events():
+        if envelope is None or record.key is None:
+            continue
+        if (envelope.source, envelope.type) == ("/chase", SendLetter.event_type):
+            letters.setdefault(record.key.decode(), {}).setdefault(envelope.id, record.timestamp_ms)
+        elif isinstance(world.published.get(envelope.id), ExpenseSubmitted):
+            submitted_ms.setdefault(record.key.decode(), record.timestamp_ms)
+    late = {
+        requests[flow]
+        for flow, state in world.rows("SELECT key, state FROM choreo_instance WHERE process = 'chase'")
+        if state in ("overdue", "ended-late")
+    }
+    for request in late ^ letters.keys():
+        yield f"finance was told {len(letters.get(request, ()))} times of {request}, late or not"
+    for request, at_ms in letters.items():
+        if len(at_ms) > 1 or min(at_ms.values()) < submitted_ms[request] + 7 * DAY_MS - 1:
+            yield f"finance was told {len(at_ms)} times of {request}, or too early"
 
 
 def _letters(world: World) -> dict[tuple[str, int], SendLetter]:
@@ -157,9 +184,9 @@ def _letters(world: World) -> dict[tuple[str, int], SendLetter]:
 
 
 simulation = Simulation(
-    App(ApprovalV1, mailbox, flows=[approval]),
+    App(ApprovalV1, chase, mailbox, flows=[approval]),
     expenses,
-    checkers=[ended_once, as_its_version_says, letters_in_time, unended],
+    checkers=[ended_once, as_its_version_says, letters_in_time, chased_once, unended],
     upgrade=app,
     faults=replace(Faults(), deploy=0.02),
     hasten=HASTEN,

@@ -1,4 +1,4 @@
-"""scripts/simulate_flows.py: what was run is kept and gone on with, and the page keeps rows of flows not asked for."""
+"""scripts/simulate_flows.py: what was run is kept and gone on with; rows of flows not asked for stay."""
 
 import json
 import subprocess
