@@ -1,16 +1,13 @@
 """An SQLite connection that can be lent to a handler: what would end the transaction is refused meanwhile.
 
 SQLite asks an authorizer while it parses a statement, and forgets all that it has parsed when one is set. So one is
-set for good, and only listened to while handlers run; choreo's own statements are parsed once.
+set for good, and only listened to while handlers run; choreo's own statements are parsed once. Python keeps them by
+their text, for handlers too: so choreo commits by `commit()`, which is none, and never by a text.
 """
 
-import secrets
 import sqlite3
 from collections.abc import Callable
 from typing import Any, Self
-
-BEGIN = f"BEGIN IMMEDIATE -- {secrets.token_hex(8)}"
-"""Python keeps parsed statements by their text: a handler's is another one, and is looked at."""
 
 Authorizer = Callable[..., int | None]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from choreo.errors import StoreError
-from choreo.sqlite.connection import BEGIN, SqliteConnection
+from choreo.sqlite.connection import SqliteConnection
 
 _Result = TypeVar("_Result")
 
@@ -127,7 +127,7 @@ class Database:
     def _transaction(self, change: Callable[[sqlite3.Connection], _Result]) -> _Result:
         connection = self._connection
         assert connection is not None
-        self._retried(lambda: connection.execute(BEGIN))
+        self._retried(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
             result = change(connection)
             self._retried(connection.commit)

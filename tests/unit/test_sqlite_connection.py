@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from choreo.sqlite.connection import BEGIN, SqliteConnection
+from choreo.sqlite.connection import SqliteConnection
 
 
 def opened() -> SqliteConnection:
     """In memory, with a table and all that choreo says parsed already."""
     db = sqlite3.connect(":memory:", isolation_level=None, factory=SqliteConnection)
     db.execute("CREATE TABLE served (name TEXT)")
-    db.execute(BEGIN)
+    db.execute("BEGIN IMMEDIATE")
     db.execute("INSERT INTO served VALUES (?)", ("Ada",))
     db.commit()
     return db
@@ -22,7 +22,7 @@ def opened() -> SqliteConnection:
 def db() -> Iterator[SqliteConnection]:
     """Lent, in an open transaction."""
     db = opened()
-    db.execute(BEGIN)
+    db.execute("BEGIN IMMEDIATE")
     db.lend()
     yield db
     db.take_back()
@@ -118,7 +118,7 @@ def test_nothing_is_parsed_anew_for_a_borrower(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(SqliteConnection, "_authorize", counting)
     db = opened()
     for _ in range(3):
-        db.execute(BEGIN)
+        db.execute("BEGIN IMMEDIATE")
         asked.clear()
         db.lend()
         db.execute("INSERT INTO served VALUES (?)", ("Bob",))

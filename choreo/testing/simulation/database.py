@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from choreo.sqlite.connection import BEGIN, SqliteConnection
+from choreo.sqlite.connection import SqliteConnection
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.process import Process
 
@@ -39,7 +39,7 @@ class SharedDatabase(Database):
             raise Busy
         connection = self._connection
         assert connection is not None
-        connection.execute(BEGIN)
+        connection.execute("BEGIN IMMEDIATE")
         self._open_transaction = OpenTransaction(connection, life)
         return self._open_transaction
 
