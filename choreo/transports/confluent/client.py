@@ -17,6 +17,7 @@ try:
         KafkaException,
         Message,
         Producer,
+        TopicCollection,
         libversion,
     )
     from confluent_kafka import TopicPartition as Place
@@ -43,6 +44,7 @@ __all__ = [
     "OffsetSpec",
     "Place",
     "Producer",
+    "TopicCollection",
     "error_of",
     "made",
     "membership",

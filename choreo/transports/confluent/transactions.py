@@ -59,6 +59,11 @@ STALE_WAIT_S = 0.5
 READ_STALL_S = 90.0
 
 
+def transactions_of(group: str) -> str:
+    """How the transactional ids of a group begin, which rights are granted on."""
+    return f"choreo-{group}-"
+
+
 class _Refused(Exception):
     """Nothing was committed, on account of these parts; the others may be tried without them."""
 
@@ -98,7 +103,7 @@ class ConfluentTransactions:
         self._arguments = {
             **PRODUCER_DEFAULTS,
             **arguments,
-            "transactional.id": f"choreo-{group}-{uuid4()}",
+            "transactional.id": f"{transactions_of(group)}{uuid4()}",
             "transaction.timeout.ms": int(TRANSACTION_S * 1000),
             "message.timeout.ms": int(TRANSACTION_S * 1000),
         }

@@ -5,8 +5,10 @@ import ssl
 
 from aiokafka import errors
 
+from choreo.access import Access, Operation, lacking
 from choreo.errors import TransportError
 from choreo.record import TopicPartition
+from choreo.transports.kafka.tokens import TokenRefused
 
 
 def reason(error: BaseException) -> str:
@@ -24,11 +26,23 @@ def reason(error: BaseException) -> str:
     return type(error).__name__
 
 
+def denied(error: BaseException, principal: str, operation: Operation, topic: str, group: str) -> str | None:
+    """Who lacks which right, if that is the error; else None. `operation`: what was done with the topic."""
+    match error:
+        case errors.TopicAuthorizationFailedError():
+            return lacking(principal, [Access("topic", topic, (operation,))])
+        case errors.GroupAuthorizationFailedError():
+            return lacking(principal, [Access("group", group, ("Read",))])
+    return None
+
+
 def next_step(error: BaseException) -> str:
     """What to check if that is why a broker cannot be talked to."""
     match error:
         case ssl.SSLError():
             return "check CHOREO_KAFKA_SSL_CAFILE, and that the certificate names this host"
+        case TokenRefused():
+            return "then start again"
         case errors.AuthenticationFailedError() | errors.SaslAuthenticationFailed():
             return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
         case errors.UnsupportedSaslMechanismError():

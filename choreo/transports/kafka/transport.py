@@ -6,6 +6,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 
+from choreo.access import Access
 from choreo.errors import TransportError
 from choreo.ports import Assignment, TopicSpec
 from choreo.record import ProducerRecord, Record
@@ -19,12 +20,13 @@ from choreo.transports.kafka.fencing import PartitionLimit
 from choreo.transports.kafka.offsets import read_range
 from choreo.transports.kafka.producer import KafkaProducer
 from choreo.transports.kafka.records import BATCH_BYTES_MAX
+from choreo.transports.kafka.rights import denied_of
+from choreo.transports.kafka.security import principal_of, security_from_environment
 from choreo.transports.kafka.settings import (
     KafkaTransactionSettings,
     cap_loggers,
     membership_from_environment,
     peer_of,
-    security_from_environment,
     transactions_from_environment,
 )
 from choreo.transports.kafka.transactions import KafkaTransactions
@@ -66,10 +68,11 @@ class KafkaTransport:
         batch_bytes_max: int = BATCH_BYTES_MAX,
     ) -> None:
         cap_loggers()
-        trust = security_from_environment() if security is None else dict(security)
+        trust = security_from_environment().arguments() if security is None else dict(security)
         self._servers = bootstrap_servers
         self.peer = peer_of(bootstrap_servers, client_id)
         self._arguments = {"bootstrap_servers": bootstrap_servers, "client_id": client_id, **trust}
+        self.principal = principal_of(trust)
         self._open_s, self._ask_s = open_s, ask_s
         self._batch_bytes_max = batch_bytes_max
         self._consumer_options = {**membership_from_environment().arguments(), **(consumer_options or {})}
@@ -145,6 +148,11 @@ class KafkaTransport:
         """As the port says; returns when the new partitions have their leaders."""
         async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
             await kafka_admin.widen(admin, partitions)
+
+    async def lacking(self, wanted: Sequence[Access]) -> Sequence[Access]:
+        """What of `wanted` the brokers do not let `principal` do; nothing of a topic that is not there."""
+        async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
+            return await denied_of(admin, wanted)
 
     async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """As the port says, read_committed, in order of time."""
