@@ -162,7 +162,7 @@ def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> tuple[str | None
     why = "no answer in time"
     while True:
         client.poll(0)
-        fatal = [each for each in told if each.code() in _DECIDED or "refused" in each.str()]
+        fatal = [each for each in told if each.code() in _DECIDED or any(word in each.str() for word in _REFUSALS)]
         if fatal or time.monotonic() >= until_s:
             break
         try:
@@ -174,6 +174,8 @@ def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> tuple[str | None
     return f"{'; '.join(errors)}: {_next_step(worth_telling)}", None
 
 
+_WANTS_CERTIFICATE = "alert bad certificate"  # of TLS 1.2; what 1.3 calls certificate_required Java says so too
+_REFUSALS = ("refused", _WANTS_CERTIFICATE)
 _DECIDED = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE})
 
 
@@ -190,6 +192,8 @@ def _next_step(errors: Sequence[KafkaError]) -> str:
         return "check the name: it does not resolve"
     if "refused" in text:
         return "is Kafka running there, and is that the port of its listener?"
+    if _WANTS_CERTIFICATE in text:
+        return "the listener wants a certificate that it trusts: check CHOREO_KAFKA_SSL_CERTFILE"
     if KafkaError._TRANSPORT in codes:
         return "does the listener want TLS or SASL? (CHOREO_KAFKA_SECURITY_PROTOCOL)"
     return "is a firewall between, or does the listener want TLS? (CHOREO_KAFKA_SECURITY_PROTOCOL)"

@@ -8,7 +8,6 @@ from aiokafka import errors
 from choreo.access import Access, Operation, lacking
 from choreo.errors import TransportError
 from choreo.record import TopicPartition
-from choreo.transports.kafka.tokens import TokenRefused
 
 
 def reason(error: BaseException) -> str:
@@ -41,8 +40,6 @@ def next_step(error: BaseException) -> str:
     match error:
         case ssl.SSLError():
             return "check CHOREO_KAFKA_SSL_CAFILE, and that the certificate names this host"
-        case TokenRefused():
-            return "then start again"
         case errors.AuthenticationFailedError() | errors.SaslAuthenticationFailed():
             return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
         case errors.UnsupportedSaslMechanismError():
@@ -56,7 +53,10 @@ def next_step(error: BaseException) -> str:
         case TimeoutError():
             return "is a firewall between, or does the listener want TLS? (CHOREO_KAFKA_SECURITY_PROTOCOL)"
         case errors.KafkaConnectionError() | ConnectionError():
-            return "does the listener want TLS or SASL? (CHOREO_KAFKA_SECURITY_PROTOCOL)"
+            return (
+                "does the listener want TLS or SASL (CHOREO_KAFKA_SECURITY_PROTOCOL), or a certificate of the client "
+                "(CHOREO_KAFKA_SSL_CERTFILE)?"
+            )
         case _:
             return "check CHOREO_KAFKA_BOOTSTRAP_SERVERS and CHOREO_KAFKA_SECURITY_PROTOCOL"
 

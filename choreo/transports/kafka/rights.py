@@ -10,7 +10,7 @@ from typing import Any
 
 from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
@@ -63,6 +63,20 @@ class _Metadata(Request[_Metadata8]):  # type: ignore[misc]
         return request_struct_class(self._topics, False, False, True)
 
 
+class _Groups3(DescribeGroupsRequest_v3):  # type: ignore[misc]
+    RESPONSE_TYPE = DescribeGroupsResponse_v3  # 0.14 reads the answer as one of v2, without what is asked for here
+
+
+class _Groups(Request[_Groups3]):  # type: ignore[misc]
+    API_KEY = 15
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(self, request_struct_class: type[_Groups3]) -> _Groups3:
+        return request_struct_class([self._group], True)
+
+
 async def denied_of(admin: AIOKafkaAdminClient, wanted: Sequence[Access]) -> list[Access]:
     """Of `wanted` what is not granted; nothing where brokers are too old to tell. The caller sets the deadline."""
     try:
@@ -99,7 +113,7 @@ async def _of_coordinator(admin: AIOKafkaAdminClient, access: Access) -> int | N
             node = await admin.find_coordinator(access.name if is_group else f"{access.name}check", not is_group)
             if not is_group:
                 return ~0
-            answer: Any = await admin._send_request(DescribeGroupsRequest([access.name], True), node)
+            answer: Any = await admin._send_request(_Groups(access.name), node)
             code, operations = answer.groups[0][0], answer.groups[0][-1]
             if code == errors.NoError.errno:
                 return int(operations)

@@ -61,7 +61,8 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # untyped
             with urllib.request.urlopen(self._request, timeout=FETCH_S) as answer:
                 told = orjson.loads(answer.read(ANSWER_BYTES_MAX))
             return str(told["access_token"]), float(told.get("expires_in", 0))
-        except urllib.error.HTTPError as error:  # its body may repeat what was sent
+        except urllib.error.HTTPError as error:
+            error.close()  # unread: its body may repeat what was sent
             raise TokenRefused(
                 f"{where} (HTTP {error.code}): check CHOREO_KAFKA_SASL_OAUTHBEARER_CLIENT_ID and ..._CLIENT_SECRET"
             ) from None

@@ -29,6 +29,7 @@ from choreo.transports.kafka.settings import (
     peer_of,
     transactions_from_environment,
 )
+from choreo.transports.kafka.tokens import ClientCredentials, TokenRefused
 from choreo.transports.kafka.transactions import KafkaTransactions
 
 __all__ = ["KafkaConsumer", "KafkaTransactions", "KafkaTransport"]
@@ -87,6 +88,7 @@ class KafkaTransport:
     async def open(self) -> None:
         """As the port says; within `open_s` it is known which address fails, why, and what to check."""
         cap_loggers()  # logging may have been configured since
+        await self._check_token()
         refused = await kafka_client.refusals(**self._arguments, timeout_s=self._open_s)
         if refused:
             each = "; ".join(
@@ -102,6 +104,15 @@ class KafkaTransport:
                     "advertised.listeners of the broker"
                 ) from error
         self.peer = self.peer._replace(cluster_id=found.get("cluster_id"))
+
+    async def _check_token(self) -> None:
+        """Before there is a connection, which would be left half open."""
+        tokens = self._arguments.get("sasl_oauth_token_provider")
+        if isinstance(tokens, ClientCredentials):
+            try:
+                await tokens.token()
+            except TokenRefused as error:
+                raise TransportError(reason(error)) from None
 
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> KafkaConsumer:
         """As the port says; returns before partitions are assigned."""
