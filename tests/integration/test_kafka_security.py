@@ -102,6 +102,15 @@ def come_in(broker: SecureKafka, way: str, monkeypatch: pytest.MonkeyPatch, **ot
         monkeypatch.setenv(name, text)
 
 
+async def opened_and_closed(url: str) -> None:
+    """As every command does first, and last."""
+    transport = open_transport(url)
+    try:
+        await transport.open()
+    finally:
+        await transport.close()
+
+
 def printed(app: App, client: str, store: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `choreo topics acl --json` prints for the only service of an app."""
     module = ModuleType("guarded_desk")
@@ -148,7 +157,6 @@ async def test_each_way_in_is_let_in_as_who_it_is(
         ("SCRAM-SHA-256", {"sasl_password": "wr0ng-secret"}, "CHOREO_KAFKA_SASL_PASSWORD"),
         ("OAUTHBEARER", {"sasl_oauthbearer_client_secret": "wr0ng-secret"}, "..._CLIENT_SECRET"),
         ("SCRAM-SHA-512", {"ssl_cafile": "other-ca.pem"}, "CHOREO_KAFKA_SSL_CAFILE"),
-        ("SCRAM-SHA-512", {"security_protocol": "SASL_PLAINTEXT"}, "CHOREO_KAFKA_SECURITY_PROTOCOL"),
         ("mTLS", {"ssl_certfile": "", "ssl_keyfile": ""}, "CHOREO_KAFKA_SSL_CERTFILE"),
         ("mTLS", {"ssl_key_password": "wr0ng-secret"}, "CHOREO_KAFKA_SSL_KEY_PASSWORD"),
     ],
@@ -168,13 +176,9 @@ async def test_what_is_wrong_is_said_at_once(
     come_in(broker, way, monkeypatch, **files)
     begun_s = time.monotonic()
     with pytest.raises((TransportError, ConfigurationError)) as caught:
-        transport = open_transport(f"{client}://{broker.server(way)}")
-        try:
-            await transport.open()
-        finally:
-            await transport.close()
+        await opened_and_closed(f"{client}://{broker.server(way)}")
     assert said in str(caught.value)
-    assert time.monotonic() - begun_s < 13
+    assert time.monotonic() - begun_s < 5, "known at once, not at the deadline"
     told = f"{caught.value!r} {caught.value.__cause__!r} {caplog.text}"
     assert not [secret for secret in SECRETS if secret in told]
 
@@ -189,7 +193,7 @@ async def test_a_service_runs_with_the_printed_rights_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """They suffice for emits, delayed retries, dead letters; one that is taken is named, while it runs and at start."""
+    """They suffice for all it does; one that is taken is named, while it runs and at the start."""
     prefix = f"g{uuid4().hex[:8]}-"
     monkeypatch.setenv("CHOREO_TOPIC_PREFIX", prefix)
     app = desk(f"{prefix}desk")
