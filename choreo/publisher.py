@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
-from choreo.errors import DeclarationError
+from choreo.errors import DeclarationError, RecordTooLarge
 from choreo.event import Event
 from choreo.ports import Clock, Instrument, Transport
 from choreo.record import ProducerRecord
+from choreo.runtime.routing import PAYLOAD_BYTES_MAX
 
 
 class Reference(NamedTuple):
@@ -52,6 +53,7 @@ class Publisher:
 
         Raises:
             TransportError: It is not known to be on the log; publish again with the same `id`.
+            RecordTooLarge: No service would take it; nothing was sent.
         """
         (reference,) = await self.publish_many([(event, id)], correlation_id=correlation_id)
         return reference
@@ -64,6 +66,13 @@ class Publisher:
         for event, id_ in events:
             if not event.event_type:
                 raise DeclarationError(f"{type(event).__name__} has no type and topic, so it cannot be published")
+            payload = event.payload()
+            if len(payload) > PAYLOAD_BYTES_MAX:
+                raise RecordTooLarge(
+                    f"the {event.event_type} has {len(payload)} bytes, and no service takes more than "
+                    f"{PAYLOAD_BYTES_MAX}: keep what is large elsewhere, and send where it is",
+                    index=len(records),
+                )
             id_ = id_ or str(uuid.uuid4())
             topic = self._topic(event.event_topic)
             envelope = Envelope(
@@ -77,7 +86,7 @@ class Publisher:
             key = event.record_key()
             envelope, end = self._instrument.publish(topic, envelope, key)
             ends.append(end)
-            records.append(ProducerRecord(topic, key, event.payload(), cloudevents.write(envelope)))
+            records.append(ProducerRecord(topic, key, payload, cloudevents.write(envelope)))
             references.append(Reference(id_, envelope.correlationid, topic))
         try:
             await self._transport.send(records)
