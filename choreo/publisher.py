@@ -62,7 +62,8 @@ class Publisher:
         self, events: Sequence[tuple[Event, str | None]], *, correlation_id: str | None = None
     ) -> list[Reference]:
         """Publish several (event, id or None) in one go; the references are in the same order."""
-        records, references, ends = [], [], []
+        records: list[ProducerRecord] = []
+        references, ends = [], []
         for event, id_ in events:
             if not event.event_type:
                 raise DeclarationError(f"{type(event).__name__} has no type and topic, so it cannot be published")
