@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Resource = Literal["topic", "group", "transactional-id"]
-Operation = Literal["Read", "Write", "DescribeConfigs"]
+Operation = Literal["Read", "Write", "Describe", "DescribeConfigs"]
 """Kafka's own names. Who may Read or Write may Describe too, without being told so."""
 
 

@@ -62,7 +62,7 @@ class Settings:
     """Where and how to run; see `App.running`."""
 
     broker: str
-    store: str | None = None
+    store: str | None = field(default=None, repr=False)  # its URL may hold a password
     drain_s: float = 20.0
     lease_s: float = 30.0
     key_ttl_s: float = 7 * 86_400.0

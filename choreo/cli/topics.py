@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from choreo.access import Access
+from choreo.access import Access, lacking
 from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, Broker, Store, Target, load_app, out, print_json, reported, run_async
 from choreo.errors import ConfigurationError
 from choreo.opening import open_transport
-from choreo.ports import TopicSpec
+from choreo.ports import Guarded, TopicSpec
 
 topics = typer.Typer(
     help="Compare an app's topics with the broker's, and create what is missing.", no_args_is_help=True
@@ -156,9 +156,13 @@ async def _looked_at(
     await transport.open()
     try:
         existing = await transport.topics()
+        wanted = wanted_topics(app, partitions, replication, store, existing, widen=False)
+        missing = [Access("topic", spec.name, ("Describe",)) for spec in wanted if spec.name not in existing]
+        if missing and isinstance(transport, Guarded) and (hidden := await transport.lacking(missing)):
+            raise ConfigurationError(lacking(transport.principal, hidden))
     finally:
         await transport.close()
-    return compare(wanted_topics(app, partitions, replication, store, existing, widen=False), existing)
+    return compare(wanted, existing)
 
 
 async def _apply(

@@ -296,3 +296,15 @@ def test_declarations_that_would_lose_or_show_a_secret_are_refused() -> None:
             return pin.get_secret_value()
 
     assert Kept(pin=SecretStr("x")).payload() == b'{"pin":"x"}'
+
+
+def test_settings_that_fail_at_import_are_not_repeated(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic quotes all that it was given, other fields' passwords among it."""
+    (here / "wrong_settings.py").write_text(
+        "from pydantic import BaseModel\n\nclass Settings(BaseModel):\n    url: str\n    port: int\n\n"
+        "import os\nSettings(**{'password': os.environ['PLANTED'], 'url': os.environ['PLANTED'], 'port': 'x'})\n"
+    )
+    monkeypatch.setenv("PLANTED", WORDS)
+    told = choreo("check", "wrong_settings:app", code=2).output
+    assert "Settings: port: Input should be a valid integer" in told
+    assert WORDS not in told

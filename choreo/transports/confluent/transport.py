@@ -132,7 +132,7 @@ class ConfluentTransport:
         known = await self._admin.partitions()
         missing = [topic for topic in topics if topic not in known]
         if missing:
-            raise TransportError(f"no such topic: {', '.join(missing)}")
+            raise TransportError(f"no such topic: {', '.join(missing)}; or {self.principal} may not Describe it")
         partitions = partitions_of({topic: known[topic] for topic in topics}, key)
         starts, ends = await asyncio.gather(
             self._admin.start_offsets(partitions, since_ms), self._admin.start_offsets(partitions, "latest")
@@ -171,7 +171,7 @@ def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> tuple[str | None
             why = reason(error)
     worth_telling = [each for each in told if each.code() != KafkaError._ALL_BROKERS_DOWN]
     errors = list(dict.fromkeys(reason(each) for each in worth_telling)) or [why]
-    return f"{'; '.join(errors)}: {_next_step(worth_telling)}", None
+    return f"{'; '.join(errors)}: {_next_step(worth_telling, principal_of(arguments))}", None
 
 
 _WANTS_CERTIFICATE = "alert bad certificate"  # of TLS 1.2; what 1.3 calls certificate_required Java says so too
@@ -179,7 +179,7 @@ _REFUSALS = ("refused", _WANTS_CERTIFICATE)
 _DECIDED = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE})
 
 
-def _next_step(errors: Sequence[KafkaError]) -> str:
+def _next_step(errors: Sequence[KafkaError], principal: str) -> str:
     codes = {each.code() for each in errors}
     text = " ".join(each.str() for each in errors)
     if KafkaError._SSL in codes:
@@ -187,7 +187,8 @@ def _next_step(errors: Sequence[KafkaError]) -> str:
     if KafkaError._AUTHENTICATION in codes:
         if "OAUTHBEARER" in text:
             return "check CHOREO_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL, ..._CLIENT_ID and ..._CLIENT_SECRET"
-        return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD, and CHOREO_KAFKA_SASL_MECHANISM"
+        which = "CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD, and CHOREO_KAFKA_SASL_MECHANISM"
+        return f"{principal} is not let in: check {which}"
     if KafkaError._RESOLVE in codes:
         return "check the name: it does not resolve"
     if "refused" in text:

@@ -35,13 +35,13 @@ def denied(error: BaseException, principal: str, operation: Operation, topic: st
     return None
 
 
-def next_step(error: BaseException) -> str:
+def next_step(error: BaseException, principal: str) -> str:
     """What to check if that is why a broker cannot be talked to."""
     match error:
         case ssl.SSLError():
             return "check CHOREO_KAFKA_SSL_CAFILE, and that the certificate names this host"
         case errors.AuthenticationFailedError() | errors.SaslAuthenticationFailed():
-            return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
+            return f"{principal} is not let in: check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
         case errors.UnsupportedSaslMechanismError():
             return "check CHOREO_KAFKA_SASL_MECHANISM"
         case errors.ClusterAuthorizationFailedError():

@@ -17,7 +17,7 @@ from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 from choreo.access import Access, Operation
 
 BACKOFF_S = 0.1
-BITS: dict[Operation, int] = {"Read": 1 << 3, "Write": 1 << 4, "DescribeConfigs": 1 << 10}
+BITS: dict[Operation, int] = {"Read": 1 << 3, "Write": 1 << 4, "Describe": 1 << 8, "DescribeConfigs": 1 << 10}
 """Kafka's numbers of AclOperation."""
 
 _UTF8 = String("utf-8")

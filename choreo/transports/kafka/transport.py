@@ -15,7 +15,7 @@ from choreo.transports.kafka import admin as kafka_admin
 from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.consumer import KafkaConsumer
-from choreo.transports.kafka.errors import next_step, reason
+from choreo.transports.kafka.errors import denied, next_step, reason
 from choreo.transports.kafka.fencing import PartitionLimit
 from choreo.transports.kafka.offsets import read_range
 from choreo.transports.kafka.producer import KafkaProducer
@@ -92,7 +92,9 @@ class KafkaTransport:
         refused = await kafka_client.refusals(**self._arguments, timeout_s=self._open_s)
         if refused:
             each = "; ".join(
-                f"{where}: {reason(error)}: {next_step(error)}" for where, error in refused.items() if error
+                f"{where}: {reason(error)}: {next_step(error, self.principal)}"
+                for where, error in refused.items()
+                if error
             )
             raise TransportError(f"Kafka cannot be reached: {each}")
         async with kafka_admin.admin(self._arguments, timeout_s=self._open_s) as admin:
@@ -170,7 +172,7 @@ class KafkaTransport:
         known = await self.topics(topics)
         missing = [topic for topic in topics if topic not in known]
         if missing:
-            raise TransportError(f"no such topic: {', '.join(missing)}")
+            raise TransportError(f"no such topic: {', '.join(missing)}; or {self.principal} may not Describe it")
         partitions = partitions_of({topic: known[topic].partitions for topic in topics}, key)
         options = {"auto_offset_reset": "none", "isolation_level": "read_committed", "enable_auto_commit": False}
         consumer = AIOKafkaConsumer(**self._arguments, **options)
@@ -181,7 +183,9 @@ class KafkaTransport:
         except TransportError:
             raise
         except Exception as error:
-            raise TransportError(f"{', '.join(topics)} cannot be scanned: {reason(error)}") from error
+            names = ", ".join(topics)
+            why = denied(error, self.principal, "Read", str(error.args[0]) if error.args else names, "")
+            raise TransportError(f"{names} cannot be scanned: {why or reason(error)}") from error
         finally:
             await kafka_closing.stop(consumer, timeout_s=self._open_s)
 
