@@ -232,7 +232,7 @@ async def test_a_service_runs_with_the_printed_rights_and_no_others(
             for operation in acl["operations"]:
                 await asyncio.to_thread(broker.take, ME, acl, operation)
         hidden = await asyncio.to_thread(
-            CliRunner().invoke, main, ["topics", "plan", "guarded_desk:app", "--broker", running["broker"]]
+            CliRunner().invoke, main, ["topics", "plan", "guarded_desk:app", "--broker", f"{client}://{broker.sasl}"]
         )
         assert f"{ME} lacks Describe on the topic {prefix}asks" in hidden.output
         with pytest.raises(ConfigurationError) as caught:
