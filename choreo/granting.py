@@ -13,7 +13,6 @@ def needs(
     topic: Callable[[str], str],
     *,
     changelog: bool,
-    client: str = "kafka",
 ) -> list[Access]:
     """Every right, a resource once, topics first.
 
@@ -22,7 +21,6 @@ def needs(
         outputs: Of those it writes: emits, dead letters, delayed retries, due timers.
         topic: Logical to actual name.
         changelog: Its keys are kept on the log.
-        client: `kafka` or `kafka+confluent`, which name their transactions differently.
     """
     replays = topic(service.replay_topic)
     found: dict[str, dict[Operation, str]] = {}
@@ -41,19 +39,11 @@ def needs(
     ]
     rights.append(Access("group", service.group, ("Read",), "its consumer group"))
     if changelog:
-        prefix = _transactions_of(service.group, client)
+        from choreo.transports.kafka.fencing import NAMESPACE, transactions_of
+
+        prefix = transactions_of(NAMESPACE, service.group)
         rights.append(Access("transactional-id", prefix, ("Write",), "its commits", prefixed=True))
     return rights
-
-
-def _transactions_of(group: str, client: str) -> str:
-    if client == "kafka+confluent":
-        from choreo.transports.confluent.transactions import transactions_of as of_librdkafka
-
-        return of_librdkafka(group)
-    from choreo.transports.kafka.fencing import NAMESPACE, transactions_of
-
-    return transactions_of(NAMESPACE, group)
 
 
 def _add(found: dict[str, dict[Operation, str]], names: Iterable[str], operations: Mapping[Operation, str]) -> None:

@@ -47,14 +47,14 @@ class Plan:
     outputs: Sequence[str]
     process: Process | None = None
 
-    def needs(self, topic: Callable[[str], str], *, changelog: bool, client: str = "kafka") -> list[Access]:
-        """The rights it needs on Kafka, by `client`: `kafka` or `kafka+confluent`."""
+    def needs(self, topic: Callable[[str], str], *, changelog: bool) -> list[Access]:
+        """The rights it needs on Kafka."""
         from choreo.granting import needs  # not needed, and its clients not imported, without Kafka
 
         written = [*self.outputs, *delay_topics(self.service, topic)]
         if self.process is not None:
             written.append(topic(self.process.due.event_topic))
-        return needs(self.service, self.inputs, written, topic, changelog=changelog, client=client)
+        return needs(self.service, self.inputs, written, topic, changelog=changelog)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,10 +304,8 @@ class Running:
         """All that the services need is granted: else it shows at the first emit, or as a topic that is missing."""
         if not isinstance(self.transport, Guarded):
             return
-        changelog, client = self.settings.store == "changelog", self.settings.broker.partition(":")[0]
-        wanted = [
-            each for plan in self._plans for each in plan.needs(self._topic, changelog=changelog, client=client)
-        ]
+        changelog = self.settings.store == "changelog"
+        wanted = [each for plan in self._plans for each in plan.needs(self._topic, changelog=changelog)]
         missing = await self.transport.lacking(wanted)
         if missing:
             raise ConfigurationError(lacking(self.transport.principal, missing))

@@ -77,15 +77,13 @@ def acl(
 ) -> None:
     """Print the rights each service needs and no others, as commands of Kafka's kafka-acls.sh. Changes nothing."""
     app = load_app(target)
-    client, _, servers = broker.partition(":")
-    if not client.startswith("kafka"):
+    kind, _, servers = broker.partition(":")
+    if not kind.startswith("kafka"):
         raise ConfigurationError(
             "there are rights on Kafka only: give --broker kafka://HOST:PORT, as services have it"
         )
     plans = app.plans(service or list(app.services))
-    needed = {
-        plan.service.name: plan.needs(app.topic, changelog=store == "changelog", client=client) for plan in plans
-    }
+    needed = {plan.service.name: plan.needs(app.topic, changelog=store == "changelog") for plan in plans}
     names = {name: principal.replace("{service}", name) for name in needed}
     if as_json:
         print_json({"services": [_rights(name, names[name], needed[name]) for name in needed]})

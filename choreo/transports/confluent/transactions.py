@@ -45,6 +45,7 @@ from choreo.transports.confluent.consumer import ConfluentConsumer
 from choreo.transports.confluent.producer import failed_delivery, failure_of, produce, refuse_oversized
 from choreo.transports.confluent.reading import read_range, span
 from choreo.transports.confluent.settings import PRODUCER_DEFAULTS
+from choreo.transports.kafka.fencing import NAMESPACE, transactions_of
 from choreo.transports.kafka.security import principal_of
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,6 @@ COMMIT_S = 7.0
 ROUNDS_MAX = 6
 STALE_WAIT_S = 0.5
 READ_STALL_S = 90.0
-
-
-def transactions_of(group: str) -> str:
-    """How the transactional ids of a group begin, which rights are granted on."""
-    return f"choreo-{group}-"
 
 
 class _Refused(Exception):
@@ -105,7 +101,7 @@ class ConfluentTransactions:
         self._arguments = {
             **PRODUCER_DEFAULTS,
             **arguments,
-            "transactional.id": f"{transactions_of(group)}{uuid4()}",
+            "transactional.id": f"{transactions_of(NAMESPACE, group)}{uuid4()}",
             "transaction.timeout.ms": int(TRANSACTION_S * 1000),
             "message.timeout.ms": int(TRANSACTION_S * 1000),
         }
