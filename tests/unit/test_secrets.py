@@ -286,6 +286,11 @@ def test_declarations_that_would_lose_or_show_a_secret_are_refused() -> None:
         class Held(ProcessManager, version=1, by="order"):
             pin: SecretStr
 
+    class ByPin(ProcessManager, version=1, by="pin"): ...
+
+    with pytest.raises(DeclarationError, match="by='pin' is Sensitive in Paid"):
+        ByPin.field_of(Paid)
+
     class Kept(Event, type="secrets.kept", topic="kept"):
         """Whoever writes it plainly may have it."""
 
