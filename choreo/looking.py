@@ -167,10 +167,10 @@ def _fields(process: Process, instance: Instance) -> dict[str, Any]:
     fields: dict[str, Any] = orjson.loads(instance.data)
     version = process.versions.get(instance.version)
     if version is not None:
-        fields = redacted(version.made, fields)
-    elif any(has_sensitive(each.made) for each in process.versions.values()):
-        fields = dict.fromkeys(fields, REDACTED)  # which ones were marked in that version, nobody knows here
-    return fields
+        found = redacted(version.made, fields)
+    else:  # which ones were marked in that version, nobody knows here
+        found = REDACTED if any(has_sensitive(each.made) for each in process.versions.values()) else fields
+    return found if isinstance(found, dict) else dict.fromkeys(fields, REDACTED)
 
 
 def _require(path: Path, option: str) -> None:

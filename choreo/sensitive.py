@@ -11,11 +11,11 @@ into. Pydantic's `SecretStr` is refused, for JSON of it is `**********`, which i
 """
 
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field, PydanticUserError, SecretBytes, SecretStr
+from pydantic.fields import FieldInfo
 from pydantic.functional_serializers import PlainSerializer, WrapSerializer
 
 from choreo.errors import DeclarationError
@@ -28,8 +28,7 @@ Sensitive: Any = Field(repr=False, json_schema_extra={KEYWORD: True})
 
 def is_sensitive(model: type[BaseModel], field: str) -> bool:
     """Whether the field itself is marked."""
-    extra = model.model_fields[field].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get(KEYWORD))
+    return _marks(model.model_fields[field])
 
 
 def refuse_secret_types(model: type[BaseModel]) -> None:
@@ -57,6 +56,8 @@ def redacted(model: type[BaseModel], data: Any) -> Any:
 
     All of it is REDACTED where it cannot be told what is marked.
     """
+    if not has_sensitive(model):
+        return data
     try:
         for schema in _schemas(model):
             data = _redacted(data, schema, schema.get("$defs", {}))
@@ -65,12 +66,10 @@ def redacted(model: type[BaseModel], data: Any) -> Any:
     return data
 
 
+@functools.cache
 def has_sensitive(model: type[BaseModel]) -> bool:
-    """Whether anything in it is marked, or may be."""
-    try:
-        return f'"{KEYWORD}"' in json.dumps(_schemas(model), default=str)
-    except PydanticUserError:
-        return True
+    """Whether anything in it is marked."""
+    return any(map(_marks, _types(model)))
 
 
 @functools.cache
@@ -106,10 +105,16 @@ def _redacted(data: Any, schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _types(annotation: Any, seen: frozenset[Any] = frozenset()) -> Iterator[Any]:
-    """All that an annotation is made of, fields of models included."""
+    """All that an annotation is made of, fields of models included, and what they are annotated with."""
     yield annotation
     for each in get_args(annotation):
         yield from _types(each, seen)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in seen:
         for field in annotation.model_fields.values():
+            yield field
             yield from _types(field.annotation, seen | {annotation})
+
+
+def _marks(found: Any) -> bool:
+    extra = found.json_schema_extra if isinstance(found, FieldInfo) else None
+    return isinstance(extra, dict) and bool(extra.get(KEYWORD))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field, SecretStr, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
 
 from choreo import App, Event, Reject, RetryPolicy, Service
 from choreo.envelope import Envelope, write
@@ -251,6 +251,29 @@ def test_marks_are_found_wherever_they_are() -> None:
     assert repr(paid) == "Paid(order='1', cards=(Card(holder='Ada'),))"
     assert b'"thePin":"x"' in paid.payload(), "the topic holds it"
     assert Paid.model_json_schema()["properties"]["thePin"]["x-sensitive"], "whoever reads the schema is told"
+
+
+class Odd:
+    """Of which there is no JSON Schema."""
+
+
+class Plain(BaseModel):
+    """Nothing is marked."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    odd: Odd | None = None
+
+
+class Marked(Plain):
+    """Something is."""
+
+    card: Annotated[str, Sensitive] = ""
+
+
+def test_only_what_is_marked_needs_a_schema() -> None:
+    """A model without a mark is told as it is; one with a mark and no schema not at all."""
+    assert redacted(Plain, {"odd": 1}) == {"odd": 1}
+    assert redacted(Marked, {"odd": 1}) == "***"
 
 
 def test_what_cannot_be_told_apart_is_hidden() -> None:
