@@ -3,7 +3,7 @@
 import re
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from choreo.errors import ConfigurationError
@@ -12,7 +12,7 @@ from choreo.publisher.stamping import Reference
 
 Row = Mapping[str, Any]
 """`topic`, `key`, `value`, `headers` and `created_ms`, in this order."""
-Add = Callable[[OutboxTable, Row, Reference, bool], Reference | Awaitable[Reference]]
+Add = Callable[[OutboxTable, Row, Reference, bool], Reference | Coroutine[Any, Any, Reference]]
 """Adds a row, and returns the reference it was given; the flag says whether to notify the relay."""
 _PARAMETER = re.compile(r":(\w+)")
 

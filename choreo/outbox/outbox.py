@@ -1,7 +1,7 @@
 """What an application has of the outbox: events added in its own transactions."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, overload
 
@@ -78,7 +78,8 @@ class Outbox:
         *,
         id: str | None = None,
         correlation_id: str | None = None,
-    ) -> Reference: ...
+    ) -> Reference:
+        """Blocking."""
 
     @overload
     def add(
@@ -88,11 +89,12 @@ class Outbox:
         *,
         id: str | None = None,
         correlation_id: str | None = None,
-    ) -> Awaitable[Reference]: ...
+    ) -> Coroutine[Any, Any, Reference]:
+        """Asynchronous."""
 
     def add(
         self, connection: Any, event: Event, *, id: str | None = None, correlation_id: str | None = None
-    ) -> Reference | Awaitable[Reference]:
+    ) -> Reference | Coroutine[Any, Any, Reference]:
         """Add an event to the transaction the connection is in; to be awaited where the connection is asynchronous.
 
         Events of one key are published in the order their transactions took the locks that keep them apart: write

@@ -9,10 +9,11 @@ import asyncio
 import logging
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 from choreo import envelope as cloudevents
 from choreo.errors import ChoreoError, ConfigurationError, StoreError
@@ -175,7 +176,7 @@ class Relay:
         without = [topic for topic, (until_s, _) in self._stuck.items() if until_s > now_s]
         rows = await self._rows.take(rows_max=BATCH_ROWS, bytes_max=BATCH_BYTES, without=without)
         if not rows:
-            await self._rows.wait(self.settings.poll_s)
+            await self._unless_stopping(self._rows.wait(self.settings.poll_s))
             return
         by_topic: dict[str, list[OutboxRow]] = defaultdict(list)
         for row in rows:
@@ -225,10 +226,19 @@ class Relay:
         self.leads = leads
 
     async def _pause(self, delay_s: float) -> None:
-        """Sleep, but not when it is to stop."""
-        waiting = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait({waiting}, timeout=delay_s)
-        waiting.cancel()
+        await self._unless_stopping(asyncio.sleep(delay_s))
+
+    async def _unless_stopping(self, wait: Coroutine[Any, Any, None]) -> None:
+        """Wait, but no longer when it is to stop."""
+        waiting, stopping = asyncio.ensure_future(wait), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+        finally:
+            for each in (waiting, stopping):
+                each.cancel()
+            await asyncio.gather(waiting, stopping, return_exceptions=True)
 
 
 def open_rows(database: str, table: OutboxTable) -> OutboxRows:

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import orjson
@@ -41,7 +40,7 @@ class SqliteRows:
         """As the protocol says."""
         if self._table.schema is not None:
             raise ConfigurationError(f"{self.shown} has no schemas: leave schema={self._table.schema!r} out")
-        if not Path(self._path).exists():
+        if not os.path.exists(self._path):  # noqa: ASYNC240
             raise ConfigurationError(f"there is no database at {self._path}; give the application's own")
         self._connection = sqlite3.connect(
             self._path, timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False

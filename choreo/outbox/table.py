@@ -11,12 +11,9 @@ if TYPE_CHECKING:
 
 Dialect = Literal["postgresql", "sqlite"]
 TABLE = "choreo_outbox"
-_NAME = re.compile(
-    r"[A-Za-z_][A-Za-z0-9_]{0,50}\Z"
-)  # with what is put behind it no longer than PostgreSQL's 63 bytes
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,50}\Z")
 # A queue that is empty most of the time: vacuumed by count, not by share, or its index grows while it stays empty.
 _VACUUM = {"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 5000}
-COLUMNS = "position, topic, key, value, headers, created_ms"
 
 _CREATE = {
     "postgresql": (

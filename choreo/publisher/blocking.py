@@ -32,10 +32,11 @@ class BlockingPublisher:
     """
 
     def __init__(self, broker: str | None = None, **settings: Any) -> None:
-        self._make = lambda: Publisher(broker, **settings)
+        self._broker = broker
+        self._settings = settings
         self._lock = threading.Lock()
         self._running: _Running | None = None
-        self._make()  # a wrong argument is said here, not at the first publication
+        Publisher(broker, **settings)  # a wrong argument is said here, not at the first publication
 
     def __enter__(self) -> Self:
         """Connect; raises as `Publisher` does."""
@@ -72,7 +73,7 @@ class BlockingPublisher:
         with self._lock:
             running = self._running
             if running is None or running.pid != os.getpid():  # a fork has no threads of its parent's
-                running = _Running(self._make())
+                running = _Running(Publisher(self._broker, **self._settings))
                 running.start()
                 self._running = running
                 atexit.register(self.close)

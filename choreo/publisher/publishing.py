@@ -76,9 +76,7 @@ class Publisher:
         """
         transport = self._broker or os.environ.get("CHOREO_BROKER")
         if transport is None:
-            raise ConfigurationError(
-                "there is no broker to publish to: write Publisher(broker), or set CHOREO_BROKER"
-            )
+            raise ConfigurationError("there is no broker to publish to: write Publisher(URL), or set CHOREO_BROKER")
         async with AsyncExitStack() as stack:
             if isinstance(transport, str):
                 transport = open_transport(transport, clock=self._clock)

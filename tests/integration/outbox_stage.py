@@ -1,0 +1,111 @@
+"""What the outbox tests share: an event, a schema of the test's own, the log, and relays as processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+import psycopg
+
+from choreo import Event
+from choreo.opening import open_transport
+from choreo.ports import TopicSpec, Transport
+from choreo.record import Record
+
+ROOT = Path(__file__).parents[2]
+
+
+class Counted(Event, type="entry.counted", version=1, topic="entries", key="account"):
+    """Entry number `number` of an account; `attempt` is unique to the transaction that wrote it."""
+
+    account: str
+    number: int
+    attempt: str = ""
+
+
+@contextmanager
+def fresh_schema(url: str) -> Iterator[str]:
+    """A schema of the test's own, dropped with it."""
+    name = f"outbox_{uuid4().hex[:12]}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+        try:
+            yield name
+        finally:
+            connection.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+@asynccontextmanager
+async def log_at(broker: str, *topics: str, partitions: int = 3) -> AsyncIterator[Transport]:
+    """A log that has the topics."""
+    transport = open_transport(broker)
+    await transport.open()
+    try:
+        await transport.create_topics([TopicSpec(name, partitions) for name in topics])
+        yield transport
+    finally:
+        await transport.close()
+
+
+async def logged(transport: Transport, topic: str) -> list[Record]:
+    """Its records in the order of their partitions."""
+    return sorted(await transport.scan([topic], since_ms=0), key=lambda each: each[:3])
+
+
+def counted(records: Sequence[Record]) -> list[Counted]:
+    """The events of records."""
+    return [Counted.from_payload(each.value or b"") for each in records]
+
+
+class RelayProcess:
+    """`choreo relay` as a process of its own, which a test may kill and start again.
+
+    Args:
+        folder: For its log.
+        arguments: Of the command.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, name: str = "relay") -> None:
+        self.log = folder / f"{name}.log"
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] = self.log.open("ab")
+
+    def start(self) -> None:
+        """Start it."""
+        command = [sys.executable, "-m", "choreo", "relay", *self._arguments]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CHOREO_", "OTEL_"))}
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._output, stderr=self._output)
+
+    def said(self, text: str, *, within_s: float = 20.0) -> None:
+        """Return when it has logged `text`."""
+        until_s = time.monotonic() + within_s
+        while text not in self.log.read_text():
+            assert time.monotonic() < until_s, f"never said {text!r}:\n{self.log.read_text()}"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Without warning."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> int:
+        """As an orchestrator does; returns its exit code."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(30)
+        self._process = None
+        return code
+
+    def close(self) -> None:
+        """End it, if it runs."""
+        self.kill()
+        self._output.close()
