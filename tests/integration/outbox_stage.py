@@ -63,49 +63,61 @@ def counted(records: Sequence[Record]) -> list[Counted]:
     return [Counted.from_payload(each.value or b"") for each in records]
 
 
-class RelayProcess:
-    """`choreo relay` as a process of its own, which a test may kill and start again.
+class Process:
+    """A process that a test may kill and start again.
 
     Args:
-        folder: For its log.
-        arguments: Of the command.
+        folder: For its log, `<name>.log`.
+        command: Of Python: a module and its arguments.
     """
 
-    def __init__(self, folder: Path, *arguments: str, name: str = "relay") -> None:
+    def __init__(self, folder: Path, name: str, *command: str) -> None:
         self.log = folder / f"{name}.log"
-        self._arguments = arguments
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] = self.log.open("ab")
+        self._began = 0
 
     def start(self) -> None:
         """Start it."""
-        command = [sys.executable, "-m", "choreo", "relay", *self._arguments]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CHOREO_", "OTEL_"))}
+        environment = {name: text for name, text in os.environ.items() if not name.startswith(("CHOREO_", "OTEL_"))}
+        self._began = self.log.stat().st_size
+        command = [sys.executable, "-m", *self._command]
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._output, stderr=self._output)
 
+    def has_said(self, text: str) -> bool:
+        """Whether it has, since it was started."""
+        return text in self.log.read_text()[self._began :]
+
     def said(self, text: str, *, within_s: float = 20.0) -> None:
-        """Return when it has logged `text`."""
+        """Return when it has."""
         until_s = time.monotonic() + within_s
-        while text not in self.log.read_text():
+        while not self.has_said(text):
             assert time.monotonic() < until_s, f"never said {text!r}:\n{self.log.read_text()}"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """Without warning."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        assert self._process is not None
+        assert self._process.poll() is None, f"ended by itself:\n{self.log.read_text()}"
+        self.close()
+        self._output = self.log.open("ab")
 
     def stop(self) -> int:
         """As an orchestrator does; returns its exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(30)
-        self._process = None
-        return code
+        return self._process.wait(30)
 
     def close(self) -> None:
         """End it, if it runs."""
-        self.kill()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
         self._output.close()
+
+
+def relay_process(folder: Path, name: str, *arguments: str) -> Process:
+    """`choreo relay` as a process of its own."""
+    return Process(folder, name, "choreo", "relay", *arguments)

@@ -19,7 +19,7 @@ from choreo.outbox import Outbox
 from choreo.outbox.postgres import PostgresRows
 from choreo.ports import Transport
 from deploy.kafka.node import free_ports
-from tests.integration.outbox_stage import Counted, RelayProcess, counted, fresh_schema, log_at, logged
+from tests.integration.outbox_stage import Counted, counted, fresh_schema, log_at, logged, relay_process
 from tests.kafka_server import Unavailable
 from tests.postgres_server import pgbouncer
 
@@ -158,9 +158,9 @@ def quick(transport: Transport) -> Transport:
 
 async def test_second_relay_stands_by_and_takes_over(shop: Shop, log: Transport, tmp_path: Path) -> None:
     """Whoever leads is killed without warning; SIGTERM ends the other in an orderly way."""
-    first = RelayProcess(tmp_path, *shop.arguments, name="first")
+    first = relay_process(tmp_path, "first", *shop.arguments)
     (port,) = free_ports(1)
-    second = RelayProcess(tmp_path, *shop.arguments, "--health-port", str(port), name="second")
+    second = relay_process(tmp_path, "second", *shop.arguments, "--health-port", str(port))
     try:
         first.start()
         first.said("relaying")
@@ -169,7 +169,7 @@ async def test_second_relay_stands_by_and_takes_over(shop: Shop, log: Transport,
         assert await asyncio.to_thread(asked, port, "/readyz") == "ok\n"
         shop.write(1, 2, 3)
         await shop.emptied()
-        assert "relaying" not in second.log.read_text()
+        assert not second.has_said("relaying")
         first.kill()
         shop.write(4, 5)
         await shop.emptied()
@@ -178,7 +178,7 @@ async def test_second_relay_stands_by_and_takes_over(shop: Shop, log: Transport,
         assert "choreo_outbox_lag_time_seconds" in await asyncio.to_thread(asked, port, "/metrics")
         shop.write(6)
         assert second.stop() == 0
-        assert "drained" in second.log.read_text()
+        assert second.has_said("drained")
         assert (await numbers(log, shop.topic) + [6])[:6] == [1, 2, 3, 4, 5, 6]
     finally:
         first.close()
@@ -237,19 +237,19 @@ async def test_sqlite_has_one_relay_at_a_time(tmp_path: Path) -> None:
                 outbox.add(connection, Counted(account="ann", number=number))
             connection.commit()
 
-        def left() -> bool:
-            return connection.execute("SELECT 1 FROM choreo_outbox").fetchone() is not None
+        async def emptied() -> None:
+            async with asyncio.timeout(WITHIN_S):
+                while connection.execute("SELECT 1 FROM choreo_outbox").fetchone():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
         async with log_at(broker, "entries") as log:
             async with outbox.relaying(database, broker) as first:
                 async with outbox.relaying(database, broker) as second:
                     write(*range(1500))
-                    while left():
-                        await asyncio.sleep(0.02)
+                    await emptied()
                     assert (first.leads, second.leads) == (True, False)
             async with outbox.relaying(database, broker) as third:
                 write(1500)
-                while left():
-                    await asyncio.sleep(0.02)
+                await emptied()
                 assert third.leads
             assert await numbers(log, "entries") == list(range(1501))
