@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
@@ -69,21 +69,25 @@ class Process:
     Args:
         folder: For its log, `<name>.log`.
         command: Of Python: a module and its arguments.
+        environment: Added to what the tests have, without what that says of choreo and tracing.
     """
 
-    def __init__(self, folder: Path, name: str, *command: str) -> None:
+    def __init__(self, folder: Path, name: str, *command: str, environment: Mapping[str, str] | None = None) -> None:
         self.log = folder / f"{name}.log"
         self._command = command
+        given = {name: text for name, text in os.environ.items() if not name.startswith(("CHOREO_", "OTEL_"))}
+        self._environment = {**given, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] = self.log.open("ab")
         self._began = 0
 
     def start(self) -> None:
         """Start it."""
-        environment = {name: text for name, text in os.environ.items() if not name.startswith(("CHOREO_", "OTEL_"))}
         self._began = self.log.stat().st_size
         command = [sys.executable, "-m", *self._command]
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self._output, stderr=self._output)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=self._environment, stdout=self._output, stderr=self._output
+        )
 
     def has_said(self, text: str) -> bool:
         """Whether it has, since it was started."""

@@ -9,6 +9,7 @@ so on. What is to be rolled back is noted first in a file in FOLDER.
 import asyncio
 import random
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -27,8 +28,8 @@ class Undone(Exception):
     """To roll back."""
 
 
-async def work(database: str, outbox: Outbox, undone: Path) -> None:
-    """One transaction after the other."""
+async def work(database: str, outbox: Outbox, undone: Path) -> AsyncIterator[None]:
+    """One transaction after the other; yields after each."""
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
         while True:
             account, attempt = random.choice(ACCOUNTS), str(uuid4())
@@ -36,12 +37,12 @@ async def work(database: str, outbox: Outbox, undone: Path) -> None:
                 async with connection.transaction():
                     number = await write(connection, outbox, account, attempt)
                     await outbox.add(connection, Counted(account=account, number=number, attempt=attempt))
-                    await asyncio.sleep(random.uniform(0.0, 0.01))
+                    await asyncio.sleep(random.uniform(0.0, 0.003))
                     if random.random() < ROLLED_BACK:
                         with undone.open("a") as file:
                             file.write(f"{attempt}\n")
                         raise Undone
-                print("ready", flush=True)
+            yield
 
 
 async def write(connection: "psycopg.AsyncConnection[tuple[int]]", outbox: Outbox, account: str, attempt: str) -> int:
@@ -59,7 +60,15 @@ async def main(database: str, schema: str, topic: str, folder: str) -> None:
     """Several at once."""
     outbox = Outbox("bank", schema=schema, topics={"entries": topic})
     undone = Path(folder) / f"undone-{uuid4().hex}"
-    await asyncio.gather(*(work(database, outbox, undone) for _ in range(TASKS)))
+
+    async def go_on(number: int) -> None:
+        transactions = work(database, outbox, undone)
+        await anext(transactions)
+        print("ready", flush=True)
+        async for _ in transactions:
+            pass
+
+    await asyncio.gather(*map(go_on, range(TASKS)))
 
 
 if __name__ == "__main__":

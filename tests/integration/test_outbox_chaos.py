@@ -19,7 +19,7 @@ from choreo.envelope import read as read_envelope
 from choreo.outbox import Outbox
 from choreo.record import Record
 from tests.integration.outbox_stage import Counted, Process, fresh_schema, log_at, logged, relay_process
-from tests.integration.outbox_writer import ACCOUNTS
+from tests.integration.outbox_writer import ACCOUNTS, work
 
 CHAOS_S = float(os.environ.get("OUTBOX_CHAOS_S", "8"))
 EMPTIED_S_MAX = 60.0
@@ -51,12 +51,19 @@ def published(records: Sequence[Record]) -> tuple[dict[str, list[Counted]], int]
     return found, dropped
 
 
+async def never_killed(postgres: str, schema: str, topic: str, folder: Path) -> None:
+    """The load of an application that lives."""
+    outbox = Outbox("bank", schema=schema, topics={"entries": topic})
+    async for _ in work(postgres, outbox, folder / "undone-load"):
+        pass
+
+
 def torment(process: Process, chance: random.Random, until_s: float, kills: Counter[str]) -> None:
     """Kill it once it is at work, and start it again."""
     process.start()
     while time.monotonic() < until_s:
         process.said("ready")
-        time.sleep(chance.uniform(0.0, 1.0))
+        time.sleep(chance.uniform(0.0, 1.5))
         kills["leading relay" if process.has_said("relaying") else process.log.stem.partition("-")[0]] += 1
         process.kill()
         process.start()
@@ -76,7 +83,11 @@ async def test_each_committed_event_is_published_in_order(
         try:
             until_s = time.monotonic() + CHAOS_S
             pairs = [(each, random.Random(seed + index)) for index, each in enumerate((*relays, *writers))]
+            load = [asyncio.create_task(never_killed(postgres, schema, topic, tmp_path)) for _ in range(4)]
             await asyncio.gather(*(asyncio.to_thread(torment, *pair, until_s, kills) for pair in pairs))
+            for task in load:
+                task.cancel()
+            await asyncio.gather(*load, return_exceptions=True)
             for each in writers:
                 each.kill()
             await asyncio.to_thread(emptied, postgres, schema)
