@@ -304,7 +304,7 @@ async def test_row_gets_its_position_behind_the_locks(postgres: str, schema: str
     waiting = asyncio.Event()
 
     async def second() -> None:
-        async with AsyncSession(engine) as session, session.begin():
+        async with AsyncSession(engine, autoflush=False) as session, session.begin():
             account = await session.get_one(Account, "ann")
             account.number = 2  # not written yet: the session does that when it is flushed
             adding = asyncio.ensure_future(outbox.add(session, Counted(account="ann", number=2)))

@@ -85,7 +85,7 @@ async def orders_on(log: Transport, topic: str, *, count: int, within_s: float =
 
 
 async def test_key_is_one_order_however_often_it_is_asked_for(kafka: str, database: str, tmp_path: Path) -> None:
-    """Every request twice at once, and the server killed in the midst of them, twice."""
+    """Every request twice at once, and the server killed in the midst of them."""
     broker = f"kafka://{kafka}"
     keys = {f"key-{number}": ORDER | {"payment_token": f"tok_{number}"} for number in range(KEYS)}
     prefix = f"web-{uuid4().hex[:8]}."
@@ -93,11 +93,10 @@ async def test_key_is_one_order_however_often_it_is_asked_for(kafka: str, databa
         with web_server(tmp_path, database, broker, CHOREO_TOPIC_PREFIX=prefix) as (server, url):
 
             async def kill() -> None:
-                for _ in range(2):
-                    await asyncio.to_thread(server.said, "startup complete")
-                    await asyncio.sleep(random.uniform(0.05, 0.3))
-                    await asyncio.to_thread(server.kill)
-                    server.start()
+                await asyncio.to_thread(server.said, "startup complete")
+                await asyncio.sleep(random.uniform(0.05, 0.3))
+                await asyncio.to_thread(server.kill)
+                server.start()
 
             limits = httpx.Limits(max_connections=8)
             async with httpx.AsyncClient(base_url=url, timeout=20.0, limits=limits) as client:
@@ -143,7 +142,8 @@ async def test_order_is_traced_from_the_request_on(
                 async with httpx.AsyncClient(base_url=url) as client:
                     assert (await place(client, "key-1", ORDER)).status_code == 201
                 await receiver.wait_for(11, timeout_s=20.0)
-                assert await asyncio.to_thread(server.stop) == 0
+                await asyncio.to_thread(server.stop)  # uvicorn drains, and then ends by the signal it was sent
+                assert server.has_said("shutdown complete")
         spans = receiver.spans()
     _, name, kind, caused = DECLINED
     sent = send("web-orders", "orders", *caused)

@@ -223,8 +223,9 @@ async def test_memory_is_bounded() -> None:
     """Records wait outside for room, in their order, and an oversized one goes when nothing else is inside."""
     wire = Wire()
     sender = OrderedSender(wire.send, bytes_max=10)
-    records = [record("x", "0"), record("a", "1"), record("b", "2"), record("b", "3"), record("c", "4")]
-    tasks = await begun(sender, *records)
+    tasks = await begun(sender, record("a", "12345"), record("a", "x" * 50), record("a", "6"))
+    assert wire.calls == [["12345"]]
+    assert sender._bytes == 6
     wire.go.set()
     await asyncio.gather(*tasks)
     assert wire.calls == [["12345"], ["x" * 50], ["6"]]
