@@ -252,9 +252,9 @@ def open_rows(database: str, table: OutboxTable) -> OutboxRows:
         from choreo.outbox.sqlite import SqliteRows
 
         return SqliteRows(rest, table)
-    if kind in ("postgresql", "postgres"):
+    if kind.partition("+")[0] in ("postgresql", "postgres"):  # with a driver: an application's URL for SQLAlchemy
         require("psycopg_pool", "postgres", "postgresql://...")
         from choreo.outbox.postgres import PostgresRows
 
-        return PostgresRows(database, table)
+        return PostgresRows(f"postgresql:{rest}", table)
     raise ConfigurationError(f"the database {kind}:... is not understood; write postgresql://... or sqlite:PATH")
