@@ -4,11 +4,33 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from choreo.errors import ConfigurationError
 from choreo.outbox.table import Dialect, OutboxTable
 from choreo.publisher.stamping import Reference
+
+
+class Blocking(Protocol):
+    """A session of SQLAlchemy, or a connection of psycopg or sqlite3."""
+
+    def commit(self) -> None:
+        """Not called."""
+
+
+class Asynchronous(Protocol):
+    """The same, of asyncio."""
+
+    def commit(self) -> Coroutine[Any, Any, None]:
+        """Not called."""
+
+
+class AsyncpgConnection(Protocol):
+    """A connection of asyncpg, or a pool's proxy for one."""
+
+    def is_in_transaction(self) -> bool:
+        """Whether it is."""
+
 
 Row = Mapping[str, Any]
 """`topic`, `key`, `value`, `headers` and `created_ms`, in this order."""

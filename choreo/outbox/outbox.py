@@ -10,20 +10,15 @@ import orjson
 from choreo import envelope as cloudevents
 from choreo.errors import DeclarationError
 from choreo.event import Event
-from choreo.outbox.adding import adder
+from choreo.outbox.adding import Asynchronous, AsyncpgConnection, Blocking, adder
 from choreo.outbox.relay import Relay, RelaySettings
 from choreo.outbox.table import TABLE, Dialect, OutboxTable
+from choreo.ports import Transport
 from choreo.publisher.stamping import Reference, stamped, topic_names
 from choreo.telemetry.current import current_context
 
 if TYPE_CHECKING:
-    import sqlite3
-
-    import asyncpg
-    import psycopg
     from sqlalchemy import MetaData, Table
-    from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
 
 EVENT_BYTES_MAX = 1_000_000
 """Kafka's topics take 1 MiB unless told otherwise; what is larger would hold up all that is behind it."""
@@ -73,7 +68,7 @@ class Outbox:
     @overload
     def add(
         self,
-        connection: "Session | psycopg.Connection[Any] | sqlite3.Connection",
+        connection: Blocking,
         event: Event,
         *,
         id: str | None = None,
@@ -84,7 +79,7 @@ class Outbox:
     @overload
     def add(
         self,
-        connection: "AsyncSession | psycopg.AsyncConnection[Any] | asyncpg.Connection",
+        connection: Asynchronous | AsyncpgConnection,
         event: Event,
         *,
         id: str | None = None,
@@ -131,12 +126,14 @@ class Outbox:
         return add(self.table, row, found.reference, self._notify)
 
     @asynccontextmanager
-    async def relaying(self, database: str, broker: str | None = None, **settings: Any) -> AsyncIterator[Relay]:
+    async def relaying(
+        self, database: str, broker: str | Transport | None = None, **settings: Any
+    ) -> AsyncIterator[Relay]:
         """Relay in this process until the block ends: for one process fewer, and for tests.
 
         Args:
             database: `postgresql://...` or `sqlite:PATH`, where the table is.
-            broker: As `choreo run --broker` takes it; `CHOREO_BROKER` unless given.
+            broker: As `choreo run --broker` takes it, `CHOREO_BROKER` unless given; or a transport that is open.
             settings: Fields of `choreo.outbox.relay.RelaySettings`.
         """
         async with Relay(RelaySettings(database, broker, self.table, **settings)).running() as relay:

@@ -36,6 +36,7 @@ class BlockingPublisher:
         self._settings = settings
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self._closes_at_exit = False
         Publisher(broker, **settings)  # a wrong argument is said here, not at the first publication
 
     def __enter__(self) -> Self:
@@ -66,7 +67,6 @@ class BlockingPublisher:
         with self._lock:
             running, self._running = self._running, None
         if running is not None and running.pid == os.getpid():
-            atexit.unregister(self.close)
             running.stop()
 
     def _open(self) -> "_Running":
@@ -76,8 +76,15 @@ class BlockingPublisher:
                 running = _Running(Publisher(self._broker, **self._settings))
                 running.start()
                 self._running = running
-                atexit.register(self.close)
+                self._close_at_exit()
             return running
+
+    def _close_at_exit(self) -> None:
+        if not self._closes_at_exit:
+            self._closes_at_exit = True
+            # atexit's own come when no executor takes work any more, and closing a transport needs one.
+            register = getattr(threading, "_register_atexit", atexit.register)
+            register(self.close)
 
 
 class _Running:

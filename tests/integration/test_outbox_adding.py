@@ -101,7 +101,7 @@ async def by_asyncpg_pool(outbox: Outbox, url: str) -> AsyncIterator[Add]:
         pool.acquire() as connection,
         connection.transaction(),
     ):
-        yield lambda event: outbox.add(connection, event)  # type: ignore[arg-type]
+        yield lambda event: outbox.add(connection, event)
 
 
 def by_session(driver: str, *, scoped: bool = False) -> Adding:
@@ -110,8 +110,7 @@ def by_session(driver: str, *, scoped: bool = False) -> Adding:
     @asynccontextmanager
     async def adding(outbox: Outbox, url: str) -> AsyncIterator[Add]:
         engine = create_engine(driver + url.partition(":")[2])
-        sessions = scoped_session(sessionmaker(engine)) if scoped else None
-        session: Any = sessions or Session(engine)
+        session = scoped_session(sessionmaker(engine)) if scoped else Session(engine)
 
         async def add(event: Counted) -> Reference:
             return outbox.add(session, event)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ class Mixin(Event):
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[str]:
+def broker(tmp_path: Path) -> str:
     """An embedded log with the topic, under another name."""
     url = f"embedded:{tmp_path}/log.db"
 
