@@ -77,6 +77,9 @@ class PostgresRows:
 
     async def take(self, *, rows_max: int, bytes_max: int, without: Collection[str]) -> Sequence[OutboxRow]:
         """As the protocol says."""
+        async with self._told() as connection:  # what was notified so far is seen now; psycopg would keep it for ever
+            async for _ in connection.notifies(timeout=0):
+                pass
         parameters = {"rows_max": rows_max, "bytes_max": bytes_max, "without": list(without)}
         found = await self._rows(TAKE.replace("{wanted}", _WANTED), parameters)
         return [OutboxRow(*row) for row in found]

@@ -18,8 +18,8 @@ from typing import Any
 from choreo import envelope as cloudevents
 from choreo.errors import ChoreoError, ConfigurationError, StoreError
 from choreo.observing import Observing
-from choreo.opening import open_transport, require
-from choreo.outbox.rows import OutboxRow, OutboxRows
+from choreo.opening import open_transport
+from choreo.outbox.rows import OutboxRow, open_rows
 from choreo.outbox.table import OutboxTable
 from choreo.ports import Instrument, Transport
 from choreo.record import ProducerRecord
@@ -141,8 +141,17 @@ class Relay:
             log.warning("stopped before everything was acknowledged: the rest stays in the outbox")
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # logged already
 
     async def _run(self) -> None:
+        try:
+            await self._loop()
+        except Exception:
+            log.exception("the relay was stopped by a bug; nothing is sent until it is started again")
+            raise
+
+    async def _loop(self) -> None:
         pause_s = RETRY_S
         while not self._stopping.is_set():
             self._beat_s = monotonic()
@@ -191,7 +200,7 @@ class Relay:
         A topic that fails is left alone for a while, with all its keys, so that the others go on.
         """
         records, ends = [], []
-        error: ChoreoError | None = None
+        error: BaseException | None = None
         try:
             for row in rows:
                 envelope, end = self._instrument.publish(topic, row.envelope(), row.key)
@@ -200,6 +209,9 @@ class Relay:
             await self._transport.send(records)
         except ChoreoError as failure:
             error = failure
+        except BaseException as failure:
+            error = failure
+            raise
         finally:
             for end in ends:
                 end(error)
@@ -239,22 +251,3 @@ class Relay:
             for each in (waiting, stopping):
                 each.cancel()
             await asyncio.gather(waiting, stopping, return_exceptions=True)
-
-
-def open_rows(database: str, table: OutboxTable) -> OutboxRows:
-    """The outbox at a URL, not opened yet.
-
-    Raises:
-        ConfigurationError: It is neither `postgresql://...` nor `sqlite:PATH`, or a package is missing.
-    """
-    kind, _, rest = database.partition(":")
-    if kind == "sqlite" and rest and rest != ":memory:":
-        from choreo.outbox.sqlite import SqliteRows
-
-        return SqliteRows(rest, table)
-    if kind.partition("+")[0] in ("postgresql", "postgres"):  # with a driver: an application's URL for SQLAlchemy
-        require("psycopg_pool", "postgres", "postgresql://...")
-        from choreo.outbox.postgres import PostgresRows
-
-        return PostgresRows(f"postgresql:{rest}", table)
-    raise ConfigurationError(f"the database {kind}:... is not understood; write postgresql://... or sqlite:PATH")

@@ -7,7 +7,9 @@ import orjson
 
 from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
-from choreo.errors import DecodeError
+from choreo.errors import ConfigurationError, DecodeError
+from choreo.opening import require
+from choreo.outbox.table import OutboxTable
 from choreo.ports import Backlog
 
 BACKLOG_ROWS_MAX = 100_000
@@ -82,3 +84,22 @@ class OutboxRows(Protocol):
 def backlog_of(rows: int, oldest_ms: int | None, now_s: float) -> Backlog:
     """From what `BACKLOG` returned."""
     return Backlog(rows, 0.0 if oldest_ms is None else max(0.0, now_s - oldest_ms / 1000))
+
+
+def open_rows(database: str, table: OutboxTable) -> OutboxRows:
+    """The outbox at a URL, not opened yet.
+
+    Raises:
+        ConfigurationError: It is neither `postgresql://...` nor `sqlite:PATH`, or a package is missing.
+    """
+    kind, _, rest = database.partition(":")
+    if kind == "sqlite" and rest and rest != ":memory:":
+        from choreo.outbox.sqlite import SqliteRows
+
+        return SqliteRows(rest, table)
+    if kind.partition("+")[0] in ("postgresql", "postgres"):  # with a driver: an application's URL for SQLAlchemy
+        require("psycopg_pool", "postgres", "postgresql://...")
+        from choreo.outbox.postgres import PostgresRows
+
+        return PostgresRows(f"postgresql:{rest}", table)
+    raise ConfigurationError(f"the database {kind}:... is not understood; write postgresql://... or sqlite:PATH")

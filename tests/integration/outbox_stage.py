@@ -1,11 +1,12 @@
 """What the outbox tests share: an event, a schema of the test's own, the log, and relays as processes."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
@@ -61,6 +62,14 @@ async def logged(transport: Transport, topic: str) -> list[Record]:
 def counted(records: Sequence[Record]) -> list[Counted]:
     """The events of records."""
     return [Counted.from_payload(each.value or b"") for each in records]
+
+
+async def until(true: Callable[[], object], *, within_s: float = 20.0) -> None:
+    """Return when it is; it may block for a moment."""
+    until_s = time.monotonic() + within_s
+    while not await asyncio.to_thread(true):
+        assert time.monotonic() < until_s, "it never came true"
+        await asyncio.sleep(0.02)
 
 
 class Process:

@@ -21,8 +21,7 @@ from choreo.envelope import Envelope
 from choreo.envelope import read as read_envelope
 from choreo.envelope import write as write_envelope
 from choreo.outbox import Outbox
-from choreo.outbox.relay import open_rows
-from choreo.outbox.rows import OutboxRow
+from choreo.outbox.rows import OutboxRow, open_rows
 from choreo.telemetry.traceparent import parse
 from tests.integration.outbox_stage import Counted, fresh_schema
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, MetaData, create_engine, text
 from sqlalchemy.orm import Session
 
 from choreo.outbox import Outbox
-from choreo.outbox.relay import open_rows
+from choreo.outbox.rows import open_rows
 from choreo.outbox.table import Dialect
 from tests.integration.outbox_stage import Counted, fresh_schema
 
