@@ -28,6 +28,7 @@ help:
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run, and of telemetry"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 	@echo "make bench-architectures  the order flow as mesh, saga and process manager: code, latency, throughput"
+	@echo "make bench-outbox  how fast a relay empties an outbox, and how long an event waits in it (BENCH_OUTBOX_ARGS)"
 	@echo "make bench-timers  how late timers are sent while 100,000 wait (BENCH_TIMERS_ARGS)"
 
 demo: $(STAMP)

@@ -67,12 +67,13 @@ class PostgresRows:
             with suppress(errors.UndefinedObject):
                 await connection.execute(f"SET idle_session_timeout = {int(IDLE_S_MAX * 1000)}")
             await connection.execute(self._table.fill("SELECT position FROM {table} LIMIT 0").encode())
-            await connection.execute(f'LISTEN "{self._table.channel}"'.encode())
 
     async def lead(self) -> bool:
         """As the protocol says."""
         if not self._leads:
             ((self._leads,),) = await self._rows(_LOCK, {})
+            if self._leads:  # and not before: who stands by would collect what it is told, and never look
+                await self._call(f'LISTEN "{self._table.channel}"', {})
         return self._leads
 
     async def take(self, *, rows_max: int, bytes_max: int, without: Collection[str]) -> Sequence[OutboxRow]:
