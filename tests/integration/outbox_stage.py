@@ -64,7 +64,7 @@ def counted(records: Sequence[Record]) -> list[Counted]:
     return [Counted.from_payload(each.value or b"") for each in records]
 
 
-async def until(true: Callable[[], object], *, within_s: float = 20.0) -> None:
+async def until(true: Callable[[], object], *, within_s: float = 60.0) -> None:
     """Return when it is; it may block for a moment."""
     until_s = time.monotonic() + within_s
     while not await asyncio.to_thread(true):
@@ -102,7 +102,7 @@ class Process:
         """Whether it has, since it was started."""
         return text in self.log.read_text()[self._began :]
 
-    def said(self, text: str, *, within_s: float = 20.0) -> None:
+    def said(self, text: str, *, within_s: float = 60.0) -> None:
         """Return when it has."""
         until_s = time.monotonic() + within_s
         while not self.has_said(text):

@@ -22,7 +22,7 @@ from tests.integration.outbox_stage import Counted, Process, fresh_schema, log_a
 from tests.integration.outbox_writer import ACCOUNTS, work
 
 CHAOS_S = float(os.environ.get("OUTBOX_CHAOS_S", "8"))
-EMPTIED_S_MAX = 60.0
+EMPTIED_S_MAX = 90.0
 
 
 @pytest.fixture

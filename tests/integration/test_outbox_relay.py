@@ -23,7 +23,7 @@ from tests.integration.outbox_stage import Counted, counted, fresh_schema, log_a
 from tests.kafka_server import Unavailable
 from tests.postgres_server import pgbouncer
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 
 
 class Shop:

@@ -73,7 +73,7 @@ async def place(client: httpx.AsyncClient, key: str, order: dict[str, Any]) -> h
         return answer
 
 
-async def orders_on(log: Transport, topic: str, *, count: int, within_s: float = 20.0) -> Sequence[OrderPlaced]:
+async def orders_on(log: Transport, topic: str, *, count: int, within_s: float = 60.0) -> Sequence[OrderPlaced]:
     """What the topic has once there are so many orders, each under one id."""
     until_s, found = time.monotonic() + within_s, list[Record]()
     while len({each.key for each in found}) < count:
