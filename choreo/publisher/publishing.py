@@ -84,10 +84,11 @@ class Publisher:
                 stack.push_async_callback(transport.close)
             if self._instrument is None:
                 name = self._source.strip("/") or "publisher"
-                self._instrument = instrument_from_environment(
+                self._instrument = instrument = instrument_from_environment(
                     name, system=transport.system, peer=transport.peer, alone=True
                 )
-                stack.push_async_callback(asyncio.to_thread, self._instrument.close)
+                stack.callback(setattr, self, "_instrument", None)  # opened again, it gets a new one
+                stack.push_async_callback(asyncio.to_thread, instrument.close)
             self._sender = OrderedSender(transport.send, bytes_max=self._bytes_max)
             stack.push_async_callback(self._sender.flush)
             self._stack = stack.pop_all()

@@ -112,6 +112,8 @@ def test_settings_come_from_the_environment(broker: str, monkeypatch: pytest.Mon
         async with Publisher(source="/shop") as publisher:
             reference = await publisher.publish(Asked(who="ann", cup=1), id="ask-1")
             assert reference == ("ask-1", "ask-1", "shop.asks")
+        assert publisher._instrument is None
+        async with publisher:
             await publisher.publish(Asked(who="ann", cup=1), id="ask-1", correlation_id="party")
 
     asyncio.run(publish())
