@@ -21,7 +21,7 @@ from choreo.testing.simulation.determinism import deterministic
 from choreo.testing.simulation.errors import Stalled, Unsimulated
 from choreo.testing.simulation.faults import Dice, Faults
 from choreo.testing.simulation.happenings import Happening
-from choreo.testing.simulation.instances import watch
+from choreo.testing.simulation.journal import watch
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.member import Member
 from choreo.testing.simulation.nemesis import Nemesis
