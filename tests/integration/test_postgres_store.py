@@ -130,7 +130,7 @@ async def test_a_schema_newer_than_the_library_is_refused(shelf: Shelf, postgres
 async def older(postgres: str, schema: str) -> AsyncIterator[PostgresStore]:
     """A store of a choreo that does not know the tables of processes: it plans for its own five."""
     store = PostgresStore(postgres, schema=schema)
-    store._names.tables = {name: store._names.tables[name] for name in schemas._FIRST}
+    store._names.there = {name: store._names.there[name] for name in schemas._FIRST}
     await store.open()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schemas, "_ADDED", {})
@@ -154,7 +154,7 @@ async def test_tables_of_processes_are_added_while_an_older_choreo_runs(postgres
         with psycopg.connect(postgres) as busy:
             for table in ("key", "lease", "outbox", "version"):  # as a commit of the older one that is under way
                 busy.execute(sql.SQL("SELECT FROM {} FOR UPDATE").format(sql.Identifier(schema, table)))
-            assert len(await store.plan()) == 7
+            assert len(await store.plan()) == 9
             await store.apply()
             assert await store.plan() == []
         assert await store.instances("approval") == []
