@@ -256,13 +256,14 @@ class Deploy:
 
     async def outcome(self) -> Outcome:
         """What store and log hold now."""
-        rows = self._execute(
-            "SELECT convert_from(key, 'UTF8'), version, convert_from(state, 'UTF8'), ended, updated_ms "
-            f"FROM {self.schema}.instance"
-        )
+        # In this order: what is handled is stored, and what is stored will be on the log.
         handled = self._execute(
             "SELECT convert_from(correlation_id, 'UTF8'), convert_from(topic, 'UTF8'), timestamp_ms, "
             f"(extract(epoch FROM done_at) * 1000)::int8, attempts FROM {self.schema}.key WHERE done"
+        )
+        rows = self._execute(
+            "SELECT convert_from(key, 'UTF8'), version, convert_from(state, 'UTF8'), ended, updated_ms "
+            f"FROM {self.schema}.instance"
         )
         records = await self.transport.scan(
             [self._topic(each) for each in ("letters", "approvals", "approval.dlq")], since_ms=0
