@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -154,7 +155,8 @@ class Deploy:
         self.members = Members(folder, options, environment)
         self.submitted = self.again = 0
         self.decided: Counter[int] = Counter()
-        self._published = 0
+        self._published, self._steady_ms = 0, (0, 2**62)
+        self._chance = random.Random(run)
         self._sending = asyncio.Lock()
 
     def _topic(self, logical: str) -> str:
@@ -210,17 +212,18 @@ class Deploy:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """At a steady rate: one begins, the one `instances` before it is decided, and an older one a second time."""
-        stop = asyncio.Event()
+        """At a steady rate: one begins, any one is decided, and one that was decided a while ago a second time."""
+        stop, begun_ms = asyncio.Event(), int(time.time() * 1000)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._load(stop))
             try:
                 yield
             finally:
                 stop.set()
+        self._steady_ms = begun_ms, int(time.time() * 1000)
 
     async def _load(self, stop: asyncio.Event) -> None:
-        behind = self.instances // 10
+        once: deque[int] = deque()
         owed, last_s = 0.0, time.monotonic()
         while not stop.is_set():
             await asyncio.sleep(TICK_S)
@@ -228,10 +231,11 @@ class Deploy:
                 now_s = time.monotonic()
                 owed, last_s = owed + (now_s - last_s) * self.per_s, now_s
                 count, owed = int(owed), owed % 1
-                first = self.submitted - self.instances
+                chosen = self._chance.sample([n for n in range(self.submitted) if not self.decided[n]], count)
                 await self.submit(count)
-                await self.decide(range(first, first + count), 1)
-                await self.decide(range(max(0, first - behind), max(0, first - behind + count)), 2)
+                await self.decide(chosen, 1)
+                once.extend(chosen)
+                await self.decide([once.popleft() for _ in range(len(once) - self.instances // 10)], 2)
 
     async def finish(self) -> None:
         """Decide all that is not decided, a hundred at a time."""
@@ -272,6 +276,7 @@ class Deploy:
             submitted=self.submitted,
             decided=dict(self.decided),
             day_s=self.day_s,
+            steady_ms=self._steady_ms,
             spans=self.members.spans,
             rows={key: Row(*rest) for key, *rest in rows},  # type: ignore[arg-type]
             handled=[Handled(*each) for each in handled],  # type: ignore[arg-type]

@@ -67,12 +67,14 @@ class Told:
 class Outcome:
     """Store and log at one moment.
 
-    `submitted`: expenses, numbered from 0; `decided`: how often each was; `day_s`: a day of the process.
+    `submitted`: expenses, numbered from 0; `decided`: how often each was; `day_s`: a day of the process;
+    `steady_ms`: from when until when all was published at a steady rate.
     """
 
     submitted: int
     decided: Mapping[int, int]
     day_s: float
+    steady_ms: tuple[int, int]
     spans: Sequence[Span]
     rows: Mapping[str, Row]
     handled: Sequence[Handled]
@@ -122,7 +124,9 @@ class Outcome:
     @property
     def delays_s(self) -> Sequence[float]:
         """From an event on its topic until it was handled, sorted: of version 1, which every build knows."""
-        return sorted(each.delay_s for each in self.handled if self._version(each) == 1)
+        begun_ms, over_ms = self.steady_ms
+        steady = (each for each in self.handled if begun_ms < each.timestamp_ms < over_ms)
+        return sorted(each.delay_s for each in steady if self._version(each) == 1)
 
     def _version(self, handled: Handled) -> int:
         """That of its instance."""
