@@ -28,7 +28,7 @@ from choreo.transports.kafka import KafkaTransport
 from deploy.kafka.node import free_ports
 from handlers.approval.events import ExpenseApproved, ExpenseSubmitted
 from handlers.approval.process import LARGE_CENTS, Approval
-from tests.integration.rolling_outcome import Handled, Outcome, Row, Span
+from tests.integration.rolling_outcome import SOURCE, Handled, Outcome, Row, Span
 
 ROOT = Path(__file__).parents[2]
 Build = Literal["v1", "v2"]
@@ -147,9 +147,7 @@ class Deploy:
         self._store = f"{postgres}{'&' if '?' in postgres else '?'}choreo_schema={self.schema}"
         self.app = App(Approval)
         self.transport = KafkaTransport(servers)
-        self._publisher = Publisher(
-            self.transport, NoInstrument(), SystemClock(), topic=self._topic, source="/rolling"
-        )
+        self._publisher = Publisher(self.transport, NoInstrument(), SystemClock(), topic=self._topic, source=SOURCE)
         options = ["--broker", f"kafka://{servers}", "--store", self._store, "--log-level", "warning"]
         environment = {"CHOREO_TOPIC_PREFIX": self._prefix, "ROLLING_DAY_S": str(day_s)}
         self.members = Members(folder, options, environment)
@@ -213,14 +211,14 @@ class Deploy:
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
         """At a steady rate: one begins, any one is decided, and one that was decided a while ago a second time."""
-        stop, begun_ms = asyncio.Event(), int(time.time() * 1000)
+        stop = asyncio.Event()
+        self._steady_ms = int(time.time() * 1000), 2**62
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._load(stop))
             try:
                 yield
             finally:
                 stop.set()
-        self._steady_ms = begun_ms, int(time.time() * 1000)
 
     async def _load(self, stop: asyncio.Event) -> None:
         once: deque[int] = deque()
@@ -246,8 +244,9 @@ class Deploy:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Nothing is published meanwhile."""
+        """Nothing is published meanwhile; what came before was published at a steady rate."""
         async with self._sending:
+            self._steady_ms = self._steady_ms[0], int(time.time() * 1000)
             yield
 
     # ---- what came of it
@@ -262,7 +261,7 @@ class Deploy:
         """What store and log hold now."""
         # In this order: what is handled is stored, and what is stored will be on the log.
         handled = self._execute(
-            "SELECT convert_from(correlation_id, 'UTF8'), convert_from(topic, 'UTF8'), timestamp_ms, "
+            "SELECT digest, convert_from(correlation_id, 'UTF8'), convert_from(topic, 'UTF8'), timestamp_ms, "
             f"(extract(epoch FROM done_at) * 1000)::int8, attempts FROM {self.schema}.key WHERE done"
         )
         rows = self._execute(

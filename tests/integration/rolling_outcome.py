@@ -1,5 +1,6 @@
 """What store and log hold of a rolling deploy: every instance held to the version it stores, and to its history."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,12 +8,17 @@ from functools import cached_property
 from typing import NamedTuple
 
 from choreo import envelope as cloudevents
+from choreo.core.emission import key_digest
 from choreo.record import Record
 from handlers.approval.events import ApprovalEnded, SendLetter
 from handlers.approval.process import FINANCE, LARGE_CENTS
 
+SERVICE, SOURCE = "approval", "/rolling"
+SOURCES = (SOURCE, f"/{SERVICE}")
+"""Of what is published, and of timers."""
 ATTEMPTS_MAX = 5
-EXPIRY_DAYS = 8
+EXPIRY_DAYS = {1: 8, 2: 5}
+"""By version: so long after its start at the earliest; version 2 expires five days after it was first approved."""
 
 
 class Span(NamedTuple):
@@ -35,6 +41,7 @@ class Row(NamedTuple):
 class Handled(NamedTuple):
     """An event as it was handled: of the flow, from the topic, and how many attempts it took."""
 
+    digest: bytes
     flow: str
     topic: str
     timestamp_ms: int
@@ -57,9 +64,14 @@ class End(NamedTuple):
 
 @dataclass
 class Told:
-    """What an instance has emitted, each event id once, in its order."""
+    """What an instance has emitted, each event id once: `letters` in the log's order, `committed` in the store's.
+
+    Of two members that handled two events of an instance, from two topics, the one that committed first may be the
+    last to send; and in one commit the store's clock goes by the keys of the events. So one of the two is right.
+    """
 
     letters: list[str] = field(default_factory=list)
+    committed: list[str] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
 
 
@@ -84,18 +96,30 @@ class Outcome:
     def told(self) -> Mapping[str, Told]:
         """By instance."""
         found: dict[str, Told] = defaultdict(Told)
-        seen: set[str] = set()
-        for record in sorted(self.records, key=lambda each: (each.topic, each.partition, each.offset)):
-            envelope, _ = cloudevents.read(record.headers, record.value or b"")
-            if envelope.id in seen or record.topic == "approval.dlq":
-                continue
-            seen.add(envelope.id)
-            if envelope.type == SendLetter.event_type:
+        on_log = sorted(self._emits.values(), key=lambda each: (each[1].partition, each[1].offset))
+        for _, record in on_log:
+            if record.topic == "letters":
                 letter = SendLetter.from_payload(record.value or b"")
                 found[letter.request_id].letters.append(letter.text)
             else:
                 ended = ApprovalEnded.from_payload(record.value or b"")
                 found[ended.request_id].ends.append(End(ended.outcome, ended.by, record.timestamp_ms))
+        for _, record in sorted(on_log, key=lambda each: each[0]):
+            if record.topic == "letters":
+                letter = SendLetter.from_payload(record.value or b"")
+                found[letter.request_id].committed.append(letter.text)
+        return found
+
+    @cached_property
+    def _emits(self) -> Mapping[str, tuple[float, Record]]:
+        """By event id: the record, and when what caused it was handled; infinite if it was not."""
+        done_ms = {each.digest: each.done_ms for each in self.handled}
+        found: dict[str, tuple[float, Record]] = {}
+        for record in self.records:
+            envelope, _ = cloudevents.read(record.headers, record.value or b"")
+            causes = [key_digest(SERVICE, "process", source, envelope.causationid or "") for source in SOURCES]
+            if record.topic != "approval.dlq":
+                found[envelope.id] = min(done_ms.get(cause, math.inf) for cause in causes), record
         return found
 
     @property
@@ -136,6 +160,9 @@ class Outcome:
         """Whatever may not be."""
         found = [f"{name} is in the store and was never submitted" for name in self.rows.keys() - self._names()]
         found += [f"{name} is lost" for name in self._names() - self.rows.keys()]
+        found += [
+            f"{id_} was emitted by nothing that was handled" for id_, (at, _) in self._emits.items() if at == math.inf
+        ]
         if self.dead_letters:
             found.append(f"{self.dead_letters} dead letters")
         found += [
@@ -162,8 +189,7 @@ class Outcome:
         story = ["please decide"]
         if row.version == 2:
             story += ["reminder 1", "reminder 2", "nobody decided", looked_again]
-        places = [story.index(text) if text in story else -1 for text in told.letters]
-        if places[:1] != [0] or -1 in places or places != sorted(set(places)):
+        if not (is_told(told.letters, story) or is_told(told.committed, story)):
             yield f"that version does not write {told.letters}"
         if len(told.ends) > 1:
             yield f"it ended as {told.ends}"
@@ -182,7 +208,7 @@ class Outcome:
 
     def _ending(self, number: int, row: Row, end: End, looked_again: bool) -> Iterator[str]:
         if end.outcome == "expired":
-            if end.at_ms - self._started[number].timestamp_ms < EXPIRY_DAYS * self.day_s * 1000:
+            if end.at_ms - self._started[number].timestamp_ms < EXPIRY_DAYS[row.version] * self.day_s * 1000:
                 yield "it expired too early"
         elif (end.outcome, end.by) != ("approved", f"m{number}" if row.version == 1 else FINANCE):
             yield f"that version does not end as {end}"
@@ -217,3 +243,9 @@ class Outcome:
     def versions(self) -> Counter[int]:
         """How many of each."""
         return Counter(row.version for row in self.rows.values())
+
+
+def is_told(letters: Sequence[str], story: Sequence[str]) -> bool:
+    """Whether these are the story's first and perhaps some of the others, each once, in its order."""
+    places = [story.index(text) if text in story else -1 for text in letters]
+    return places[:1] == [0] and -1 not in places and places == sorted(set(places))

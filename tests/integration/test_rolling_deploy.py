@@ -16,7 +16,7 @@ from tests.integration.rolling_page import Run, written
 
 INSTANCES = int(os.environ.get("ROLLING_INSTANCES", "100"))
 PER_S = float(os.environ.get("ROLLING_PER_S", "10"))
-DAY_S = float(os.environ.get("ROLLING_DAY_S", "6"))
+DAY_S = float(os.environ.get("ROLLING_DAY_S", "10"))
 HOLD_S = float(os.environ.get("ROLLING_HOLD_S", "1"))
 RUN_S_MAX = 600.0
 MEMBERS = ("one", "two")
