@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 from uuid import uuid4
@@ -177,7 +177,7 @@ class Deploy:
             await self.transport.close()
             self._execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
 
-    def _execute(self, statement: str) -> list[tuple[object, ...]]:
+    def _execute(self, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self._postgres, autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
@@ -254,8 +254,7 @@ class Deploy:
     def in_flight(self) -> int:
         """Instances that have begun and have not ended."""
         ((count,),) = self._execute(f"SELECT count(*) FROM {self.schema}.instance WHERE NOT ended AND state <> ''")
-        assert isinstance(count, int)
-        return count
+        return int(count)
 
     async def outcome(self) -> Outcome:
         """What store and log hold now."""
@@ -277,8 +276,8 @@ class Deploy:
             day_s=self.day_s,
             steady_ms=self._steady_ms,
             spans=self.members.spans,
-            rows={key: Row(*rest) for key, *rest in rows},  # type: ignore[arg-type]
-            handled=[Handled(*each) for each in handled],  # type: ignore[arg-type]
+            rows={key: Row(*rest) for key, *rest in rows},
+            handled=[Handled(*each) for each in handled],
             records=[self._bare(each) for each in records],
         )
 
