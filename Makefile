@@ -83,7 +83,7 @@ chaos: $(STAMP)
 	    $(BIN)/python -m pytest -s -m chaos tests/integration/chaos $(PYTEST_ARGS)
 
 rolling-deploy: $(STAMP)
-	ROLLING_WRITE=1 ROLLING_INSTANCES=1000 ROLLING_PER_S=15 ROLLING_DAY_S=40 ROLLING_HOLD_S=10 \
+	ROLLING_WRITE=1 ROLLING_INSTANCES=1000 ROLLING_PER_S=15 ROLLING_DAY_S=40 ROLLING_LOOK_S=5 ROLLING_HOLD_S=10 \
 	    $(BIN)/python -m pytest -s tests/integration/test_rolling_deploy.py $(PYTEST_ARGS)
 
 # `pip install --group` came with pip 25.1.

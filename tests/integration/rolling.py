@@ -136,10 +136,19 @@ class Deploy:
         instances: In flight, all the time.
         per_s: Expenses a second: as many begin as are decided; each is three events.
         day_s: How long a day of the process takes.
+        look_s: How often an event that waits for another build is looked at.
     """
 
     def __init__(
-        self, folder: Path, servers: str, postgres: str, *, instances: int, per_s: float, day_s: float
+        self,
+        folder: Path,
+        servers: str,
+        postgres: str,
+        *,
+        instances: int,
+        per_s: float,
+        day_s: float,
+        look_s: float,
     ) -> None:
         run = uuid4().hex[:8]
         self.instances, self.per_s, self.day_s = instances, per_s, day_s
@@ -150,6 +159,7 @@ class Deploy:
         self._publisher = Publisher(self.transport, NoInstrument(), SystemClock(), topic=self._topic, source=SOURCE)
         options = ["--broker", f"kafka://{servers}", "--store", self._store, "--log-level", "warning"]
         environment = {"CHOREO_TOPIC_PREFIX": self._prefix, "ROLLING_DAY_S": str(day_s)}
+        environment["ROLLING_LOOK_S"] = str(look_s)
         self.members = Members(folder, options, environment)
         self.submitted = self.again = 0
         self.decided: Counter[int] = Counter()
@@ -289,6 +299,6 @@ class Deploy:
         until_s = time.monotonic() + SETTLED_S
         while True:
             outcome = await self.outcome()
-            if not outcome.problems() or time.monotonic() > until_s:
+            if not outcome.problems() or outcome.dead_letters or time.monotonic() > until_s:
                 return outcome
             await asyncio.sleep(1.0)

@@ -1,7 +1,7 @@
 """From version 1 of the approval to 2, back, and to 2 again, on Kafka and PostgreSQL, with instances in flight.
 
-`ROLLING_INSTANCES` of them, 100 unless given; `ROLLING_PER_S`, `ROLLING_DAY_S`, `ROLLING_HOLD_S`; `ROLLING_WRITE=1`
-writes docs/definitions.md.
+`ROLLING_INSTANCES` of them, 100 unless given; `ROLLING_PER_S`, `ROLLING_DAY_S`, `ROLLING_LOOK_S`, `ROLLING_HOLD_S`;
+`ROLLING_WRITE=1` writes docs/definitions.md.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from tests.integration.rolling_page import Run, written
 INSTANCES = int(os.environ.get("ROLLING_INSTANCES", "100"))
 PER_S = float(os.environ.get("ROLLING_PER_S", "10"))
 DAY_S = float(os.environ.get("ROLLING_DAY_S", "10"))
+LOOK_S = float(os.environ.get("ROLLING_LOOK_S", "0.1"))
 HOLD_S = float(os.environ.get("ROLLING_HOLD_S", "1"))
 RUN_S_MAX = 600.0
 MEMBERS = ("one", "two")
@@ -25,7 +26,7 @@ MEMBERS = ("one", "two")
 @pytest.mark.slow
 async def test_builds_are_rolled_forward_and_back(kafka: str, postgres: str, tmp_path: Path) -> None:
     """None lost, none doubled, none under a version it does not store; what a build does not know waits."""
-    deploy = Deploy(tmp_path, kafka, postgres, instances=INSTANCES, per_s=PER_S, day_s=DAY_S)
+    deploy = Deploy(tmp_path, kafka, postgres, instances=INSTANCES, per_s=PER_S, day_s=DAY_S, look_s=LOOK_S)
     begun_s = time.monotonic()
     async with asyncio.timeout(RUN_S_MAX), deploy.prepared():
         await deploy.members.replace(MEMBERS, "v1")
