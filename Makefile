@@ -10,13 +10,14 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers bench-architectures guarantees simulate mutants crash-table chaos rolling-deploy clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-stores bench-timers bench-architectures bench-outbox guarantees simulate mutants crash-table chaos outbox-chaos rolling-deploy clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
 	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
+	@echo "make audit      bandit, and known vulnerabilities of what is installed (asks PyPI; not part of make check)"
 	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
@@ -25,9 +26,11 @@ help:
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make rolling-deploy  1,000 instances in flight from version 1 to 2, back, and to 2 again: docs/definitions.md"
+	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
 	@echo "make bench      cost of the engine's core, beside a bare loop in the same run, and of telemetry"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 	@echo "make bench-architectures  the order flow as mesh, saga and process manager: code, latency, throughput"
+	@echo "make bench-outbox  how fast a relay empties an outbox, and how long an event waits in it (BENCH_OUTBOX_ARGS)"
 	@echo "make bench-timers  how late timers are sent while 100,000 wait (BENCH_TIMERS_ARGS)"
 
 demo: $(STAMP)
@@ -45,6 +48,12 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Its tools are not needed for anything else. `--strict`: a package that could not be looked up is no clean one.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml choreo handlers deploy scripts
+	$(BIN)/pip-audit --strict --skip-editable --path $(VENV)/lib/python*/site-packages
+
 schemas: $(STAMP)
 	$(BIN)/choreo schemas export $(APPS) --out schemas
 
@@ -60,6 +69,9 @@ bench-timers: $(STAMP)
 
 bench-architectures: $(STAMP)
 	$(BIN)/python scripts/bench_architectures.py --rounds 5
+
+bench-outbox: $(STAMP)
+	$(BIN)/python scripts/bench_outbox.py $(BENCH_OUTBOX_ARGS)
 
 guarantees: $(STAMP)
 	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)
@@ -85,6 +97,9 @@ chaos: $(STAMP)
 rolling-deploy: $(STAMP)
 	ROLLING_WRITE=1 ROLLING_INSTANCES=1000 ROLLING_PER_S=15 ROLLING_DAY_S=40 ROLLING_LOOK_S=5 ROLLING_HOLD_S=10 \
 	    $(BIN)/python -m pytest -s tests/integration/test_rolling_deploy.py $(PYTEST_ARGS)
+
+outbox-chaos: $(STAMP)
+	OUTBOX_CHAOS_S=$(or $(OUTBOX_CHAOS_S),120) $(BIN)/python -m pytest -s tests/integration/test_outbox_chaos.py $(PYTEST_ARGS)
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml
