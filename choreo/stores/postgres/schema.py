@@ -46,8 +46,8 @@ class Names:
 
     def __init__(self, schema: str, prefix: str) -> None:
         self.schema = checked("schema", schema)
+        self.tables = {name: checked("table", prefix + name) for name in _NAMED if name not in _INDEXES}
         indexes = {name: checked("index", prefix + name) for name in _INDEXES}
-        self.tables = {name: checked("table", prefix + name) for name in _NAMED if name not in indexes}
         self.there = {name: indexes.get(name) or self.tables[name] for name in _NAMED}
         whole = {name: sql.Identifier(schema, table) for name, table in self.tables.items()}
         whole |= {name: sql.Identifier(index) for name, index in indexes.items()}
