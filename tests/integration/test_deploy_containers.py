@@ -1,7 +1,7 @@
 """deploy/README.md as it stands there, line by line, on a real engine: `make deploy-check`.
 
 Needs an engine that answers to `docker` and Compose, with the images or a registry to get them from. Only where
-CHOREO_DOCKER=1 asks for it, in CI too: it builds an image, and takes minutes. Images by other names: as the README says.
+CHOREO_DOCKER=1 asks for it, in CI too: it builds an image and takes minutes. Images by other names: see the README.
 """
 
 import json
