@@ -113,3 +113,14 @@ async def test_static_members_have_names_of_their_own(monkeypatch: pytest.Monkey
     stop.set()
     await task
     assert sorted(text("names").split()) == ["pod-1", "pod-2"]
+
+
+async def test_a_second_signal_waits_for_nobody() -> None:
+    """`kill` ends them where they are, deaf ones too."""
+    running, stop = supervisor(DEAF), asyncio.Event()
+    task = asyncio.create_task(running.run(stop))
+    await up(2)
+    stop.set()
+    running.kill()
+    assert await asyncio.wait_for(task, 5) == 1
+    assert {slot.process.returncode for slot in running.slots if slot.process is not None} == {-signal.SIGKILL}
