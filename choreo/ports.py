@@ -468,3 +468,10 @@ class Levels(NamedTuple):
     running_max: int
     lanes: int
     timers_due: int | None = None
+
+
+class Backlog(NamedTuple):
+    """What waits in an application's outbox: how many rows, and the age of the oldest; both 0 when all is sent."""
+
+    rows: int
+    oldest_s: float
