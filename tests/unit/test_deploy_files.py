@@ -106,6 +106,15 @@ def test_no_secret_is_in_a_manifest() -> None:
         assert not [each for each in built(folder) if each["kind"] == "Secret"]
 
 
+def test_a_release_has_one_tag() -> None:
+    """Topics and schemas are those of the version that is deployed, in one namespace."""
+    objects = [*of_kind("before", "Job"), *of_kind("overlays/three", "Deployment")]
+    images = {each["spec"]["template"]["spec"]["containers"][0]["image"] for each in objects}
+    assert len(images) == 1
+    assert not images.pop().endswith(":latest")
+    assert len({each["metadata"]["namespace"] for each in objects}) == 1
+
+
 def test_lag_scales_within_the_partitions() -> None:
     """Three at least; by the service's own group; not beyond the partitions its topics are made with."""
     objects = {each["metadata"]["name"]: each["spec"] for each in of_kind("overlays/three", "ScaledObject")}
