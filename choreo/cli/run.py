@@ -28,6 +28,7 @@ from choreo.cli.console import (
 )
 from choreo.cli.supervising import WORKERS_MAX, Supervisor
 from choreo.errors import ChoreoError, ConfigurationError
+from choreo.runtime.unsaid import unsaid
 
 log = logging.getLogger("choreo.run")
 
@@ -83,8 +84,8 @@ def run(
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
-    except Exception:
-        log.exception("stopped by an error")
+    except Exception as error:
+        log.error("stopped by an error", exc_info=unsaid(error))
         raise typer.Exit(FAILED) from None
     raise typer.Exit(code)
 

@@ -28,7 +28,7 @@ KILL_S = 10.0
 ASK_EVERY_S, ASK_S = 0.5, 2.0
 ANSWER_BYTES_MAX = 65_536
 _SILENT = ("does not answer",)
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked there, not bound
 """Where those that listen everywhere are asked."""
 _MEMBER = "CHOREO_KAFKA_GROUP_INSTANCE_ID"
 
