@@ -115,12 +115,15 @@ async def test_static_members_have_names_of_their_own(monkeypatch: pytest.Monkey
     assert sorted(text("names").split()) == ["pod-1", "pod-2"]
 
 
-async def test_a_second_signal_waits_for_nobody() -> None:
-    """`kill` ends them where they are, deaf ones too."""
+async def test_a_second_signal_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kill` ends them in the middle of their drain, deaf ones too."""
+    monkeypatch.setattr(supervising, "KILL_S", 60.0)
     running, stop = supervisor(DEAF), asyncio.Event()
     task = asyncio.create_task(running.run(stop))
     await up(2)
     stop.set()
+    await asyncio.sleep(0.1)
+    assert not task.done()
     running.kill()
     assert await asyncio.wait_for(task, 5) == 1
     assert {slot.process.returncode for slot in running.slots if slot.process is not None} == {-signal.SIGKILL}
