@@ -12,6 +12,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from choreo.cli.console import FAILED, MISUSED
 from choreo.telemetry import endpoint
@@ -28,8 +29,6 @@ KILL_S = 10.0
 ASK_EVERY_S, ASK_S = 0.5, 2.0
 ANSWER_BYTES_MAX = 65_536
 _SILENT = ("does not answer",)
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked there, not bound
-"""Where those that listen everywhere are asked."""
 _MEMBER = "CHOREO_KAFKA_GROUP_INSTANCE_ID"
 
 
@@ -121,16 +120,11 @@ class Supervisor:
                 return MISUSED
             pause_s = slot.restarts.pause_s(time.monotonic() - began_s)
             if pause_s is None:
-                log.error(
-                    "worker %d ended %d times in a row, the last time %s; stopping all",
-                    slot.number,
-                    RESTARTS_MAX + 1,
-                    _how(code),
-                )
+                times, how = RESTARTS_MAX + 1, _how(code)
+                log.error("worker %d ended %d times in a row, at last %s; stopping all", slot.number, times, how)
                 return FAILED
-            log.warning(
-                "worker %d (pid %d) ended %s; started again in %.1f s", slot.number, process.pid, _how(code), pause_s
-            )
+            who = f"worker {slot.number} (pid {process.pid})"
+            log.warning("%s ended %s; started again in %.1f s", who, _how(code), pause_s)
             await asyncio.sleep(pause_s)
 
     async def _start(self, slot: Slot) -> Process:
@@ -193,7 +187,7 @@ class Supervisor:
     async def _ask(self, slot: Slot) -> None:
         assert self._health is not None
         assert slot.health_port is not None
-        host = _LOOPBACK.get(self._health[0], self._health[0])
+        host = asked_at(self._health[0])
         while True:
             process = slot.process
             if process is not None and process.returncode is None:
@@ -205,6 +199,14 @@ class Supervisor:
                     # One that has never answered is starting, and one that has and does not is hanging.
                     slot.not_alive = (_SILENT if slot.heard is process else ()) if alive is None else alive
             await asyncio.sleep(ASK_EVERY_S)
+
+
+def asked_at(host: str) -> str:
+    """Where somebody who listens at `host` is asked: who listens everywhere, on loopback."""
+    with suppress(ValueError):  # a name is no address
+        if not host or ip_address(host).is_unspecified:
+            return "::1" if ":" in host else "127.0.0.1"
+    return host
 
 
 async def _reasons(host: str, port: int, path: str) -> Sequence[str] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from choreo.cli import supervising
-from choreo.cli.supervising import PAUSE_MAX_S, RESTARTS_MAX, WELL_S, Restarts, Supervisor
+from choreo.cli.supervising import PAUSE_MAX_S, RESTARTS_MAX, WELL_S, Restarts, Supervisor, asked_at
 
 WAITS = "import time; open('up', 'a').write('up\\n'); time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
@@ -127,3 +127,18 @@ async def test_a_second_signal_waits_for_nobody(monkeypatch: pytest.MonkeyPatch)
     running.kill()
     assert await asyncio.wait_for(task, 5) == 1
     assert {slot.process.returncode for slot in running.slots if slot.process is not None} == {-signal.SIGKILL}
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("0.0.0.0", "127.0.0.1"),  # noqa: S104 - what is asked about
+        ("::", "::1"),
+        ("", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_workers_that_listen_everywhere_are_asked_on_loopback(host: str, expected: str) -> None:
+    """What is listened at is not always what can be asked."""
+    assert asked_at(host) == expected
