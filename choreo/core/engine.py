@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from choreo.core import messages as m
+from choreo.core import parking
 from choreo.core.breaker import Circuits
 from choreo.core.commit import Commits
 from choreo.core.emission import collision_digest
@@ -220,7 +221,9 @@ class Engine:
 
     def _fresh(self, unit: Unit, verdict: Any) -> None:
         unit.deliveries = verdict.deliveries
-        if unit.deliveries > self.limits.deliveries_max:
+        if verdict.parked and unit.poison is None:
+            unit.poison = parking.WAITS
+        elif unit.deliveries > self.limits.deliveries_max:
             unit.poison = "crashed"
         suspect = unit.deliveries > self.limits.together_max and not unit.solo and unit.poison is None
         unit.advance(Signal.DIED if suspect else Signal.FRESH)
@@ -264,7 +267,7 @@ class Engine:
         if suspect is not None:
             self._claim([suspect], solo=True)
         for unit in self._turns.take(self._now_s):
-            self._out.append(m.Invoke(unit) if unit.poison is None else m.DeadLetter(unit, unit.poison))
+            self._out.append(m.Invoke(unit) if unit.poison is None else parking.aside(unit, unit.poison))
         if self._now_s >= self._transact_after_s:
             self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
 
@@ -294,6 +297,9 @@ class Engine:
         if message.disposition == "wait":
             unit.attempts -= 1  # nothing was tried, and another build may take over meanwhile
         elif hopeless or tried >= policy.attempts_max:
+            if unit.queue is not None:
+                self._give_up(unit, message.reason)
+                return
             if not counted(unit):
                 self._turns.running += 1
                 unit.poison = message.reason
@@ -309,6 +315,19 @@ class Engine:
         if wait_s is None:
             wait_s = delay_s(policy, attempt=tried, seed=unit.digest)
         self._set_timer(unit, wait_s)
+
+    def _give_up(self, unit: Unit, reason: str) -> None:
+        """To be parked in its turn, which is when all before it is durable."""
+        self._turns.end(unit)
+        unit.poison = reason
+        self._ready_again(unit)
+
+    def _ready_again(self, unit: Unit) -> None:
+        unit.advance(Signal.SKIPPED)
+        if self.partitions[unit.partition].draining:
+            self._drop([unit])
+        else:
+            self._turns.enqueue(unit.lane)
 
     def _attempted(self, unit: Unit, *, trips: bool | None) -> None:
         """An attempt is over: its handler's breaker may open or close by it."""
@@ -372,11 +391,7 @@ class Engine:
         self._attempted(unit, trips=None if outcome.result is None else False)
         if outcome.result is None:
             unit.attempts -= 1
-            unit.advance(Signal.SKIPPED)
-            if self.partitions[unit.partition].draining:
-                self._drop([unit])
-            else:
-                self._turns.enqueue(unit.lane)
+            self._ready_again(unit)
             return
         unit.result = outcome.result
         unit.advance(Signal.COMMITTED)
@@ -385,6 +400,8 @@ class Engine:
 
     def _finished(self, unit: Unit) -> None:
         """Durable: whatever followed it with the same key is a duplicate."""
+        if unit.queue is not None:
+            parking.landed(unit)
         self._duplicate(unit)
         self._turns.enqueue(unit.lane)
 

@@ -70,6 +70,10 @@ def outcome(handling: Handling) -> tuple[str, str]:
         return "dead letter" + (f": {reason}" if reason else ""), BAD
     if kind == "delayed":
         return "failed, to be tried again later", OPEN
+    if kind == "parked":
+        return (f"parked: {reason}", BAD) if reason else ("waits: its key is parked", OPEN)
+    if kind == "unparked":
+        return ("dropped from its queue", OPEN) if reason == "drop" else ("its key is parked no more", GOOD)
     return kind, GOOD if kind in ("handled", "done") else BAD
 
 

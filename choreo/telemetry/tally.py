@@ -141,4 +141,10 @@ GAUGES: tuple[Metric, ...] = (
         "Timers of processes that are to fire now.",
         _level(lambda levels: levels.timers_due),
     ),
+    (
+        "choreo.keys.parked",
+        "{key}",
+        'Keys of handlers with order="key" whose events wait.',
+        _level(lambda levels: levels.parked_keys),
+    ),
 )

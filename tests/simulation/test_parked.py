@@ -1,0 +1,129 @@
+"""Parked keys on bad days: order within a key through failures, releases and drops, and no key parked for ever."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from choreo import App, Context, Delayed, Event, RetryPolicy, Service
+from choreo.runtime.replaying import read_replay
+from choreo.testing.simulation import Simulation, World
+
+PARCELS, STREETS = 30, 3
+
+
+class Sent(Event, type="parcel.sent", version=1, topic="parcels", key="street"):
+    """A parcel came in."""
+
+    street: str
+    number: int
+
+
+class Sorted(Event, type="parcel.sorted", version=1, topic="sorted", key="street"):
+    """It is in the van."""
+
+    street: str
+    number: int
+
+
+class Weighed(Event, type="parcel.weighed", version=1, topic="weighed", key="street"):
+    """It is no heavier than it says."""
+
+    street: str
+    number: int
+
+
+class Machine:
+    """Jams at some parcels for a while, at one for ever; what it did is remembered whoever asks."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[int] = Counter()
+
+    def take(self, number: int) -> None:
+        """Raises if it jams."""
+        self.calls[number] += 1
+        if self.calls[number] <= (0, 0, 5, 0, 2, 0, 0)[number % 7] or hopeless(number):
+            raise ConnectionError
+
+
+def hopeless(number: int) -> bool:
+    """Whether it is never taken."""
+    return number == PARCELS // 2
+
+
+hub = Service("hub")
+
+
+@hub.handler(Sent, retry=RetryPolicy(2, base_s=0.1, cap_s=0.5), order="key")
+async def sort(sent: Sent, machine: Machine) -> Sorted:
+    """Into the van, in the order of their coming."""
+    machine.take(sent.number)
+    return Sorted(street=sent.street, number=sent.number)
+
+
+@hub.handler(Sent)
+async def weigh(sent: Sent) -> Weighed:
+    """Another handler of the same events, whose keys nobody parks."""
+    return Weighed(street=sent.street, number=sent.number)
+
+
+app = App(hub, resources=[Machine()])
+
+later = Service("later")
+
+
+@later.handler(Sent, retry=Delayed(2, 4), order="key")
+async def sort_later(sent: Sent, machine: Machine) -> Sorted:
+    """The same; it is tried again by itself, in its place."""
+    machine.take(sent.number)
+    return Sorted(street=sent.street, number=sent.number)
+
+
+patient = App(later, resources=[Machine()])
+
+
+def parcels(chance: random.Random) -> Sequence[Event]:
+    """For three streets."""
+    return [Sent(street=f"street {chance.randrange(STREETS)}", number=number) for number in range(PARCELS)]
+
+
+def dropped(world: World, service: str) -> set[int]:
+    """Numbers of the parcels that an operator dropped, or was about to."""
+    records = world.log.scan([world.app.topic(world.app.services[service].replay_topic)])
+    found = set()
+    for record in records:
+        replay = read_replay(record.headers)
+        if replay is not None and replay.parked == "drop":
+            found.add(Sent.from_payload(record.value or b"").number)
+    return found
+
+
+def complete(world: World) -> Iterator[str]:
+    """Each parcel was sorted once, in the order of its street, unless it was dropped; nothing is a dead letter."""
+    (service,) = world.app.services
+    gone = dropped(world, service)
+    copies: dict[int, set[str]] = defaultdict(set)
+    for record, envelope in world.events():
+        if envelope is not None and envelope.type == "parcel.sorted":
+            copies[Sorted.from_payload(record.value or b"").number].add(envelope.id)
+    for event in world.published.values():
+        number = event.number
+        if len(copies[number]) > (not hopeless(number)) or (not copies[number] and number not in gone):
+            yield f"parcel {number} was sorted {len(copies[number])} times"
+    for record in world.records(f"{service}.dlq"):
+        if record.key != b"poison":
+            yield f"{record.key!r} is a dead letter"
+
+
+@pytest.mark.parametrize("pair", ["embedded", "outbox"])
+@pytest.mark.parametrize("flow", [app, patient], ids=["released", "delayed"])
+def test_parked_keys_keep_their_order(pair: str, flow: App) -> None:
+    """Crashes, stale owners, hurried operators and all: choreo's own checkers hold, order of a key among them."""
+    simulation = Simulation(flow, parcels, pair=pair, checkers=(complete,))
+    kinds = Counter[str]()
+    for seed in range(1, 9):
+        outcome = simulation.run(seed)
+        assert outcome.violations == (), f"{pair}, seed {seed}"
+        kinds.update(each.kind for each in outcome.history)
+    assert kinds["releases"] >= 8
