@@ -1,4 +1,4 @@
-"""Queues of parked keys: what a unit of a handler with `order="key"` does to that of its key, in the commit of the unit.
+"""Queues of parked keys: what a unit of a handler with `order="key"` does to that of its key, in its commit.
 
 A queue is of one handler and one record key. The key is parked as long as something is in its queue: the event that
 failed, at its head, and whatever came after it. What a store has of an event is the record that gives it to its

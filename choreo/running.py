@@ -368,8 +368,8 @@ def check_pair(plan: Plan, store: IdempotencyStore) -> None:
             )
         if bound.handler.order is not None and "parked" not in store.carries:
             raise ConfigurationError(
-                f'{label} has order="key", and the store {store.name} keeps no queues of parked keys. Take a store in '
-                "PostgreSQL or SQLite, or leave order= out"
+                f'{label} has order="key", and the store {store.name} keeps no queues of parked keys. Take a store '
+                "in PostgreSQL or SQLite, or leave order= out"
             )
         if bound.transacts and bound.transaction not in store.transaction_types:
             offered = ", ".join(sorted(store.transaction_types - {INSTANCES})) or "none"

@@ -91,7 +91,7 @@ class Emitter:
     ) -> ProducerRecord:
         """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
         record, topic, replay = work.record, self.topic(self.service.dlq_topic), work.replay
-        where = where(work)
+        lay = where(work)
         traced = sending(topic, work.envelope or Envelope("", "", ""), record.key)
         told = {
             "reason": reason,
@@ -100,7 +100,7 @@ class Emitter:
             "handler": handler,
             "attempts": str(attempts),
             "time": cloudevents.rfc3339(now_s),
-            **{f"original-{name}": text for name, text in where.items()},
+            **{f"original-{name}": text for name, text in lay.items()},
         }
         if replay is not None:
             told["replay-id"] = replay.id

@@ -85,4 +85,3 @@ class Parker:
     def _due_s(self, work: Work, reason: str, tries: int) -> float | None:
         retry = work.bound.handler.retry if work.bound is not None else None
         return retry.next_s(tries) if isinstance(retry, Delayed) and reason == "handler_failed" else None
-

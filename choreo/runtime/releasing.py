@@ -42,9 +42,7 @@ def orders_for(
             orders.impossible[gone] += 1
         else:
             about = what if replay.parked == "head" else replay.parked
-            told = replace(
-                replay, parked=about, by=operator.by, time=cloudevents.rfc3339(now_s), note=operator.note
-            )
+            told = replace(replay, parked=about, by=operator.by, time=cloudevents.rfc3339(now_s), note=operator.note)
             orders.records.append(_ordered(head.record, topic, told))
             orders.handlers[f"{service.name}.{head.handler}"] += 1
     return orders

@@ -37,11 +37,14 @@ class Waiting(Protocol[_Due]):
 
     on_timer: list[Callable[[float], None]]
 
-    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[_Due], float]: ...
+    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[_Due], float]:
+        """What is to be sent now, and in how many seconds the next is."""
 
-    async def due_sent(self, timers: Sequence[_Due], *, again_s: float) -> None: ...
+    async def due_sent(self, timers: Sequence[_Due], *, again_s: float) -> None:
+        """It is on the log."""
 
-    async def overdue(self, processes: Collection[str]) -> int: ...
+    async def overdue(self, processes: Collection[str]) -> int:
+        """How many are to be sent now."""
 
 
 class Heads:

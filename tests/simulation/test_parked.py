@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from choreo import App, Context, Delayed, Event, RetryPolicy, Service
+from choreo import App, Delayed, Event, RetryPolicy, Service
 from choreo.runtime.replaying import read_replay
 from choreo.testing.simulation import Simulation, World
 

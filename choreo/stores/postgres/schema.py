@@ -17,13 +17,14 @@ VERSION = 1
 can be made while it runs, and it can be started again beside them."""
 IDENTIFIER_BYTES_MAX = 63
 _FIRST = ("version", "key", "lease", "outbox", "guard")
-_ADDED = {"instances": ("instance", "timer"), "interventions": ("intervention",)}
+_ADDED = {"instances": ("instance", "timer"), "interventions": ("intervention",), "parked": ("parked",)}
 """Tables that were added later, by the name of the file that makes them; all of a file are there, or none."""
 _TABLES = (*_FIRST, *(table for tables in _ADDED.values() for table in tables))
 _PLACE = re.compile(r"\{(\w+)\}")
 _INDEXES = (
     *("key_age", "key_flow", "outbox_input"),
     *("instance_state", "timer_wake", "intervention_instance", "intervention_flow"),
+    *("parked_queue", "parked_wake"),
 )
 
 

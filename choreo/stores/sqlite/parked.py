@@ -71,7 +71,7 @@ def heads(db: sqlite3.Connection, group: str, handler: str, key: bytes | None) -
     """The heads of a group's queues, the longest parked first."""
     rows = db.execute(
         f"SELECT {_PARKED}, (SELECT COUNT(*) - 1 FROM choreo_parked a WHERE a.queue = p.queue) FROM choreo_parked p "
-        f'WHERE "group" = :group AND (:handler = \'\' OR handler = :handler) AND (:key IS NULL OR key = :key) '
+        f"WHERE \"group\" = :group AND (:handler = '' OR handler = :handler) AND (:key IS NULL OR key = :key) "
         f"AND {_IS_HEAD} ORDER BY seq",
         {"group": group, "handler": handler, "key": key},
     )

@@ -1,5 +1,4 @@
-"""Two operators who replay dead letters, and release parked keys, in the simulated world, while everything goes wrong.
-"""
+"""Two operators who replay dead letters and release parked keys in a simulated world, while everything goes wrong."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ class _Desk(SimulatedTransport):
 
 
 class SimulatedOperator:
-    """Gives `choreo dlq replay` and `release` for every service, now and then. An error ends the command in its midst.
+    """Gives `choreo dlq replay` and `release` for every service, now and then. An error ends a command in its midst.
 
     What came back from `DROPPED_AFTER` releases is dropped.
     """
@@ -60,7 +59,7 @@ class SimulatedOperator:
         for service in world.app.services.values():
             if not service.parks:
                 continue
-            transport, store = self._pair(self._process, service.name)
+            _, store = self._pair(self._process, service.name)
             queues: ParkedStore = store  # type: ignore[assignment]
             with suppress(ChoreoError):
                 await store.open()

@@ -299,7 +299,7 @@ class World:
         return found
 
     def parked(self) -> list[tuple[Any, ...]]:
-        """Events in the queues of parked keys: group, handler, record key, and when they are sent without an order."""
+        """What is in queues of parked keys: group, handler, record key, and when it is sent without an order."""
         if not any(service.parks for service in self.app.services.values()):
             return []
         return self.rows('SELECT "group", handler, key, wake_ms FROM choreo_parked')
