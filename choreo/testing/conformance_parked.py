@@ -220,7 +220,8 @@ class ParkedConformance(OnShelf):
                 key = os.urandom(16)
                 await shelf.claim(lease, key)
                 inside = self._leaving(queue, self.inside(shelf, lease, key, f"row {key.hex()}", 5, "a", fails=fails))
-                (outcome,) = (await shelf.store.commit(shelf.request(inside=(inside,)))).transacted or (None,)
+                request = CommitRequest({lease.partition: lease}, (), {}, (inside,))
+                (outcome,) = (await shelf.store.commit(request)).transacted
                 assert isinstance(outcome, Finished) == (not fails)
                 assert [head.behind for head in await queue.heads()] == [1 if fails else 0]
             assert await self.emitted(shelf, lease) == [5, 2]

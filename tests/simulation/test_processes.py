@@ -8,6 +8,7 @@ import pytest
 
 from choreo import App, Context, Event, Flow, Service
 from choreo.core import process as core
+from choreo.instances import Timer
 from choreo.process.interpreting import Turn
 from choreo.runtime.timers import TimerPoller
 from choreo.testing.simulation import Faults, Simulation, World
@@ -36,7 +37,7 @@ def test_approvals_end_once_and_in_time(pair: str) -> None:
     assert counts > 5 * SEEDS / 4
 
 
-async def _noted_first(self: TimerPoller[Any]) -> float:
+async def _noted_first(self: TimerPoller[Timer]) -> float:
     timers, next_s = await self._store.due(self._processes, limit=500, claim_s=5.0)
     await self._store.due_sent(timers, again_s=1e9)
     if timers:
