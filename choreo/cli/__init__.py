@@ -11,6 +11,7 @@ from choreo.cli.explain import explain as run_explain
 from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.instances import instances as instance_commands
+from choreo.cli.parked import parked, release, skip
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.replay import replay as run_replay
 from choreo.cli.run import run as run_services
@@ -46,5 +47,7 @@ for _command in (
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
 main.add_typer(instance_commands, name="instances")
+for _command in (parked, release, skip):
+    dlq_commands.command()(_command)
 main.add_typer(dlq_commands, name="dlq")
 main.add_typer(schema_commands, name="schemas")
