@@ -47,7 +47,8 @@ for _command in (
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
 main.add_typer(instance_commands, name="instances")
-for _command in (parked, release, skip):
-    dlq_commands.command()(_command)
+dlq_commands.command()(parked)
+dlq_commands.command()(release)
+dlq_commands.command()(skip)
 main.add_typer(dlq_commands, name="dlq")
 main.add_typer(schema_commands, name="schemas")

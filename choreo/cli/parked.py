@@ -41,7 +41,7 @@ def parked(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List parked keys, the longest parked first: the event that failed, and how many there are with those behind it."""
+    """List parked keys, the longest parked first: the event that failed, and how many wait with it."""
     found = run_async(_found(load_app(target), broker, store, service, handler, None if key is None else [key]))
     if as_json:
         print_json({"parked": [_as_dict(each) for each in found]})
@@ -66,7 +66,7 @@ def release(
     note: Note = "",
     as_json: AsJson = False,
 ) -> None:
-    """Give the event that failed to its handler once more; once it is handled, those behind it follow in their order."""
+    """Give the event that failed to its handler once more; those behind it follow when it is handled."""
     who = operator(by, note, None, "release")
     orders = _orders(load_app(target), broker, store, service, handler, keys or None, "head", who)
     carry_out(broker, orders, who, mode="release", rate=rate, dry_run=dry_run, yes=yes, as_json=as_json)

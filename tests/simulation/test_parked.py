@@ -1,5 +1,6 @@
 """Parked keys on bad days: order within a key through failures, releases and drops, and no key parked for ever."""
 
+import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,8 @@ from choreo import App, Delayed, Event, RetryPolicy, Service
 from choreo.runtime.replaying import read_replay
 from choreo.testing.simulation import Simulation, World
 
-PARCELS, STREETS = 30, 3
+PARCELS, STREETS, SLOW_S = 60, 2, 0.6
+HOPELESS = 24
 
 
 class Sent(Event, type="parcel.sent", version=1, topic="parcels", key="street"):
@@ -43,13 +45,8 @@ class Machine:
     def take(self, number: int) -> None:
         """Raises if it jams."""
         self.calls[number] += 1
-        if self.calls[number] <= (0, 0, 5, 0, 2, 0, 0)[number % 7] or hopeless(number):
+        if self.calls[number] <= {2: 3, 7: 2}.get(number % 12, 0) or number == HOPELESS:
             raise ConnectionError
-
-
-def hopeless(number: int) -> bool:
-    """Whether it is never taken."""
-    return number == PARCELS // 2
 
 
 hub = Service("hub")
@@ -64,7 +61,8 @@ async def sort(sent: Sent, machine: Machine) -> Sorted:
 
 @hub.handler(Sent)
 async def weigh(sent: Sent) -> Weighed:
-    """Another handler of the same events, whose keys nobody parks."""
+    """Another handler of the same events, whose keys nobody parks. It takes its time, and the lane waits for it."""
+    await asyncio.sleep(SLOW_S)
     return Weighed(street=sent.street, number=sent.number)
 
 
@@ -84,8 +82,10 @@ patient = App(later, resources=[Machine()])
 
 
 def parcels(chance: random.Random) -> Sequence[Event]:
-    """For three streets."""
-    return [Sent(street=f"street {chance.randrange(STREETS)}", number=number) for number in range(PARCELS)]
+    """For two streets, and a few for another, in which one is never taken."""
+    streets = [f"street {chance.randrange(STREETS)}" for _ in range(PARCELS)]
+    streets[HOPELESS : HOPELESS + 4] = ["dead end"] * 4
+    return [Sent(street=street, number=number) for number, street in enumerate(streets)]
 
 
 def dropped(world: World, service: str) -> set[int]:
@@ -109,7 +109,7 @@ def complete(world: World) -> Iterator[str]:
             copies[Sorted.from_payload(record.value or b"").number].add(envelope.id)
     for event in world.published.values():
         number = event.number
-        if len(copies[number]) > (not hopeless(number)) or (not copies[number] and number not in gone):
+        if len(copies[number]) > (number != HOPELESS) or (not copies[number] and number not in gone):
             yield f"parcel {number} was sorted {len(copies[number])} times"
     for record in world.records(f"{service}.dlq"):
         if record.key != b"poison":
