@@ -9,10 +9,12 @@ import pytest
 
 from choreo import App, Delayed, Event, RetryPolicy, Service
 from choreo.runtime.replaying import read_replay
-from choreo.testing.simulation import Simulation, World
+from choreo.testing.simulation import Faults, Simulation, World, simulation
+from choreo.testing.simulation.crashes import single
 
 PARCELS, STREETS, SLOW_S = 60, 2, 0.6
 HOPELESS = 24
+CRASHES = 24
 
 
 class Sent(Event, type="parcel.sent", version=1, topic="parcels", key="street"):
@@ -127,3 +129,23 @@ def test_parked_keys_keep_their_order(pair: str, flow: App) -> None:
         assert outcome.violations == (), f"{pair}, seed {seed}"
         kinds.update(each.kind for each in outcome.history)
     assert kinds["releases"] >= 8
+
+
+def few(pair: str) -> Simulation:
+    """Eight parcels, one of which fails until it is released, on a good day."""
+
+    def publish(chance: random.Random) -> Sequence[Event]:
+        return [Sent(street="street 0", number=number) for number in range(8)]
+
+    return Simulation(app, publish, pair=pair, members=1, partitions=1, faults=Faults.none(), checkers=(complete,))
+
+
+@pytest.mark.parametrize("pair", ["embedded", "outbox"])
+def test_no_crash_strands_a_parked_key(pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after writes of the members, evenly chosen: parked, released, closed, each event in its place."""
+    monkeypatch.setattr(simulation, "FAULTS_S", simulation.FAULTS_S / 2)
+    monkeypatch.setattr(simulation, "PUBLISH_S", 4.0)
+    found = single(few(pair), 3, reads=False, runs_max=CRASHES)
+    assert [each.violations for each in found.failing] == []
+    assert found.runs == CRASHES
+    assert found.again > 0

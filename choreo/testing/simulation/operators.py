@@ -31,7 +31,7 @@ class _Desk(SimulatedTransport):
     async def send(self, records: Sequence[ProducerRecord]) -> None:
         """Append, or not know."""
         append = partial(self._world.append, self._process, records)
-        await self._process.call("replay", append, to="broker", writes=True, mortal=False)
+        await self._process.call("replay", append, to="broker", writes=True)
 
 
 class SimulatedOperator:
@@ -42,7 +42,7 @@ class SimulatedOperator:
 
     def __init__(self, world: "World", name: str, pair: "Pair") -> None:
         self._world = world
-        self._process = Process(world, name, "operator")
+        self._process = Process(world, name, "operator", mortal=False)
         self._pair = pair
 
     async def run(self) -> None:
