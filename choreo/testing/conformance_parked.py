@@ -15,7 +15,7 @@ from choreo.testing.conformance_shelf import OnShelf, Shelf
 
 HOSTILE = "a\"b'c\0d😀%s{key}\\"
 CLOSING = 9
-HURRIED = 24
+HURRIED = 12
 
 
 class Queue:

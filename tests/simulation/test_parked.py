@@ -3,12 +3,17 @@
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from choreo import App, Delayed, Event, RetryPolicy, Service
+from choreo.core import parking
+from choreo.runtime.flushing import Flusher
 from choreo.runtime.replaying import read_replay
+from choreo.stores.sqlite import claim, parked
 from choreo.testing.simulation import Faults, Simulation, World, simulation
 from choreo.testing.simulation.crashes import single
 
@@ -118,14 +123,19 @@ def complete(world: World) -> Iterator[str]:
             yield f"{record.key!r} is a dead letter"
 
 
+def day(flow: App, pair: str) -> Simulation:
+    """All faults there are."""
+    return Simulation(flow, parcels, {Machine: Machine()}, pair, checkers=(complete,))
+
+
 @pytest.mark.parametrize("pair", ["embedded", "outbox"])
 @pytest.mark.parametrize("flow", [app, patient], ids=["released", "delayed"])
 def test_parked_keys_keep_their_order(pair: str, flow: App) -> None:
     """Crashes, stale owners, hurried operators and all: choreo's own checkers hold, order of a key among them."""
-    simulation = Simulation(flow, parcels, pair=pair, checkers=(complete,))
+    bad_days = day(flow, pair)
     kinds = Counter[str]()
     for seed in range(1, 9):
-        outcome = simulation.run(seed)
+        outcome = bad_days.run(seed)
         assert outcome.violations == (), f"{pair}, seed {seed}"
         kinds.update(each.kind for each in outcome.history)
     assert kinds["releases"] >= 8
@@ -137,7 +147,7 @@ def few(pair: str) -> Simulation:
     def publish(chance: random.Random) -> Sequence[Event]:
         return [Sent(street="street 0", number=number) for number in range(8)]
 
-    return Simulation(app, publish, pair=pair, members=1, partitions=1, faults=Faults.none(), checkers=(complete,))
+    return replace(day(app, pair), publish=publish, members=1, partitions=1, faults=Faults.none())
 
 
 @pytest.mark.parametrize("pair", ["embedded", "outbox"])
@@ -149,3 +159,75 @@ def test_no_crash_strands_a_parked_key(pair: str, monkeypatch: pytest.MonkeyPatc
     assert [each.violations for each in found.failing] == []
     assert found.runs == CRASHES
     assert found.again > 0
+
+
+def queues_are_slow_to_send(patch: pytest.MonkeyPatch) -> None:
+    """What the last event of a queue emits comes late on the log; the next of its key is there in the meantime."""
+    real = Flusher._send_outbox
+
+    async def late(self: Flusher, outbox: Sequence[Any], done: Any, leases: Any) -> None:
+        replays = [read_replay(record.headers) for _, record in outbox]
+        more = any(each is not None and each.parked == "head" for each in replays)
+        if outbox and not more and any(id_.topic.endswith(".replay") for id_ in leases):
+            await asyncio.sleep(2.0)
+        await real(self, outbox, done, leases)
+
+    patch.setattr(Flusher, "_send_outbox", late)
+
+
+def late_day() -> Simulation:
+    """Partitions of a key with different members, and nothing that goes wrong by itself."""
+    return replace(day(app, "outbox"), partitions=3, faults=Faults.none())
+
+
+def test_nothing_overtakes_the_last_of_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key is parked until what it emitted is on the log, although its commit was long before."""
+    queues_are_slow_to_send(monkeypatch)
+    for seed in range(1, 6):
+        assert late_day().run(seed).violations == ()
+
+
+def queues_are_not_closed(patch: pytest.MonkeyPatch) -> None:
+    """The key is parked no more from the last event's commit on."""
+    queues_are_slow_to_send(patch)
+    real = parked.leave
+    patch.setattr(parked, "leave", lambda db, event, closes: real(db, event, closes=False))
+
+
+def claims_do_not_ask(patch: pytest.MonkeyPatch) -> None:
+    """No claim is told that its key is parked."""
+    patch.setattr(claim, "is_parked", lambda db, queue: False)
+
+
+def those_behind_are_invoked(patch: pytest.MonkeyPatch) -> None:
+    """What was claimed before the parking was durable is as its claim says."""
+    patch.setattr(parking, "landed", lambda unit: setattr(unit.lane, "parking", None))
+
+
+def nobody_comes_for_the_one_that_waits_for_nothing(patch: pytest.MonkeyPatch) -> None:
+    """An event that finds its queue empty waits all the same."""
+    real = parked.wait
+
+    def wait(*given: Any) -> list[Any]:
+        real(*given)
+        return []
+
+    patch.setattr(parked, "wait", wait)
+
+
+@pytest.mark.parametrize(
+    ("take_out", "checker", "late"),
+    [
+        (queues_are_not_closed, "out_of_order", True),
+        (claims_do_not_ask, "out_of_order", False),
+        (those_behind_are_invoked, "out_of_order", False),
+        (nobody_comes_for_the_one_that_waits_for_nothing, "still_parked", False),
+    ],
+)
+def test_a_protection_taken_out_is_seen(
+    take_out: Callable[[pytest.MonkeyPatch], None], checker: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the checker it is about, in one of a few seeds."""
+    take_out(monkeypatch)
+    bad_days = late_day() if late else day(app, "outbox")
+    assert any(said.startswith(checker) for seed in range(1, 21) for said in bad_days.run(seed).violations)
