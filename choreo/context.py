@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from choreo.envelope import Envelope
+from choreo.ports import FlowMark
 
 _log = logging.getLogger("choreo.handler")
 
@@ -21,11 +22,22 @@ class Context:
         attempt: 1 at the first invocation.
         correlation_id: Of the flow that what is emitted belongs to: the event's own, or that of a process's instance.
         transaction: The unit's transaction as the store's own driver has it, in a plain handler that asks for one.
+        flow: What a watch has found of the flow in this invocation, if anything.
         log: A logger that adds `about` to each record.
         about: Service, handler, event id, type, correlation id and attempt: what log records say of the invocation.
     """
 
-    __slots__ = ("_now", "about", "attempt", "correlation_id", "envelope", "idempotency_key", "log", "transaction")
+    __slots__ = (
+        "_now",
+        "about",
+        "attempt",
+        "correlation_id",
+        "envelope",
+        "flow",
+        "idempotency_key",
+        "log",
+        "transaction",
+    )
 
     def __init__(
         self,
@@ -43,6 +55,7 @@ class Context:
         self.attempt = attempt
         self.correlation_id = envelope.correlationid
         self.transaction = transaction
+        self.flow: FlowMark | None = None
         self._now = now
         self.about = {
             "service": service,

@@ -400,6 +400,19 @@ class UnitInfo:
     new_trace: bool = False
 
 
+class FlowMark(NamedTuple):
+    """What a watch has found of a flow: that it came to an `end`, or that it is past its deadline.
+
+    `end`: type of an event, empty while it is open. `took_s`: from the flow's first event until then, by the clocks
+    of who sent them. `overdue`: it is found to be past its deadline only now.
+    """
+
+    flow: str
+    end: str
+    took_s: float
+    overdue: bool
+
+
 class Span(Protocol):
     """One `process` span, open while its unit is worked on."""
 
@@ -432,6 +445,12 @@ class Instrument(Protocol):
 
         `new_trace`: it begins a trace of its own, linked to the context its envelope has, as a replay does.
         """
+
+    def flow(self, mark: FlowMark) -> None:
+        """A watched flow has ended, or is past its deadline, and that is durable."""
+
+    def breaker(self, handler: str, *, is_open: bool) -> None:
+        """The circuit breaker of a handler has opened, again after a probe that failed too, or closed."""
 
     def close(self) -> None:
         """Flush what was recorded."""

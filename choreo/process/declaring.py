@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from choreo.core.definition import Definition, Unexpected, problems
+from choreo.core.definition import CORRELATION, Definition, Unexpected, problems
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.process.states import Action, Declared, action, check_events, rule
@@ -26,7 +26,8 @@ class ProcessManager(BaseModel):
 
     Class arguments:
         version: Integer >= 1; raised when states or fields change while instances are in flight.
-        by: Field of every event it takes that names the instance; or a mapping of event class to field.
+        by: Field of every event it takes that names the instance; or a mapping of event class to field; or
+            `CORRELATION`, of which there is one instance a flow.
         name: The class's own in lower case, with dashes, unless given. Part of keys and of what is stored: keep it.
         unexpected: What becomes of events the current state does not take: "defer", "ignore" or "reject".
         late: Of events that come when the instance has ended: "ignore" or "reject".
@@ -213,7 +214,7 @@ class ProcessManager(BaseModel):
             DeclarationError: The event has no such field.
         """
         name = cls._by if isinstance(cls._by, str) else cls._by.get(event, "")
-        if name not in event.model_fields:
+        if name != CORRELATION and name not in event.model_fields:
             fields = ", ".join(event.model_fields) or "none"
             raise DeclarationError(
                 f"{cls.__name__}: {event.__name__} has no field {name!r} that would name the instance; it has: "

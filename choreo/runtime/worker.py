@@ -403,6 +403,7 @@ class Worker:
 
     def _say_broken(self, handler: str, pause_s: float | None) -> None:
         name = f"{self.service.name}.{handler}"
+        self.ports.instrument.breaker(handler, is_open=pause_s is not None)
         if pause_s is None:
             log.warning("%s: its breaker is closed, what waited goes on", name)
             return

@@ -23,6 +23,9 @@ class Tally:
         attempts: By handler and error type.
         sent: By topic and error type.
         consumed: By group and topic.
+        overdue: Flows, by name.
+        openings: Of circuit breakers, by handler.
+        breakers: Whether that of a handler is open, of those that ever were since the service started.
         levels: How things stood when last looked, None if nobody looks.
     """
 
@@ -32,6 +35,9 @@ class Tally:
         self.attempts: dict[tuple[str, str], int] = {}
         self.sent: dict[tuple[str, str], int] = {}
         self.consumed: dict[tuple[str, str], int] = {}
+        self.overdue: dict[str, int] = {}
+        self.openings: dict[str, int] = {}
+        self.breakers: dict[str, bool] = {}
         self.levels: Levels | None = None
 
     @property
@@ -72,6 +78,21 @@ def _events(tally: Tally) -> Points:
 def _attempts(tally: Tally) -> Points:
     for (handler, error), number in tally.attempts.copy().items():
         yield number, of_error({**tally.own, "choreo.handler": handler}, error)
+
+
+def _overdue(tally: Tally) -> Points:
+    for flow, number in tally.overdue.copy().items():
+        yield number, {**tally.own, "choreo.flow": flow}
+
+
+def _openings(tally: Tally) -> Points:
+    for handler, number in tally.openings.copy().items():
+        yield number, {**tally.own, "choreo.handler": handler}
+
+
+def _breakers(tally: Tally) -> Points:
+    for handler, is_open in tally.breakers.copy().items():
+        yield int(is_open), {**tally.own, "choreo.handler": handler}
 
 
 def _lag_records(tally: Tally) -> Points:
@@ -122,6 +143,8 @@ COUNTERS: tuple[Metric, ...] = (
     ("messaging.client.consumed.messages", "{message}", "Records fetched and looked at.", _consumed),
     ("choreo.handler.events", "{event}", "Events a handler is done with, by outcome.", _events),
     ("choreo.handler.attempts", "{attempt}", "Invocations of a handler; failed ones have error.type.", _attempts),
+    ("choreo.flow.overdue", "{flow}", "Watched flows past their deadline, each once.", _overdue),
+    ("choreo.breaker.openings", "{opening}", "Openings of circuit breakers.", _openings),
 )
 GAUGES: tuple[Metric, ...] = (
     ("choreo.lag.records", "{record}", "Records of a partition that are not done with.", _lag_records),
@@ -147,4 +170,5 @@ GAUGES: tuple[Metric, ...] = (
         'Keys of handlers with order="key" whose events wait.',
         _level(lambda levels: levels.parked_keys),
     ),
+    ("choreo.breaker.open", "{breaker}", "1 while a handler is left alone or probed, then 0.", _breakers),
 )

@@ -282,10 +282,10 @@ class SqliteStore:
         return done
 
     async def interventions(
-        self, process: str = "", key: str = "", *, correlation_id: str = ""
+        self, process: str = "", key: str = "", *, correlation_id: str = "", since_ms: int | None = None
     ) -> Sequence[Intervention]:
         """Oldest first."""
-        return await self._db.read(lambda db: instances.interventions(db, process, key, correlation_id))
+        return await self._db.read(lambda db: instances.interventions(db, process, key, correlation_id, since_ms))
 
     async def parked(self, group: str, *, handler: str = "", key: bytes | None = None) -> Sequence[Parked]:
         """The heads of a group's queues."""
