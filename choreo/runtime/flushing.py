@@ -208,7 +208,9 @@ class Flusher:
         outcome, _, reason = finished.outcome.partition(":")
         worker.counts[COUNTED.get(outcome, "handled")] += 1
         worker.counts["emitted"] += len(finished.emits)
-        worker.span(unit).finish(outcome, attempts=unit.attempts, error_type=reason or None)
+        worker.span(unit).finish(
+            outcome, attempts=unit.attempts, error_type=None if outcome == "unparked" else reason or None
+        )
         if unit.work.flow is not None and outcome == "handled":
             worker.ports.instrument.flow(unit.work.flow)
 

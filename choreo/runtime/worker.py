@@ -429,7 +429,8 @@ class Worker:
 
     async def _park(self, unit: Unit, reason: str) -> None:
         if unit.redriven and unit.work.replay.parked != "head":  # there is nothing to be done but to leave the queue
-            self.step(m.Returned(unit, self.flusher.finished(unit, (), f"unparked:{unit.work.replay.parked}")))
+            outcome = "unparked:drop" if unit.work.replay.parked == "drop" else "unparked"
+            self.step(m.Returned(unit, self.flusher.finished(unit, (), outcome)))
             return
         error, detail = _why(unit, reason)
         waits = self.parker.waits(unit, reason, detail)

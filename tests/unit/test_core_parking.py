@@ -42,7 +42,8 @@ def test_unit_that_is_given_up_is_parked_and_those_behind_it_follow() -> None:
     assert parked(drive.fail(first)) == [(0, "boom")]
     drive.fetch(third)  # its claim is asked before the commit has landed, and answered after it
     effects = drive.back(first)
-    assert invoked(effects) == parked(effects) == []
+    assert not invoked(effects)
+    assert not parked(effects)
     assert parked(landed(drive, effects)) == [(1, "")]
     assert invoked(drive.claimed([third], FRESH)) == []
     effects = landed(drive, drive.back(second))
@@ -132,8 +133,8 @@ def test_unit_that_cannot_be_invoked_is_parked_too(queue: bytes | None, reason: 
     drive = Drive()
     unit = ordered(0)
     unit.queue, unit.poison = queue, reason
-    effects = [each for each in drive.take(unit) if isinstance(each, m.Park | m.DeadLetter)]
-    assert effects == [effect(unit, reason)]
+    (found,) = [each for each in drive.take(unit) if isinstance(each, m.Park | m.DeadLetter)]
+    assert (type(found), found.unit, found.reason) == (effect, unit, reason)
 
 
 def test_head_of_a_queue_is_invoked_and_keeps_its_place_when_it_fails() -> None:
