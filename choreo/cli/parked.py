@@ -126,9 +126,7 @@ async def _found(
     keys: Sequence[str] | None,
 ) -> list[Found]:
     """The heads of the queues that are meant."""
-    plans = [plan for plan in app.plans(services or list(app.services)) if services or plan.service.parks]
-    if not plans:
-        raise ConfigurationError('no handler of this app has order="key", so no key is ever parked')
+    plans = app.plans(services or list(app.services))  # also of those that park no more: something may be left
     name = None if handler is None else handler.rpartition(".")[2]
     of = None if handler is None else handler.rpartition(".")[0]
     found: list[Found] = []
