@@ -247,6 +247,18 @@ def test_levels_count_parked_keys(here: Path) -> None:
     assert asyncio.run(looked()) is None
 
 
+def test_trace_says_what_became_of_an_event_in_a_queue(here: Path) -> None:
+    """By the log and the store: parked, released by whom, handled; and that those behind it came by themselves."""
+    flow = parked()[0]["correlation_id"]
+    assert "parked: handler_failed" in choreo("trace", flow, TARGET).stdout
+    (here / "broken").unlink()
+    choreo("dlq", "release", TARGET, "--by", "me", "--note", "mended", "--yes")
+    handle(2)
+    said = choreo("trace", flow, TARGET).stdout
+    assert "released to pour by me (mended)" in said
+    assert "handled" in said
+
+
 def test_trace_says_that_an_event_is_parked() -> None:
     """In words."""
     said = [
