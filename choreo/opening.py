@@ -31,7 +31,7 @@ def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
 
         return KafkaTransport(rest.strip("/"), security=security_from_environment())
     if kind == "kafka+confluent" and rest.strip("/"):
-        _require("confluent_kafka", "confluent", "kafka+confluent://...")
+        require("confluent_kafka", "confluent", "kafka+confluent://...")
         from choreo.transports.confluent import ConfluentTransport
 
         return ConfluentTransport(rest.strip("/"))
@@ -67,7 +67,7 @@ def open_store(
         database = Database(rest.replace("{service}", service))
         return SqliteStore(database, clock, with_log=False, lease_s=lease_s)
     if kind in ("postgresql", "postgres"):
-        _require("psycopg_pool", "postgres", "postgresql://...")
+        require("psycopg_pool", "postgres", "postgresql://...")
         from choreo.stores.postgres import PostgresStore
 
         plain, ours = _split(url, "choreo_schema", "choreo_prefix", "choreo_connections_max")
@@ -79,7 +79,7 @@ def open_store(
             connections_max=_count(ours.get("choreo_connections_max", "8"), "choreo_connections_max"),
         )
     if kind in ("redis", "rediss"):
-        _require("redis", "redis", f"{kind}://...")
+        require("redis", "redis", f"{kind}://...")
         from choreo.stores.redis import RedisStore
 
         plain, ours = _split(url, "choreo_prefix", "choreo_cluster")
@@ -115,6 +115,11 @@ def _shown(url: str) -> str:
     return f"{before.partition(':')[0]}://...@{host}" if at else repr(url)
 
 
-def _require(package: str, extra: str, wanted: str) -> None:
+def require(package: str, extra: str, wanted: str) -> None:
+    """Refuse, with the command that installs what is missing.
+
+    Raises:
+        ConfigurationError: The package of an extra is not there.
+    """
     if find_spec(package) is None:
         raise ConfigurationError(f'{wanted} needs a package that is not installed: pip install "choreo[{extra}]"')

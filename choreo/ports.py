@@ -479,3 +479,10 @@ class Levels(NamedTuple):
     lanes: int
     timers_due: int | None = None
     parked_keys: int | None = None
+
+
+class Backlog(NamedTuple):
+    """What waits in an application's outbox: how many rows, and the age of the oldest; both 0 when all is sent."""
+
+    rows: int
+    oldest_s: float

@@ -24,6 +24,7 @@ from choreo.process.timing import due_record
 from choreo.publisher import Publisher, Reference
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import Emitter
+from choreo.runtime.health import not_alive, not_ready
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.routing import Router
 from choreo.runtime.timers import POLL_S, Heads, TimerPoller
@@ -206,7 +207,9 @@ class Running:
             for plan in self._plans:
                 worker = await self._worker(plan, instances, observing, stack)
                 self.workers[plan.service.name] = worker
-            self.health_port = await stack.enter_async_context(observing.serving(self.workers))
+            self.health_port = await stack.enter_async_context(
+                observing.serving(lambda: not_alive(self.workers.values()), lambda: not_ready(self.workers.values()))
+            )
             async with AsyncExitStack() as draining:
                 for worker in self.workers.values():
                     draining.push_async_callback(worker.stop)

@@ -13,6 +13,7 @@ from choreo.cli.graph import graph as run_graph
 from choreo.cli.instances import instances as instance_commands
 from choreo.cli.parked import parked, release, skip
 from choreo.cli.publish import publish as run_publish
+from choreo.cli.relay import relay as run_relay
 from choreo.cli.replay import replay as run_replay
 from choreo.cli.run import run as run_services
 from choreo.cli.schemas import schemas as schema_commands
@@ -34,6 +35,7 @@ for _command in (
     run_dev,
     run_services,
     run_publish,
+    run_relay,
     run_trace,
     run_graph,
     run_check,

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
-from choreo.ports import Consumer, IdempotencyStore, Instrument, Levels, Peer, Transport
+from choreo.ports import Backlog, Consumer, IdempotencyStore, Instrument, Levels, Peer, Transport
 from choreo.record import ProducerRecord, Record
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, type_name
 from choreo.telemetry.metered import MeteredInstrument
@@ -93,6 +93,10 @@ class Meters:
     def tell(self, service: str, levels: Levels | None) -> None:
         """How things stand with a service; None when it ends."""
         self._tally(service).levels = levels
+
+    def tell_backlog(self, service: str, backlog: Backlog | None) -> None:
+        """What waits in the outbox that a relay leads at; None when it does not any more."""
+        self._tally(service).backlog = backlog
 
     def close(self) -> None:
         """Flush, in bounded time, where the provider is ours; the application's is its own to flush."""

@@ -7,7 +7,7 @@ interpreter, and `levels` is exchanged whole.
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from choreo.ports import Levels
+from choreo.ports import Backlog, Levels
 from choreo.telemetry.attributes import Attributes
 
 Points = Iterable[tuple[float, Attributes]]
@@ -27,6 +27,7 @@ class Tally:
         openings: Of circuit breakers, by handler.
         breakers: Whether that of a handler is open, of those that ever were since the service started.
         levels: How things stood when last looked, None if nobody looks.
+        backlog: What waited in the outbox when last looked, None unless this is the relay that leads.
     """
 
     def __init__(self, always: Attributes) -> None:
@@ -39,6 +40,7 @@ class Tally:
         self.openings: dict[str, int] = {}
         self.breakers: dict[str, bool] = {}
         self.levels: Levels | None = None
+        self.backlog: Backlog | None = None
 
     @property
     def own(self) -> Attributes:
@@ -134,6 +136,14 @@ def _level(read: Callable[[Levels], float | None]) -> Callable[[Tally], Points]:
     return points
 
 
+def _backlog(read: Callable[[Backlog], float]) -> Callable[[Tally], Points]:
+    def points(tally: Tally) -> Points:
+        if tally.backlog is not None:
+            yield read(tally.backlog), tally.own
+
+    return points
+
+
 Read = Callable[[Tally], Points]
 Metric = tuple[str, str, str, Read]
 """Name, unit, description, and how it is read."""
@@ -170,5 +180,7 @@ GAUGES: tuple[Metric, ...] = (
         'Keys of handlers with order="key" whose events wait.',
         _level(lambda levels: levels.parked_keys),
     ),
+    ("choreo.outbox.rows", "{row}", "Events in an outbox.", _backlog(lambda backlog: backlog.rows)),
+    ("choreo.outbox.lag.time", "s", "Age of its oldest event.", _backlog(lambda backlog: backlog.oldest_s)),
     ("choreo.breaker.open", "{breaker}", "1 while a handler is left alone or probed, then 0.", _breakers),
 )
