@@ -154,7 +154,7 @@ async def test_tables_of_processes_are_added_while_an_older_choreo_runs(postgres
         with psycopg.connect(postgres) as busy:
             for table in ("key", "lease", "outbox", "version"):  # as a commit of the older one that is under way
                 busy.execute(sql.SQL("SELECT FROM {} FOR UPDATE").format(sql.Identifier(schema, table)))
-            assert len(await store.plan()) == 7
+            assert len(await store.plan()) == 10
             await store.apply()
             assert await store.plan() == []
         assert await store.instances("approval") == []

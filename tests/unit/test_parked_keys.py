@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from choreo import App, Delayed, Event, Service
+from choreo import App, Delayed, Event, RetryPolicy, Service
 from choreo.envelope import Envelope, write
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.flow.drawing import outcome
@@ -22,6 +22,7 @@ from choreo.running import Running, check_pair
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import original
 from choreo.runtime.levels import Gauge
+from choreo.testing import TestApp
 from tests.tea_app import choreo
 
 MODULE = """
@@ -321,6 +322,49 @@ async def test_topic_of_replays_is_needed(tmp_path: Path) -> None:
         assert "desk.replay" in running.workers["desk"].topics
     assert (await transport.topics())["desk.replay"].partitions == 1
     await transport.close()
+
+
+class Taken(Event, type="parked.taken", version=1, topic="taken", key="who"):
+    """It was taken."""
+
+    who: str
+    number: int
+
+
+class Given(Event, type="parked.given", version=1, topic="given", key="who"):
+    """To be taken."""
+
+    who: str
+    number: int
+
+
+@pytest.mark.parametrize("retry", [RetryPolicy(2), Delayed(60, 600)], ids=["released", "delayed"])
+async def test_flow_with_a_parked_key_in_virtual_time(retry: RetryPolicy | Delayed) -> None:
+    """As an application tests its own: what is parked is seen, and released, or comes back when it is due."""
+    service, broken = Service("desk"), [True]
+
+    @service.handler(Given, retry=retry, order="key")
+    async def take(given: Given) -> Taken:
+        if given.number == 1 and broken[0]:
+            raise ConnectionError
+        return Taken(who=given.who, number=given.number)
+
+    async with TestApp(App(service)) as t:
+        flows = [await t.publish(Given(who="Ada", number=number)) for number in range(3)]
+        await t.settle()
+        assert [(head.reason, head.behind) for head in await t.parked()] == [("handler_failed", 1)]
+        broken[0] = False
+        if isinstance(retry, Delayed):
+            await t.advance(seconds=30)
+            assert len(await t.parked()) == 1
+            await t.advance(seconds=40)
+        else:
+            await t.release()
+        await t.settle()
+        assert not (await t.parked() or t.dead_letters)
+        assert [flow.types for flow in flows] == [["parked.given", "parked.taken"]] * 3
+        taken = [envelope.causationid for flow in flows for envelope in flow.envelopes[1:]]
+        assert taken == [flow.reference.id for flow in flows]
 
 
 def test_delays_of_a_parked_key_need_no_topic() -> None:
