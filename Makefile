@@ -10,13 +10,14 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers bench-architectures bench-outbox guarantees simulate mutants crash-table chaos outbox-chaos clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-stores bench-timers bench-architectures bench-outbox guarantees simulate mutants crash-table chaos outbox-chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
 	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
+	@echo "make audit      bandit, and known vulnerabilities of what is installed (asks PyPI; not part of make check)"
 	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
@@ -45,6 +46,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Its tools are not needed for anything else. `--strict`: a package that could not be looked up is no clean one.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml choreo handlers deploy scripts
+	$(BIN)/pip-audit --strict --skip-editable --path $(VENV)/lib/python*/site-packages
 
 schemas: $(STAMP)
 	$(BIN)/choreo schemas export $(APPS) --out schemas

@@ -117,6 +117,11 @@ class App:
                 found[event.event_type] = event
         return found
 
+    def classes_of(self, type_: str) -> list[type[Event]]:
+        """Every class of an event type; all there are, of any, where none has that type."""
+        found = self._events()
+        return [event for event in found if event.event_type == type_] or found
+
     def input_topics(self, service: str) -> list[str]:
         """Actual topics one service subscribes to, beside that of replays, which it reads where it is there."""
         logical = {event.event_topic for bound in self._bound[service] for event in bound.handler.events}

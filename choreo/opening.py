@@ -27,14 +27,13 @@ def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
         return EmbeddedTransport(Database(rest), clock or SystemClock())
     if kind == "kafka" and rest.strip("/"):
         from choreo.transports.kafka import KafkaTransport
-        from choreo.transports.kafka.settings import security_from_environment
 
-        return KafkaTransport(rest.strip("/"), security=security_from_environment())
+        return KafkaTransport(_servers(broker))
     if kind == "kafka+confluent" and rest.strip("/"):
         require("confluent_kafka", "confluent", "kafka+confluent://...")
         from choreo.transports.confluent import ConfluentTransport
 
-        return ConfluentTransport(rest.strip("/"))
+        return ConfluentTransport(_servers(broker))
     raise ConfigurationError(
         f"the broker {_shown(broker)} is not understood; write embedded:PATH, kafka://HOST:PORT[,HOST:PORT] or "
         "kafka+confluent://HOST:PORT[,HOST:PORT]"
@@ -107,6 +106,17 @@ def _count(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ConfigurationError(f"{name}={text}: write a number of connections, 1 or more")
     return int(text)
+
+
+def _servers(broker: str) -> str:
+    """The servers of a Kafka's URL; there is nowhere in it for a user and password."""
+    servers = broker.partition(":")[2].strip("/")
+    if "@" in servers or "?" in servers:
+        raise ConfigurationError(
+            f"the broker {_shown(broker.partition('?')[0])}: a Kafka's URL holds servers only; who you are is "
+            "told by CHOREO_KAFKA_SECURITY_PROTOCOL, CHOREO_KAFKA_SASL_USERNAME and the like: docs/security.md"
+        )
+    return servers
 
 
 def _shown(url: str) -> str:

@@ -6,8 +6,9 @@ suite in `choreo.testing.conformance` holds it to that.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from choreo.access import Access
 from choreo.envelope import Envelope
 from choreo.parked import Leaves, Waits
 from choreo.record import ProducerRecord, Record, TopicPartition
@@ -49,6 +50,17 @@ class TopicSpec(NamedTuple):
     partitions: int
     replication: int = 1
     config: tuple[tuple[str, str], ...] = ()
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A transport whose brokers may grant some rights and not others."""
+
+    principal: str
+    """Whom the brokers take us for."""
+
+    async def lacking(self, wanted: Sequence[Access]) -> Sequence[Access]:
+        """What of `wanted` is not granted, as far as the brokers tell."""
 
 
 class Assignment(Protocol):

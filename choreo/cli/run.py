@@ -26,6 +26,7 @@ from choreo.cli.console import (
     seconds,
 )
 from choreo.errors import ChoreoError, ConfigurationError
+from choreo.runtime.unsaid import unsaid
 
 log = logging.getLogger("choreo.run")
 
@@ -71,8 +72,8 @@ def run(
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
-    except Exception:
-        log.exception("stopped by an error")
+    except Exception as error:
+        log.error("stopped by an error", exc_info=unsaid(error))
         raise typer.Exit(FAILED) from None
 
 

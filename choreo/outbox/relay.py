@@ -23,6 +23,7 @@ from choreo.outbox.rows import OutboxRow, open_rows
 from choreo.outbox.table import OutboxTable
 from choreo.ports import Instrument, Transport
 from choreo.record import ProducerRecord
+from choreo.runtime.unsaid import unsaid
 from choreo.telemetry.setup import SPLIT_AFTER_S
 
 log = logging.getLogger("choreo.relay")
@@ -147,8 +148,10 @@ class Relay:
     async def _run(self) -> None:
         try:
             await self._loop()
-        except Exception:
-            log.exception("the relay was stopped by a bug; nothing is sent until it is started again")
+        except Exception as error:
+            log.error(
+                "the relay was stopped by a bug; nothing is sent until it is started again", exc_info=unsaid(error)
+            )
             raise
 
     async def _loop(self) -> None:

@@ -11,6 +11,7 @@ from choreo.core.definition import CORRELATION, Definition, Unexpected, problems
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.process.states import Action, Declared, action, check_events, rule
+from choreo.sensitive import is_sensitive, refuse_secret_types
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
@@ -67,6 +68,7 @@ class ProcessManager(BaseModel):
         **kwargs: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        refuse_secret_types(cls)
         name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
         if not _NAME.match(name):
             raise DeclarationError(
@@ -219,6 +221,11 @@ class ProcessManager(BaseModel):
             raise DeclarationError(
                 f"{cls.__name__}: {event.__name__} has no field {name!r} that would name the instance; it has: "
                 f"{fields}. Where fields differ, by= is a mapping of event class to field"
+            )
+        if name != CORRELATION and is_sensitive(event, name):
+            raise DeclarationError(
+                f"{cls.__name__}: by={name!r} is Sensitive in {event.__name__}, and an instance's key is in every "
+                "listing; take another field"
             )
         return name
 

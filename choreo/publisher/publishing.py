@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Self
 
 from choreo import envelope as cloudevents
-from choreo.errors import ConfigurationError, TransportError
+from choreo.errors import ConfigurationError, RecordTooLarge, TransportError
 from choreo.event import Event
 from choreo.opening import open_transport
 from choreo.ports import Clock, Instrument, Transport
-from choreo.publisher.stamping import Reference, stamped, topic_names
+from choreo.publisher.stamping import Reference, Stamped, stamped, topic_names
 from choreo.record import ProducerRecord
 from choreo.runtime.clock import SystemClock
+from choreo.runtime.routing import PAYLOAD_BYTES_MAX
 from choreo.runtime.sending import BYTES_MAX, OrderedSender
 from choreo.telemetry.setup import instrument_from_environment
 
@@ -108,6 +109,7 @@ class Publisher:
 
         Raises:
             TransportError: It is not known to be on the log; publish again with the same `id`.
+            RecordTooLarge: No service would take it; nothing was sent.
         """
         (reference,) = await self.publish_many([(event, id)], correlation_id=correlation_id)
         return reference
@@ -140,10 +142,12 @@ class Publisher:
     ) -> list[Reference]:
         now_s = self._clock.now_s()
         references, records, ends = [], [], []
-        for event, id in events:
-            found = stamped(
-                event, id=id, correlation_id=correlation_id, topic=self._topic, source=self._source, now_s=now_s
-            )
+        going = [
+            stamped(each, id=id, correlation_id=correlation_id, topic=self._topic, source=self._source, now_s=now_s)
+            for each, id in events
+        ]
+        _refuse_oversized(going)
+        for found in going:
             topic = found.reference.topic
             envelope, end = instrument.publish(topic, found.envelope, found.key)
             ends.append(end)
@@ -165,6 +169,17 @@ class Publisher:
             if failure is not None:
                 raise failure
         return references
+
+
+def _refuse_oversized(events: Sequence[Stamped]) -> None:
+    """RecordTooLarge for the first that would be a dead letter of every service."""
+    for index, event in enumerate(events):
+        if len(event.value) > PAYLOAD_BYTES_MAX:
+            raise RecordTooLarge(
+                f"the {event.envelope.type} has {len(event.value)} bytes, and no service takes more than "
+                f"{PAYLOAD_BYTES_MAX}: keep what is large elsewhere, and send where it is",
+                index=index,
+            )
 
 
 def _end(ends: Sequence[Callable[[BaseException | None], None]], errors: Sequence[BaseException | None]) -> None:

@@ -20,6 +20,7 @@ from choreo.running import Running
 from choreo.runtime.emitting import original
 from choreo.runtime.redriving import Operator
 from choreo.runtime.releasing import orders_for
+from choreo.runtime.unsaid import say_words
 from choreo.service import Service
 from choreo.sqlite import log
 from choreo.testing.clock import VirtualClock
@@ -88,6 +89,7 @@ class TestApp:
         self._running: Running | None = None
 
     async def __aenter__(self) -> Self:
+        say_words()
         self._running = await self._stack.enter_async_context(
             self.app.running(
                 broker="embedded::memory:",

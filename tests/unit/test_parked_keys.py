@@ -361,7 +361,8 @@ async def test_flow_with_a_parked_key_in_virtual_time(retry: RetryPolicy | Delay
         else:
             await t.release()
         await t.settle()
-        assert not (await t.parked() or t.dead_letters)
+        assert await t.parked() == []
+        assert t.dead_letters == []
         assert [flow.types for flow in flows] == [["parked.given", "parked.taken"]] * 3
         taken = [envelope.causationid for flow in flows for envelope in flow.envelopes[1:]]
         assert taken == [flow.reference.id for flow in flows]
