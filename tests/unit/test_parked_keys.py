@@ -16,6 +16,7 @@ from choreo.envelope import Envelope, write
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.flow.drawing import outcome
 from choreo.flow.timeline import Handling
+from choreo.granting import needs
 from choreo.opening import open_store, open_transport
 from choreo.record import ProducerRecord, Record
 from choreo.running import Running, check_pair
@@ -366,6 +367,13 @@ async def test_flow_with_a_parked_key_in_virtual_time(retry: RetryPolicy | Delay
         assert [flow.types for flow in flows] == [["parked.given", "parked.taken"]] * 3
         taken = [envelope.causationid for flow in flows for envelope in flow.envelopes[1:]]
         assert taken == [flow.reference.id for flow in flows]
+
+
+def test_a_service_that_parks_may_write_its_replays() -> None:
+    """What follows in a queue it sends to itself; others are granted no more than before."""
+    for options, wanted in (({"order": "key"}, ("Read", "Write")), ({}, ("Read",))):
+        rights = needs(service_of(**options), ["keyed"], [], str, changelog=False)
+        assert [each.operations for each in rights if each.name == "desk.replay"] == [wanted]
 
 
 def test_delays_of_a_parked_key_need_no_topic() -> None:
