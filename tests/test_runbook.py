@@ -33,6 +33,7 @@ APPS = {
 }
 ORDER = UUID(int=7, version=4)
 KEYS = {"orders:app": str(ORDER), "shop:app": str(ORDER), "expenses:app": "E-1"}
+ASK = ("replay", "drop", "release", "skip", "fire-timer", "set-state", "migrate")
 STUCK = "stuck-refund-payment"
 PLACED = OrderPlaced(
     order_id=ORDER,
@@ -61,7 +62,7 @@ def commands(text: str) -> Iterator[list[str]]:
     text = re.sub(r"\\\n\s*", "", text)
     for line in re.findall(r"^ *(choreo [^\n]*)$|`(choreo [^`]*)`", text, re.MULTILINE):
         words = shlex.split(" ".join("".join(line).split()), comments=True)[1:]
-        if len(words) > 1:  # else it is only named
+        if any(word.endswith(":app") for word in words):  # else it is only named
             yield words
 
 
@@ -120,8 +121,10 @@ def test_every_command_does_what_the_page_says(ids: dict[str, str]) -> None:
         line = [{**ids, "KEY": KEYS[target]}.get(word, word) for word in line]
         line = [word.replace("order_id=KEY", f"order_id={KEYS[target]}") for word in line]
         line = [word.replace("CORRELATION_ID", "nobody") for word in line]
-        asks = line[0] == "replay" or line[1] in ("replay", "drop", "fire-timer", "set-state", "migrate")
+        asks = line[0] == "replay" or line[1] in ASK
         code = 1 if "nobody" in line or line[:2] == ["topics", "plan"] else 0
+        if line[1] in ("release", "skip") and len(line) > 3 and line[3] in KEYS.values():
+            code = 2  # no key is parked here
         store = ["--store", "sqlite:log.db"] if line[0] == "store" else []  # elsewhere the broker says where it is
         choreo(*line, *store, *(["--yes"] if asks and "--dry-run" not in line else []), code=code)
         done.append(line)

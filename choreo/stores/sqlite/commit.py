@@ -8,10 +8,12 @@ from collections.abc import Iterable
 
 from choreo.errors import LeaseLost, StoreError
 from choreo.instances import INSTANCES
+from choreo.parked import Leaves, Waits
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
 from choreo.sqlite.connection import SqliteConnection
+from choreo.stores.sqlite import parked
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.instances import SqliteInstances
 
@@ -85,6 +87,15 @@ class Commit:
             (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]),
         )
         self._emit(unit.partition, unit.emits)
+        if unit.parking is not None:
+            self._emit(unit.partition, self._park(unit.partition, unit.parking))
+
+    def _park(self, partition: TopicPartition, parking: Waits | Leaves) -> list[ProducerRecord]:
+        if isinstance(parking, Leaves):
+            return parked.leave(self._db, parking, closes=not self._with_log)
+        if parking.due_s is not None:
+            self.timers_due_ms.append(self._now_ms + int(parking.due_s * 1000))
+        return parked.wait(self._db, self._request.leases[partition].group, parking, self._now_ms)
 
     def _emit(self, partition: TopicPartition, emits: Iterable[ProducerRecord]) -> None:
         if self._with_log:

@@ -11,6 +11,7 @@ from choreo.core.definition import Definition
 from choreo.core.engine import Engine
 from choreo.core.units import Unit
 from choreo.errors import UnknownVersion
+from choreo.instances import Timer
 from choreo.process.interpreting import Process, Turn, Version
 from choreo.runtime.timers import TimerPoller
 from choreo.stores.sqlite import instances
@@ -38,7 +39,7 @@ def timers_are_early(patch: pytest.MonkeyPatch) -> None:
 def timers_are_noted_first(patch: pytest.MonkeyPatch) -> None:
     """One whose record is lost on the way is never heard of again."""
 
-    async def noted_first(self: TimerPoller) -> float:
+    async def noted_first(self: TimerPoller[Timer]) -> float:
         timers, next_s = await self._store.due(self._processes, limit=500, claim_s=5.0)
         await self._store.due_sent(timers, again_s=1e9)
         if timers:
