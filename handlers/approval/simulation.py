@@ -7,11 +7,12 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from choreo import App, Event
 from choreo.testing.simulation import Faults, Simulation, World
 from choreo.testing.simulation.instances import unended
+from choreo.testing.simulation.journal import last_stored
 
 from .app import app, approval, chase, mailbox
 from .events import (
@@ -35,13 +36,6 @@ ENDINGS: dict[type[Event], str] = {
     ExpenseRejected: "rejected",
     ExpenseWithdrawn: "withdrawn",
 }
-
-
-class Ended(NamedTuple):
-    """How an expense ended, in the table of instances: under which version, and when, in ms on the store's clock."""
-
-    version: int
-    at_ms: int
 
 
 def expenses(chance: random.Random) -> Sequence[Event]:
@@ -82,8 +76,7 @@ def ended_once(world: World) -> Iterator[str]:
 def as_its_version_says(world: World) -> Iterator[str]:
     """What came in time decides; a large expense is looked at twice, if and only if it began under version 2."""
     submitted = {each.request_id: each for each in world.published.values() if isinstance(each, ExpenseSubmitted)}
-    query = "SELECT key, version, updated_ms FROM choreo_instance WHERE process = 'approval'"
-    ends = {key: Ended(version, at_ms) for key, version, at_ms in world.rows(query)}
+    ends = last_stored(world, "approval")
     decided = _decided(world)
     looked_again = {letter.request_id for letter in _letters(world).values() if letter.to == "finance"}
     for outcome in _ended(world):
@@ -110,14 +103,14 @@ def _decided(world: World) -> dict[str, tuple[str, bool]]:
     group = world.app.services["approval"].group
     query = 'SELECT topic, "partition", offset, done_ms FROM choreo_key WHERE "group" = ? AND done = 1'
     done_ms = {tuple(where): at_ms for *where, at_ms in world.rows(query, group, service="approval")}
-    ended_ms = dict(world.rows("SELECT key, updated_ms FROM choreo_instance WHERE process = 'approval'"))
+    ends = last_stored(world, "approval")
     found: dict[str, tuple[str, bool]] = {}
     for record, envelope in world.events():
         event: Any = None if envelope is None else world.published.get(envelope.id)
         if type(event) in ENDINGS:
             at_ms = done_ms.get((record.topic, record.partition, record.offset))
             before = found.get(event.request_id, ("", False))[1]
-            in_time = at_ms is not None and at_ms < ended_ms[event.request_id]
+            in_time = at_ms is not None and at_ms < ends[event.request_id].at_ms
             found[event.request_id] = ENDINGS[type(event)], before or in_time
     return found
 
@@ -132,7 +125,6 @@ def letters_in_time(world: World) -> Iterator[str]:
         for record, envelope in reversed(world.events())
         if envelope is not None and isinstance(event := world.published.get(envelope.id), ExpenseSubmitted)
     }
-    versions = dict(world.rows("SELECT key, version FROM choreo_instance WHERE process = 'approval'"))
     sent: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for (_, sent_ms), letter in _letters(world).items():
         id_, days = letter.request_id, {"reminder 1": 1, "reminder 2": 2, "nobody decided": 3}.get(letter.text, 0)
@@ -142,8 +134,8 @@ def letters_in_time(world: World) -> Iterator[str]:
         if days and (letter.to, letter.text) in sent[id_]:
             yield f"{letter.text!r} for {id_} was sent to {letter.to} twice"
         sent[id_].append((letter.to, letter.text))
-    for id_, version in versions.items():
-        if version == 1 and len(sent[id_]) != 1:
+    for id_, each in last_stored(world, "approval").items():
+        if each.version == 1 and len(sent[id_]) != 1:
             yield f"{id_} of version 1 had the letters {sent[id_]}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from choreo import Event
 from choreo.testing.simulation import Simulation, World
 from choreo.testing.simulation.instances import unended
+from choreo.testing.simulation.journal import last_stored
 
 from .app import WITHIN, app, enrich
 from .events import CreditScored, GeoFound, LeadEnriched, LeadReceived, NewsFound
@@ -70,10 +71,7 @@ def partial_exactly_on_time_out(world: World) -> Iterator[str]:
     query = 'SELECT topic, "partition", offset, done_ms FROM choreo_key WHERE "group" = ? AND done = 1'
     group = world.app.services["enrich"].group
     taken_ms = {tuple(where): at_ms for *where, at_ms in world.rows(query, group, service="enrich")}
-    ended = {
-        key: (state, at_ms)
-        for key, state, at_ms in world.rows("SELECT key, state, updated_ms FROM choreo_instance", service="enrich")
-    }
+    ended = last_stored(world, "enrich")
     missing = {
         each.lead_id: each.missing
         for record, envelope in world.events()
@@ -85,12 +83,12 @@ def partial_exactly_on_time_out(world: World) -> Iterator[str]:
         if envelope is None or envelope.source not in ANSWERS or lead_id not in missing:
             continue
         at_ms = taken_ms.get((record.topic, record.partition, record.offset))
-        if at_ms is not None and at_ms < ended[lead_id][1] and envelope.source[1:] in missing[lead_id]:
-            before_ms = ended[lead_id][1] - at_ms
+        if at_ms is not None and at_ms < ended[lead_id].at_ms and envelope.source[1:] in missing[lead_id]:
+            before_ms = ended[lead_id].at_ms - at_ms
             yield f"{lead_id} went without {envelope.source[1:]}, which had come {before_ms} ms before"
     for lead_id, names in missing.items():
-        if ended[lead_id][0] != ("partial" if names else "complete"):
-            yield f"{lead_id} is {ended[lead_id][0]}, without {', '.join(names) or 'nothing'}"
+        if ended[lead_id].state != ("partial" if names else "complete"):
+            yield f"{lead_id} is {ended[lead_id].state}, without {', '.join(names) or 'nothing'}"
 
 
 simulation = Simulation(

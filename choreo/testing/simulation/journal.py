@@ -82,3 +82,13 @@ def journal(world: "World") -> dict[tuple[str, str], list[Entry]]:
             entry = Entry(*row)
             found[entry.process, entry.key].append(entry)
     return found
+
+
+def last_stored(world: "World", process: str) -> dict[str, Entry]:
+    """Each instance as it was last stored, by key; also where it has ended and was deleted since."""
+    return {
+        key: entry
+        for (name, key), entries in journal(world).items()
+        for entry in entries
+        if name == process and entry.what == "stored"
+    }
