@@ -13,8 +13,9 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 
@@ -28,13 +29,21 @@ TRACESTATE_BYTES_MAX = 512
 SCHEMA_PREFIX = "urn:choreo:"
 CORE = ("specversion", "id", "source", "type", "time", "subject", "dataschema")
 _PREFIX = "ce_"
+_TEXTS = (
+    *("ce_id", "ce_source", "ce_type", "ce_time", "ce_subject", "ce_dataschema"),
+    *("ce_correlationid", "ce_causationid", "traceparent", "tracestate"),
+)
+_USUAL = frozenset(
+    ["content-type", "traceparent", "tracestate", "ce_correlationid", "ce_causationid"]
+    + [f"ce_{name}" for name in CORE]
+)
+"""What choreo writes where no extension is propagated."""
 _EXTENSION = re.compile(r"[a-z0-9]{1,64}\Z")
 _NO_EXTENSIONS: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What is known of an event beside its data.
+class Envelope(NamedTuple):
+    """What is known of an event beside its data. A named tuple as records are, and for the same reason.
 
     Attributes:
         id: Unique within `source`; two events with one `source` and `id` are the same event.
@@ -59,11 +68,11 @@ class Envelope:
     causationid: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
-    extensions: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = _NO_EXTENSIONS
 
     def traced(self, traceparent: str | None, tracestate: str | None) -> "Envelope":
         """The same envelope sent from another span."""
-        return replace(self, traceparent=traceparent, tracestate=tracestate)
+        return Envelope(*self[:9], traceparent, tracestate, self.extensions)
 
 
 def event_type(headers: Mapping[str, bytes | None]) -> str | None:
@@ -83,7 +92,15 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
         DecodeError: `not_cloudevents`, `missing_attribute`, `bad_attribute`, `unsupported_specversion`,
             `unsupported_content_type`, `not_json`.
     """
-    by_name = last_headers(headers)
+    return read_named(last_headers(headers), value)
+
+
+def read_named(by_name: Mapping[str, bytes | None], value: bytes) -> tuple[Envelope, bytes]:
+    """The same of headers by name."""
+    if by_name.keys() <= _USUAL:
+        envelope = _usual(by_name)
+        if envelope is not None:
+            return envelope, value
     if is_structured(by_name):
         return _read_structured(by_name, value)
     attributes = {
@@ -105,33 +122,59 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
 
 def write(envelope: Envelope) -> Headers:
     """Record headers of an event in binary mode: UTF-8, none null, no name twice."""
+    source, type_, content_type, schema = _constant(
+        envelope.source, envelope.type, envelope.dataschema, envelope.version
+    )
     headers: list[Header] = [
         ("ce_specversion", b"1.0"),
         ("ce_id", envelope.id.encode()),
-        ("ce_source", envelope.source.encode()),
-        ("ce_type", envelope.type.encode()),
-        ("content-type", b"application/json"),
+        source,
+        type_,
+        content_type,
         ("ce_correlationid", envelope.correlationid.encode()),
     ]
-    schema = envelope.dataschema
-    if schema is None and envelope.version is not None:
-        schema = f"{SCHEMA_PREFIX}{envelope.type}:{envelope.version}"
-    optional = (
-        ("ce_time", envelope.time),
-        ("ce_subject", envelope.subject),
-        ("ce_dataschema", schema),
-        ("ce_causationid", envelope.causationid),
-        ("traceparent", envelope.traceparent),
-        ("tracestate", envelope.tracestate),
-    )
-    headers += [(name, text.encode()) for name, text in optional if text]
-    headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
+    if envelope.time:
+        headers.append(("ce_time", envelope.time.encode()))
+    if envelope.subject:
+        headers.append(("ce_subject", envelope.subject.encode()))
+    if schema is not None:
+        headers.append(schema)
+    if envelope.causationid:
+        headers.append(("ce_causationid", envelope.causationid.encode()))
+    if envelope.traceparent:
+        headers.append(("traceparent", envelope.traceparent.encode()))
+    if envelope.tracestate:
+        headers.append(("tracestate", envelope.tracestate.encode()))
+    if envelope.extensions:
+        headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
     return tuple(headers)
+
+
+@lru_cache(maxsize=256)
+def _constant(
+    source: str, type_: str, dataschema: str | None, version: int | None
+) -> tuple[Header, Header, Header, Header | None]:
+    """Headers that are the same for every event of a handler."""
+    schema = dataschema
+    if schema is None and version is not None:
+        schema = f"{SCHEMA_PREFIX}{type_}:{version}"
+    return (
+        ("ce_source", source.encode()),
+        ("ce_type", type_.encode()),
+        ("content-type", b"application/json"),
+        ("ce_dataschema", schema.encode()) if schema else None,
+    )
 
 
 def rfc3339(now_s: float) -> str:
     """A time as CloudEvents wants it."""
-    return datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _rfc3339(round(now_s * 1e6) // 1000)
+
+
+@lru_cache(maxsize=64)
+def _rfc3339(now_ms: int) -> str:
+    moment = datetime.fromtimestamp(now_ms // 1000, UTC).replace(microsecond=now_ms % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]) -> Envelope:
@@ -164,6 +207,38 @@ def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]
         traceparent=_text(traceparent) if traceparent and len(traceparent) <= TRACESTATE_BYTES_MAX else None,
         tracestate=_text(tracestate) if tracestate and len(tracestate) <= TRACESTATE_BYTES_MAX else None,
         extensions=extensions or _NO_EXTENSIONS,
+    )
+
+
+def _usual(by_name: Mapping[str, bytes | None]) -> Envelope | None:
+    """The envelope of a record as choreo writes them, at a third of the price; None: look closely."""
+    get = by_name.get
+    if get("ce_specversion") != b"1.0" or get("content-type") != b"application/json":
+        return None
+    texts = []
+    try:
+        for name in _TEXTS:
+            raw = get(name)
+            if raw is not None and len(raw) > TRACESTATE_BYTES_MAX:
+                return None
+            texts.append(None if raw is None else raw.decode())
+    except UnicodeDecodeError:
+        return None
+    id_, source, type_, time, subject, schema, correlation, causation, traceparent, tracestate = texts
+    if not (id_ and source and type_):
+        return None
+    return Envelope(
+        id_,
+        source,
+        type_,
+        _known_version(type_, schema),
+        time,
+        subject,
+        schema,
+        correlation or id_,
+        causation or None,
+        traceparent or None,
+        tracestate or None,
     )
 
 
@@ -237,6 +312,9 @@ def _version(type_: str, dataschema: str | None) -> int | None:
         return None
     digits = dataschema[len(start) :]
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else -1
+
+
+_known_version = lru_cache(maxsize=256)(_version)
 
 
 def _short(text: str | None) -> str | None:

@@ -185,8 +185,7 @@ class Claimed(NamedTuple):
     deliveries: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """One unit whose result is to be made durable; `emits` in order, with their ids already derived."""
 
     partition: TopicPartition

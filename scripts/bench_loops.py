@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from choreo import App, Event, Service, envelope
 from choreo.core.messages import Limits
 from choreo.ports import CommitRequest, CommitResult
+from choreo.runtime.collector import collect_less
 
 SAMPLED_1_PERCENT = "orders-1"
 TOPICS = ("orders", SAMPLED_1_PERCENT, "payments")
@@ -172,6 +173,7 @@ async def by_choreo(run: Run) -> Result:
         return PaymentTaken(**taken(order))
 
     app = App(service, topics={"orders": run.topic})
+    collect_less()  # as `choreo run` does
     limits = Limits(flush_units=run.flush_units) if run.flush_units else Limits()
     settings: dict[str, Any] = {"limits": limits, "create_topics": True, "create_schema": True}
     async with app.running(broker=f"kafka://{run.servers}", store=run.store, **settings) as running:

@@ -26,6 +26,7 @@ from choreo.cli.console import (
     seconds,
 )
 from choreo.errors import ChoreoError, ConfigurationError
+from choreo.runtime.collector import collect_less
 
 log = logging.getLogger("choreo.run")
 
@@ -65,6 +66,7 @@ def run(
         "health_port": health_port,
         "health_host": health_host,
     }
+    collect_less()
     try:
         asyncio.run(_run(app, wanted, **settings))
     except ChoreoError as error:

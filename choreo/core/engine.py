@@ -55,9 +55,14 @@ class Engine:
 
     def step(self, message: m.Input, now_s: float) -> list[m.Effect]:
         """Take one input in; returns what is to be done, in order."""
+        return self.steps((message,), now_s)
+
+    def steps(self, messages: Iterable[m.Input], now_s: float) -> list[m.Effect]:
+        """Take in what has come at once, before anything that follows from it is decided."""
         self._now_s = now_s
         self._out = []
-        self._on[type(message)](message)
+        for message in messages:
+            self._on[type(message)](message)
         self._wake()
         self._schedule()
         self._flush_if_due()

@@ -309,6 +309,6 @@ def _cut(units: Sequence[Unit], index: int) -> None:
             smaller = truncated(finished.emits[index])
             if smaller is not None:
                 emits = (*finished.emits[:index], smaller, *finished.emits[index + 1 :])
-                unit.result = replace(finished, emits=emits)
+                unit.result = finished._replace(emits=emits)
             return
         index -= len(finished.emits)

@@ -148,7 +148,7 @@ class Router:
                 raise DecodeError(
                     "payload_too_large", f"the value has {len(value)} bytes, the limit is {self._payload_bytes_max}"
                 )
-            envelope, data = cloudevents.read(record.headers, value)
+            envelope, data = cloudevents.read_named(headers, value)
             if envelope.type not in self._by_type:
                 return Routed(skipped="unhandled_type")
             return Routed(self._decoded(record, envelope, data))

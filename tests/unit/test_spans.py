@@ -4,7 +4,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def test_a_split_agrees_with_its_flow() -> None:
         end(None)
         for topic in ("stock", "payments"):
             sent = hop(instrument, unit("inventory", "orders", emitted), topic, f"{topic}.done")
-            emitted = replace(emitted, traceparent=sent.traceparent)
+            emitted = emitted._replace(traceparent=sent.traceparent)
     ours = [span for span in recorded() if span.name in ("send orders", "process orders")]
     numbers = Counter((span.attributes or {})["messaging.message.conversation_id"] for span in ours)
     assert set(numbers.values()) == {3}, "the send that began it, and two process spans"

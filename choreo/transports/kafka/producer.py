@@ -14,8 +14,8 @@ from aiokafka.partitioner import murmur2
 from choreo.errors import RecordTooLarge, TransportError
 from choreo.record import ProducerRecord
 from choreo.transports.kafka import closing as kafka_closing
+from choreo.transports.kafka.batches import deliver
 from choreo.transports.kafka.errors import reason
-from choreo.transports.kafka.records import RawBatch, is_raw
 from choreo.transports.kafka.settings import PRODUCER_DEFAULTS
 
 log = logging.getLogger(__name__)
@@ -159,47 +159,14 @@ def refuse_oversized(records: Sequence[ProducerRecord], size_max: int) -> None:
             )
 
 
-async def deliver(
-    producer: AIOKafkaProducer, records: Sequence[ProducerRecord], raw: type[RawBatch] = RawBatch
-) -> dict[int, Exception]:
-    """Hand all over in order, wait until each is acknowledged or has failed; returns the failures by index."""
-    acks: list[asyncio.Future[Any]] = []
-    failed: dict[int, Exception] = {}
-    try:
-        for record in records:
-            acks.append(await _hand_over(producer, record, raw))
-        for index, ack in enumerate(acks):
-            try:
-                await ack
-            except kafka_errors.KafkaError as error:
-                failed[index] = error
-    finally:
-        for ack in acks:
-            if not ack.cancel() and not ack.cancelled():
-                ack.exception()  # seen: asyncio would log it as never retrieved
-    return failed
-
-
-async def _hand_over(producer: AIOKafkaProducer, record: ProducerRecord, raw: type[RawBatch]) -> asyncio.Future[Any]:
-    topic, key, value, headers, partition = record
-    if partition is not None and partition not in await producer.partitions_for(topic):
-        raise TransportError(f"{topic}: there is no partition {partition}")  # aiokafka: AssertionError
-    if not is_raw(record):
-        ack: asyncio.Future[Any] = await producer.send(topic, value, key, partition, headers=list(headers))
-        return ack
-    if partition is None:
-        numbers = sorted(await producer.partitions_for(topic))
-        partition = partition_of(key, numbers, numbers)
-    batch = raw()
-    batch.add(record)
-    batch.close()
-    ack = await producer.send_batch(batch, topic, partition=partition)
-    return ack
-
-
 def _size(record: ProducerRecord) -> int:
+    """More than it can take in a batch."""
     size = len(record.key or b"") + len(record.value or b"") + 100
-    return size + sum(4 * len(key) + len(value or b"") + 10 for key, value in record.headers)
+    for key, value in record.headers:
+        size += 4 * len(key) + 10
+        if value is not None:
+            size += len(value)
+    return size
 
 
 def _topics(records: Sequence[ProducerRecord]) -> str:
