@@ -148,7 +148,7 @@ def test_dead_attribute_names_do_not_occur() -> None:
     """Names that the conventions have dropped are in no module of choreo's but for those that read others' spans."""
     dead = re.compile(
         r"""["']messaging\.(operation|kafka\.consumer\.group|kafka\.message\.offset|"""
-        r"""kafka\.destination\.partition)["']|record_exception\("""
+        r"""kafka\.destination\.partition)["']|\.record_exception\("""
     )
     assert dead.search('"messaging.operation"'), "the expression finds what it is for"
     root = Path(choreo.__file__).parent
