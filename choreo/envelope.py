@@ -12,10 +12,11 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -29,15 +30,15 @@ TRACESTATE_BYTES_MAX = 512
 SCHEMA_PREFIX = "urn:choreo:"
 CORE = ("specversion", "id", "source", "type", "time", "subject", "dataschema")
 _PREFIX = "ce_"
-_TEXTS = (
-    *("ce_id", "ce_source", "ce_type", "ce_time", "ce_subject", "ce_dataschema"),
-    *("ce_correlationid", "ce_causationid", "traceparent", "tracestate"),
-)
-_USUAL = frozenset(
-    ["content-type", "traceparent", "tracestate", "ce_correlationid", "ce_causationid"]
-    + [f"ce_{name}" for name in CORE]
+_WANTED = (
+    *("ce_specversion", "content-type", "ce_source", "ce_type", "ce_dataschema", "ce_id"),
+    *("ce_time", "ce_subject", "ce_correlationid", "ce_causationid", "traceparent", "tracestate"),
 )
 """What choreo writes where no extension is propagated."""
+USUAL_BYTES_MAX = 512
+LAYOUTS_MAX = 64
+_USUAL = frozenset(_WANTED)
+_LAYOUTS: dict[tuple[str, ...], Callable[[Sequence[bytes | None]], Sequence[Any]]] = {}
 _EXTENSION = re.compile(r"[a-z0-9]{1,64}\Z")
 _NO_EXTENSIONS: Mapping[str, str] = {}
 
@@ -92,15 +93,10 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
         DecodeError: `not_cloudevents`, `missing_attribute`, `bad_attribute`, `unsupported_specversion`,
             `unsupported_content_type`, `not_json`.
     """
-    return read_named(last_headers(headers), value)
-
-
-def read_named(by_name: Mapping[str, bytes | None], value: bytes) -> tuple[Envelope, bytes]:
-    """The same of headers by name."""
-    if by_name.keys() <= _USUAL:
-        envelope = _usual(by_name)
-        if envelope is not None:
-            return envelope, value
+    envelope = usual(headers)
+    if envelope is not None:
+        return envelope, value
+    by_name = last_headers(headers)
     if is_structured(by_name):
         return _read_structured(by_name, value)
     attributes = {
@@ -210,28 +206,30 @@ def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]
     )
 
 
-def _usual(by_name: Mapping[str, bytes | None]) -> Envelope | None:
-    """The envelope of a record as choreo writes them, at a third of the price; None: look closely."""
-    get = by_name.get
-    if get("ce_specversion") != b"1.0" or get("content-type") != b"application/json":
+def usual(headers: Headers) -> Envelope | None:
+    """The envelope of a record as choreo writes it, at a quarter of the price of `read`; None: look more closely."""
+    if not headers:
         return None
-    texts = []
+    names, values = zip(*headers, strict=True)
+    pick = _LAYOUTS.get(names) or _layout(names)
+    if pick is None:
+        return None
+    version, content_type, source, type_, schema, id_, *rest = pick((*values, None))
+    if version != b"1.0" or content_type != b"application/json" or not (id_ and source and type_):
+        return None
+    if len(b"".join(filter(None, values))) > USUAL_BYTES_MAX:
+        return None
     try:
-        for name in _TEXTS:
-            raw = get(name)
-            if raw is not None and len(raw) > TRACESTATE_BYTES_MAX:
-                return None
-            texts.append(None if raw is None else raw.decode())
+        time, subject, correlation, causation, traceparent, tracestate = [raw and raw.decode() for raw in rest]
+        id_, constant = id_.decode(), _texts(source, type_, schema)
     except UnicodeDecodeError:
         return None
-    id_, source, type_, time, subject, schema, correlation, causation, traceparent, tracestate = texts
-    if not (id_ and source and type_):
-        return None
+    source, type_, version, schema = constant
     return Envelope(
         id_,
         source,
         type_,
-        _known_version(type_, schema),
+        version,
         time,
         subject,
         schema,
@@ -240,6 +238,23 @@ def _usual(by_name: Mapping[str, bytes | None]) -> Envelope | None:
         traceparent or None,
         tracestate or None,
     )
+
+
+def _layout(names: tuple[str, ...]) -> Callable[[Sequence[bytes | None]], Sequence[Any]] | None:
+    """What picks the values of `_WANTED` out of those of headers so called, and a None behind them."""
+    if len(names) > len(_WANTED) or len(set(names)) < len(names) or not _USUAL.issuperset(names):
+        return None
+    pick = itemgetter(*(names.index(name) if name in names else len(names) for name in _WANTED))
+    if len(_LAYOUTS) < LAYOUTS_MAX:
+        _LAYOUTS[names] = pick
+    return pick
+
+
+@lru_cache(maxsize=256)
+def _texts(source: bytes, type_: bytes, schema: bytes | None) -> tuple[str, str, int | None, str | None]:
+    """What is the same for all events of one type from one source."""
+    text = None if schema is None else schema.decode()
+    return source.decode(), type_.decode(), _version(type_.decode(), text), text
 
 
 def _read_structured(by_name: Mapping[str, bytes | None], value: bytes) -> tuple[Envelope, bytes]:
@@ -312,9 +327,6 @@ def _version(type_: str, dataschema: str | None) -> int | None:
         return None
     digits = dataschema[len(start) :]
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else -1
-
-
-_known_version = lru_cache(maxsize=256)(_version)
 
 
 def _short(text: str | None) -> str | None:

@@ -7,9 +7,13 @@ from functools import lru_cache
 from hashlib import blake2b
 
 
+def _one(part: str) -> bytes:
+    raw = part.encode("utf-8", "surrogatepass")
+    return len(raw).to_bytes(4, "big") + raw
+
+
 def _joined(*parts: str) -> bytes:
-    raws = [part.encode("utf-8", "surrogatepass") for part in parts]
-    return b"".join([len(raw).to_bytes(4, "big") + raw for raw in raws])
+    return b"".join(map(_one, parts))
 
 
 _known = lru_cache(maxsize=1024)(_joined)
@@ -26,7 +30,7 @@ def key_digest(service: str, handler: str, source: str, id_: str) -> bytes:
     CloudEvents: two events with one `source` and `id` are duplicates. Service and handler are part of the key,
     since each handler is a unit of its own.
     """
-    return blake2b(_known(service, handler, source) + _joined(id_), digest_size=16, person=b"choreo-key").digest()
+    return blake2b(_known(service, handler, source) + _one(id_), digest_size=16, person=b"choreo-key").digest()
 
 
 def business_digest(service: str, handler: str, value: str) -> bytes:
@@ -65,7 +69,7 @@ def derived_id(service: str, handler: str, source: str, id_: str, type_: str, or
     A UUID of version 8 (RFC 9562) over blake2b: what is emitted again has the same id and is dropped by
     whoever handled it before. Four times cheaper than uuid5.
     """
-    parts = _known(service, handler, source) + _joined(id_) + _known(type_, str(ordinal))
+    parts = _known(service, handler, source) + _one(id_) + _known(type_, str(ordinal))
     digest = bytearray(blake2b(parts, digest_size=16, person=b"choreo-id").digest())
     digest[6] = digest[6] & 0x0F | 0x80  # version 8
     digest[8] = digest[8] & 0x3F | 0x80  # variant of RFC 9562

@@ -200,7 +200,8 @@ class Flusher:
         outcome, _, reason = finished.outcome.partition(":")
         worker.counts[COUNTED.get(outcome, "handled")] += 1
         worker.counts["emitted"] += len(finished.emits)
-        worker.span(unit).finish(outcome, attempts=unit.attempts, error_type=reason or None)
+        span = unit.work.span or worker.span(unit)
+        span.finish(outcome, attempts=unit.attempts, error_type=reason or None)
 
     # ---- sending what the store left to us
 

@@ -305,14 +305,15 @@ class Worker:
     # ---- effects
 
     async def _claim(self, units: Sequence[Unit], solo: bool) -> None:
-        leases = {unit.partition: self.leases.get(unit.partition) for unit in units}
+        leases = {partition: self.leases.get(partition) for partition in {unit.partition for unit in units}}
         ours = [unit for unit in units if leases[unit.partition] is not None]
+        names = {name: f"{self.service.name}.{name}" for name in {unit.handler for unit in ours}}
         requests = [
             ClaimRequest(
                 unit.partition,
                 unit.digest,
                 unit.fingerprint,
-                f"{self.service.name}.{unit.handler}",
+                names[unit.handler],
                 unit.offset,
                 unit.correlation_id,
                 unit.entry.timestamp_ms,

@@ -42,23 +42,18 @@ def field(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
-def text_value(text: bytes) -> bytes:
-    """The rest of an attribute that is text."""
+def of_text(name: bytes, text: bytes) -> bytes:
+    """An attribute of a span that is text; `name` as `name_of` gives it."""
     size = len(text)
-    if size < _SHORT_MAX - 2:
-        return bytes((0x12, size + 2, 0x0A, size)) + text
-    return field(2, field(1, text))
+    whole = len(name) + size + 4
+    if whole <= _SHORT_MAX:
+        return bytes((0x4A, whole)) + name + bytes((0x12, size + 2, 0x0A, size)) + text
+    return field(9, name + field(2, field(1, text)))
 
 
-def int_value(number: int) -> bytes:
-    """The rest of an attribute that is a whole number, 0 or more."""
-    return field(2, b"\x18" + varint(number))
-
-
-def attribute(name: bytes, value: bytes) -> bytes:
-    """An attribute of a span; `name` as `name_of` gives it."""
-    size = len(name) + len(value)
-    return (bytes((0x4A, size)) if size <= _SHORT_MAX else b"\x4a" + varint(size)) + name + value
+def of_number(name: bytes, number: int) -> bytes:
+    """An attribute that is a whole number, 0 or more."""
+    return field(9, name + field(2, b"\x18" + varint(number)))
 
 
 def name_of(name: str) -> bytes:
@@ -68,10 +63,11 @@ def name_of(name: str) -> bytes:
 
 def attributes(found: Mapping[str, AttributeValue]) -> bytes:
     """Attributes that are text or whole numbers."""
-    return b"".join(
-        attribute(name_of(name), text_value(value.encode()) if isinstance(value, str) else int_value(int(str(value))))
-        for name, value in found.items()
-    )
+    encoded = b""
+    for name, value in found.items():
+        start = name_of(name)
+        encoded += of_text(start, value.encode()) if isinstance(value, str) else of_number(start, int(str(value)))
+    return encoded
 
 
 @lru_cache(maxsize=256)

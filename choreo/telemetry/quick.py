@@ -76,11 +76,7 @@ class Quick:
         if found is None:
             name = f"process {record.topic}"
             found = self._made(kind, name, encoding.CONSUMER, encoding.REMOTE, of_process(self._always, unit))
-        return (
-            found
-            + encoding.attribute(_OFFSET_NAME, encoding.int_value(record.offset))
-            + _of_event(envelope, record.key)
-        )
+        return found + encoding.of_number(_OFFSET_NAME, record.offset) + _of_event(envelope, record.key)
 
     def send(self, topic: str, envelope: Envelope, key: bytes | None) -> bytes:
         """The same of a `send` span."""
@@ -105,16 +101,16 @@ class Quick:
 
 
 def _of_event(envelope: Envelope, key: bytes | None) -> bytes:
-    found = encoding.attribute(_ID_NAME, encoding.text_value(envelope.id.encode()))
+    found = encoding.of_text(_ID_NAME, envelope.id.encode())
     if envelope.correlationid:
-        found += encoding.attribute(_FLOW_NAME, encoding.text_value(envelope.correlationid.encode()))
+        found += encoding.of_text(_FLOW_NAME, envelope.correlationid.encode())
     if key is not None and len(key) <= ID_BYTES_MAX:
         if not key.isascii():
             try:
                 key.decode()
             except UnicodeDecodeError:
                 return found
-        found += encoding.attribute(_KEY_NAME, encoding.text_value(key))
+        found += encoding.of_text(_KEY_NAME, key)
     return found
 
 

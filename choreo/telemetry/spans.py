@@ -214,10 +214,20 @@ class _Unrecorded(Forward):
         self._parent = parent
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        return _within(NonRecordingSpan(_remote(self._parent, self._tracestate)), function)
+        return _within(_Passing(self._parent, self._tracestate), function)
 
     def attach(self) -> None:
-        _attach(NonRecordingSpan(_remote(self._parent, self._tracestate)))
+        _attach(_Passing(self._parent, self._tracestate))
+
+
+class _Passing(NonRecordingSpan):
+    """A sender's span as the current one; its context is made when somebody asks for it, which few handlers do."""
+
+    def __init__(self, parent: Parent, tracestate: str | None) -> None:
+        self._of = parent, tracestate
+
+    def get_span_context(self) -> SpanContext:
+        return _remote(*self._of)
 
 
 def _attach(span: trace.Span) -> None:

@@ -5,6 +5,7 @@ import functools
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -152,21 +153,26 @@ class KafkaProducer:
 def refuse_oversized(records: Sequence[ProducerRecord], size_max: int) -> None:
     """RecordTooLarge for the first one that would not even be sent."""
     for index, record in enumerate(records):
-        size = _size(record)
-        if size > size_max:
+        if not _clearly_fits(record, size_max) and (size := _size(record)) > size_max:
             raise RecordTooLarge(
                 f"{record.topic}: a record of {size} bytes is larger than the {size_max} that are sent", index=index
             )
 
 
 def _size(record: ProducerRecord) -> int:
-    """More than it can take in a batch."""
+    """A little more than it takes in a batch."""
     size = len(record.key or b"") + len(record.value or b"") + 100
-    for key, value in record.headers:
-        size += 4 * len(key) + 10
-        if value is not None:
-            size += len(value)
-    return size
+    return size + sum(4 * len(key) + len(value or b"") + 10 for key, value in record.headers)
+
+
+def _clearly_fits(record: ProducerRecord, size_max: int) -> bool:
+    """Whether it does even if its headers took four times their length: nearly always, and four times as quick."""
+    _, key, value, headers, _ = record
+    try:
+        within = sum(map(len, chain.from_iterable(headers)))  # type: ignore[arg-type]
+    except TypeError:  # a header without a value
+        return False
+    return len(key or b"") + len(value or b"") + 100 + 4 * within + 10 * len(headers) <= size_max
 
 
 def _topics(records: Sequence[ProducerRecord]) -> str:
