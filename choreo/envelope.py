@@ -220,7 +220,9 @@ def usual(headers: Headers) -> Envelope | None:
     if len(b"".join(filter(None, values))) > USUAL_BYTES_MAX:
         return None
     try:
-        time, subject, correlation, causation, traceparent, tracestate = [raw and raw.decode() for raw in rest]
+        time, subject, correlation, causation, traceparent, tracestate = [
+            None if raw is None else raw.decode() for raw in rest
+        ]
         id_, constant = id_.decode(), _texts(source, type_, schema)
     except UnicodeDecodeError:
         return None
