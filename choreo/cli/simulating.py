@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from choreo.cli.console import err, out, print_json
+from choreo.core.units import TRANSITIONS, Signal, State
 from choreo.errors import ConfigurationError
 from choreo.testing.simulation.faults import KINDS, Faults
 from choreo.testing.simulation.pairs import PAIRS
-from choreo.testing.simulation.seeds import FAILING_MAX, Tally, check_twice, find, run_seeds
+from choreo.testing.simulation.seeds import FAILING_MAX, Tally, check_twice, find, run_seeds, unreachable
 from choreo.testing.simulation.shrinking import RUNS_MAX, checker_of, shrink
 from choreo.testing.simulation.simulation import Outcome, Simulation
 from choreo.testing.simulation.story import VIOLATIONS_MAX, Story, tell
@@ -161,13 +162,16 @@ def _print_tally(asked: Asked, tally: Tally, difference: str | None) -> None:
     if tally.faults:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in tally.faults.most_common())
         out().print(f"[dim]faults: {counts}[/]", highlight=False)
-    if unreached := tally.unreached():
-        rows = ", ".join(f"{state} + {signal}" for state, signal, _ in unreached)
-        out().print(f"[dim]of the core's table no seed used: {rows}[/]", highlight=False)
+    for said, rows in _unreached(asked, tally).items():
+        out().print(f"[dim]{said}: {', '.join(rows)}[/]", highlight=False)
+    used = len(TRANSITIONS) - len(tally.unreached())
     hours = f"{tally.virtual_hours:,.1f} virtual hours in {tally.elapsed_s:,.0f} s"
     faults = f"{tally.faults.total():,} faults, {tally.events:,} events"
     stopped = f"; stopped after {len(tally.violations)} failing seeds" if len(tally.violations) >= FAILING_MAX else ""
-    out().print(f"{tally.seeds:,} seeds, {hours}, {faults}{stopped}", highlight=False)
+    out().print(
+        f"{tally.seeds:,} seeds, {hours}, {faults}, {used} of the core's {len(TRANSITIONS)} rows{stopped}",
+        highlight=False,
+    )
     if difference is not None:
         out().print(f"[bold red]not deterministic:[/] the same seed twice: {escape(difference)}", highlight=False)
     if tally.seeds and not tally.violations:
@@ -176,6 +180,17 @@ def _print_tally(asked: Asked, tally: Tally, difference: str | None) -> None:
     for seed, outcome in sorted(tally.violations.items()):
         out().print(f"[bold red]seed {seed}:[/] {escape(outcome.violations[0])}", highlight=False)
         out().print(f"    {escape(asked.command(seed, None))}", highlight=False)
+
+
+def _unreached(asked: Asked, tally: Tally) -> dict[str, list[str]]:
+    """What no seed has proved: rows of the core's table, and which of them the app has no use for."""
+    reasons = unreachable(asked.simulation.app)
+    found: dict[str, list[str]] = {}
+    for state, signal, _ in tally.unreached():
+        reason = reasons.get((State(state), Signal(signal)))
+        said = f"not for this app's: {reason}" if reason else "of the core's table no seed used"
+        found.setdefault(said, []).append(f"{state} + {signal}")
+    return found
 
 
 def _print_failure(failure: Failure) -> None:
@@ -202,7 +217,11 @@ def _as_dict(
         "elapsed_s": round(tally.elapsed_s, 3),
         "events": tally.events,
         "faults": dict(tally.faults.most_common()),
+        "rows": {"core": len(TRANSITIONS), "used": len(TRANSITIONS) - len(tally.unreached())},
         "unreached": [list(map(str, row)) for row in tally.unreached()],
+        "unreachable": {
+            f"{state} + {signal}": why for (state, signal), why in unreachable(asked.simulation.app).items()
+        },
         "not_deterministic": difference,
         "violations": {
             str(seed): {"violations": list(outcome.violations), "replay": asked.command(seed, None)}

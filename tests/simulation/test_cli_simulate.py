@@ -97,6 +97,8 @@ def test_what_does_not_come_of_the_seed_fails(here: Path) -> None:
     assert found["not_deterministic"].startswith("line ")
     assert found["not_deterministic"].count('"at":"20') == 2
     assert len(found["unreached"][0]) == 3
+    assert found["rows"]["used"] == found["rows"]["core"] - len(found["unreached"])
+    assert found["unreachable"]["waiting + due"] == "no handler has retry=Delayed(...)"
     assert found["virtual_hours"] > 0
 
 

@@ -30,6 +30,12 @@ def test_orders_add_up_in_every_seed(part: int) -> None:
         assert set(counts) == set(KINDS), "some kind of fault never happened"
 
 
+@pytest.mark.parametrize("seed", [8153])
+def test_seeds_that_failed_once(seed: int) -> None:
+    """8153: a member stands still in the middle of its drain, is put out of its group, and goes on draining."""
+    assert orders.run(seed).violations == ()
+
+
 @pytest.mark.parametrize("pair", ["embedded", "outbox", "lease", "changelog"])
 def test_every_pair_keeps_its_promise(pair: str) -> None:
     """In a flow without rows, and in the order flow where the pair keeps rows."""

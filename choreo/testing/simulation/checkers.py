@@ -85,7 +85,10 @@ def offsets(world: "World") -> Iterator[str]:
 
 
 def owned_twice(world: "World") -> Iterator[str]:
-    """No partition is given to a member while another one that is up and can be reached still works on it."""
+    """No partition is given to a member while another one that is up and can be reached still works on it.
+
+    But for one that was put out of its group while it stops: it does not join again to hear what else is taken.
+    """
     yield from world.two_owners
 
 

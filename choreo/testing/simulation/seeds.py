@@ -17,7 +17,9 @@ from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from choreo.core.units import TRANSITIONS
+from choreo.app import App
+from choreo.core.retry import Delayed
+from choreo.core.units import TRANSITIONS, Signal, State
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.testing.simulation.errors import Unsimulated
 from choreo.testing.simulation.simulation import Outcome, Simulation
@@ -64,6 +66,21 @@ class Tally:
     def unreached(self) -> list[tuple[str, str, str]]:
         """Rows of the core's table that no seed used: state, signal, next state."""
         return [(*row, state) for row, state in TRANSITIONS.items() if not self.transitions[row]]
+
+
+def unreachable(app: App) -> dict[tuple[State, Signal], str]:
+    """Rows of the core's table that no seed of this app can use, each with the reason."""
+    bound = [each for name in app.services for each in app.bound(name)]
+    found = {}
+    for row, next_ in TRANSITIONS.items():
+        state, signal = row
+        if State.WAITING in (state, next_) and not any(isinstance(each.handler.retry, Delayed) for each in bound):
+            found[row] = "no handler has retry=Delayed(...)"
+        elif (signal is Signal.SKIPPED or row == (State.RUNNING, Signal.COMMITTED)) and not any(
+            each.transacts for each in bound
+        ):
+            found[row] = "no handler takes a transaction"
+    return found
 
 
 def find(target: str) -> Simulation:

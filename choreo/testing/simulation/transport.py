@@ -83,6 +83,7 @@ class SimulatedConsumer:
         self._late_until_s: dict[TopicPartition, float] = {}
         self._generation = -1
         self._told = "unknown"
+        self._closing: list[TopicPartition] = []
         self.changed = asyncio.Event()
         self._world.readers.append(self)
         self._beating = asyncio.create_task(self._beat())
@@ -205,6 +206,7 @@ class SimulatedConsumer:
     async def close(self) -> None:
         """Give up what is assigned and leave."""
         owned, self._owned = self._owned, []
+        self._closing = owned
         self._position.clear()
         if owned:
             await self._assignment.revoked(owned, lost=False)
@@ -221,6 +223,9 @@ class SimulatedConsumer:
             loop = self._world.loop
             if loop.now_s >= self._process.cut_until_s:
                 told = self._group.heartbeat(self.member, self._generation, loop.now_s)
+                if told == "unknown" and self._closing:
+                    # It stood still in the middle of its drain, and goes on with that: its leases are what stops it.
+                    self._world.lets_go(self._process, self._group.name, self._closing)
                 if told != "ok" and self._generation >= 0 and told != self._told:
                     self._told = told
                     self.changed.set()
