@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check schemas flows bench bench-stores bench-timers bench-architectures guarantees simulate mutants crash-table chaos clean
+.PHONY: help demo test test-fast check schemas flows bench bench-kafka bench-stores bench-timers bench-architectures guarantees simulate mutants crash-table chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -24,7 +24,8 @@ help:
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
-	@echo "make bench      cost of the engine's core, beside a bare loop in the same run, and of telemetry"
+	@echo "make bench      cost of the engine's core, of telemetry, and of four services on the embedded broker"
+	@echo "make bench-kafka  cost of an event on Kafka, beside a loop written by hand: docs/performance.md (BENCH_KAFKA_ARGS)"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 	@echo "make bench-architectures  the order flow as mesh, saga and process manager: code, latency, throughput"
 	@echo "make bench-timers  how late timers are sent while 100,000 wait (BENCH_TIMERS_ARGS)"
@@ -50,6 +51,10 @@ schemas: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_core.py
 	$(BIN)/python scripts/bench_telemetry.py
+	$(BIN)/python scripts/bench_embedded.py
+
+bench-kafka: $(STAMP)
+	$(BIN)/python scripts/bench_kafka.py $(BENCH_KAFKA_ARGS)
 
 bench-stores: $(STAMP)
 	$(BIN)/python scripts/bench_stores.py $(BENCH_STORES_ARGS)

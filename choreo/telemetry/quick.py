@@ -136,6 +136,7 @@ class QuickUnit:
         return SAMPLED | self.parent.flags & RANDOM
 
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
+        """An event of the span; what the attempt began to send was never sent."""
         self._sends.clear()
         told: Attributes = {"choreo.attempt": attempt, "error.type": type_name(error)}
         try:
@@ -144,6 +145,7 @@ class QuickUnit:
             contain("attempt_failed", failure)
 
     def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
+        """A `send` span begins."""
         span_id = self.span_id
         if not self._finished:
             try:
@@ -156,10 +158,12 @@ class QuickUnit:
         return envelope.traced(f"00-{self.trace_id.hex()}-{span_id:016x}-{self.flags:02x}", None)
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        """With the span as the current one."""
         self._sends.clear()
         return self._within(function)
 
     def attach(self) -> None:
+        """The same, in a context that is the handler's alone."""
         self._sends.clear()
         otel_context.attach(trace.set_span_in_context(self._seen()))
 
@@ -181,6 +185,7 @@ class QuickUnit:
         return self._live
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
+        """Encode it and what was sent below it."""
         if self._finished:
             return
         self._finished = True
