@@ -83,7 +83,8 @@ def _begin(accumulator: Any, builder: Any, place: KafkaPartition) -> Any:
     if accumulator._exception is not None:
         raise copy.copy(accumulator._exception)
     batch = accumulator._append_batch(builder, place)
-    batch.future.add_done_callback(_seen)
+    for future in (batch.future, batch._drain_waiter):
+        future.add_done_callback(_seen)
     return batch
 
 
