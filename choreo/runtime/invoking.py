@@ -71,12 +71,12 @@ class Invoker:
 
     async def _emitted(self, bound: BoundHandler, unit: Unit, context: Context, transaction: Any) -> list[Event]:
         arguments = bound.arguments(context, self._resources, transaction)
-        if bound.kind == "coroutine":
-            return bound.emitted(await bound.handler.function(unit.work.event, **arguments))
         return bound.emitted(await self._call(bound, unit.work.event, arguments))
 
     async def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
         function = bound.handler.function
+        if bound.kind == "coroutine":
+            return await function(event, **arguments)
         if bound.kind == "async_generator":
             return [emitted async for emitted in function(event, **arguments)]
         if self._inline:
