@@ -9,6 +9,7 @@ from choreo.record import TopicPartition
 from choreo.sqlite import leases
 from choreo.stores.sqlite.digests import Digests
 
+FRESH = Claimed("fresh")
 _Row = tuple[int, bytes, str, str, int, int, int]
 
 
@@ -33,7 +34,7 @@ def claim(
         row = None if id_ is None else _row(db, id_)
         if id_ is None or row is None:
             made[request.digest] = _insert(db, lease, request)
-            answers.append(Claimed("fresh"))
+            answers.append(FRESH)
         else:
             answers.append(_again(db, id_, row, lease, request, now_ms))
     return answers

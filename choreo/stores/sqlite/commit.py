@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from choreo.errors import LeaseLost, StoreError
 from choreo.instances import INSTANCES
@@ -53,9 +53,9 @@ class Commit:
                 self._gone.add(each.digest)
             elif state:
                 self._written.add(each.digest)  # by this very request, which is repeated
-        for unit in request.finished:
-            if unit.partition not in refused and unit.digest not in self._written:
-                self._finish(unit)
+        self._finish(
+            [unit for unit in request.finished if unit.partition not in refused and unit.digest not in self._written]
+        )
         transacted = self._transact(refused)
         offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
         if self._with_log and offsets:
@@ -78,33 +78,31 @@ class Commit:
         self._rows[digest] = id_
         return bool(row[0])
 
-    def _finish(self, unit: Finished) -> None:
-        self._db.execute(
+    def _finish(self, units: Sequence[Finished]) -> None:
+        """Their keys are done, and their emits stand in the log or the outbox, in order; one statement for all."""
+        self._db.executemany(
             "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE id = ?",
-            (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]),
+            [(unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]) for unit in units],
         )
-        self._emit(unit.partition, unit.emits)
-
-    def _emit(self, partition: TopicPartition, emits: Iterable[ProducerRecord]) -> None:
-        if self._with_log:
-            log.append(self._db, tuple(emits), self._now_ms)
+        emits = [(unit.partition, record) for unit in units for record in unit.emits]
+        if not emits:
             return
-        lease = self._request.leases[partition]
-        for record in emits:
-            cursor = self._db.execute(
-                'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    lease.group,
-                    *partition,
-                    record.topic,
-                    record.key,
-                    record.value,
-                    log.encode_headers(record.headers),
-                ),
-            )
-            assert cursor.lastrowid is not None
-            self._outbox.append((cursor.lastrowid, record))
+        if self._with_log:
+            log.append(self._db, [record for _, record in emits], self._now_ms)
+            return
+        groups = {id_: lease.group for id_, lease in self._request.leases.items()}
+        self._db.executemany(
+            'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (groups[id_], *id_, record.topic, record.key, record.value, log.encode_headers(record.headers))
+                for id_, record in emits
+            ],
+        )
+        # Nobody else writes meanwhile, so their ids are in a row.
+        (last,) = self._db.execute("SELECT last_insert_rowid()").fetchone()
+        rows = range(last - len(emits) + 1, last + 1)
+        self._outbox += [(row, record) for row, (_, record) in zip(rows, emits, strict=True)]
 
     def _transact(self, refused: set[TopicPartition]) -> list[Finished | BaseException | None]:
         results: list[Finished | BaseException | None] = []
@@ -140,7 +138,7 @@ class Commit:
             finished: Finished = unit.invoke(transaction, self._db)
             if not self._db.in_transaction:
                 raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
-            self._finish(finished)
+            self._finish([finished])
         except (Exception, asyncio.CancelledError) as error:  # a plain handler's own: nobody cancels a thread
             if _file_failed(error) or not self._db.in_transaction:
                 raise StoreError(f"the transaction was lost: {error}") from error
