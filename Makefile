@@ -10,13 +10,14 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check schemas flows bench bench-kafka bench-stores bench-timers bench-architectures guarantees simulate mutants crash-table chaos clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate mutants crash-table chaos outbox-chaos clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
 	@echo "make test       every test; those on Kafka need Docker, or Java and Maven, and are skipped without"
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
+	@echo "make audit      bandit, and known vulnerabilities of what is installed (asks PyPI; not part of make check)"
 	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
@@ -24,10 +25,12 @@ help:
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
+	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
 	@echo "make bench      cost of the engine's core, of telemetry, and of four services on the embedded broker"
 	@echo "make bench-kafka  cost of an event on Kafka, beside a loop written by hand: docs/performance.md (BENCH_KAFKA_ARGS)"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
 	@echo "make bench-architectures  the order flow as mesh, saga and process manager: code, latency, throughput"
+	@echo "make bench-outbox  how fast a relay empties an outbox, and how long an event waits in it (BENCH_OUTBOX_ARGS)"
 	@echo "make bench-timers  how late timers are sent while 100,000 wait (BENCH_TIMERS_ARGS)"
 
 demo: $(STAMP)
@@ -44,6 +47,12 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Its tools are not needed for anything else. `--strict`: a package that could not be looked up is no clean one.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml choreo handlers deploy scripts
+	$(BIN)/pip-audit --strict --skip-editable --path $(VENV)/lib/python*/site-packages
 
 schemas: $(STAMP)
 	$(BIN)/choreo schemas export $(APPS) --out schemas
@@ -65,6 +74,9 @@ bench-timers: $(STAMP)
 bench-architectures: $(STAMP)
 	$(BIN)/python scripts/bench_architectures.py --rounds 5
 
+bench-outbox: $(STAMP)
+	$(BIN)/python scripts/bench_outbox.py $(BENCH_OUTBOX_ARGS)
+
 guarantees: $(STAMP)
 	$(BIN)/python scripts/guarantees.py $(GUARANTEES_ARGS)
 
@@ -85,6 +97,9 @@ crash-table: $(STAMP)
 chaos: $(STAMP)
 	CHAOS_WRITE=$(or $(CHAOS_WRITE),1) CHAOS_S=$(or $(CHAOS_S),600) \
 	    $(BIN)/python -m pytest -s -m chaos tests/integration/chaos $(PYTEST_ARGS)
+
+outbox-chaos: $(STAMP)
+	OUTBOX_CHAOS_S=$(or $(OUTBOX_CHAOS_S),120) $(BIN)/python -m pytest -s tests/integration/test_outbox_chaos.py $(PYTEST_ARGS)
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml

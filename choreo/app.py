@@ -10,7 +10,7 @@ from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.looking import Looking
 from choreo.ports import TopicSpec
-from choreo.process import Join, ProcessManager, Saga
+from choreo.process import Join, ProcessManager, Saga, Watch
 from choreo.process.interpreting import Process
 from choreo.running import Plan, Resources, Running, Settings, delay_topics
 from choreo.runtime.routing import Router
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Resource = Any
 """An instance, or an async generator function that yields one and is closed after the drain."""
 
+Given = Service | type[ProcessManager] | Saga | Join[..., Any] | Watch[Any]
+"""What an App is made of: each is a consumer group."""
+
 DLQ_BYTES_MAX = "2097152"
 """A dead letter is its original and what is said of it: it must fit where the original just fitted."""
 
@@ -30,7 +33,7 @@ class App:
     """Services and flows that belong together. Building it checks all of it.
 
     Args:
-        services: Services, process managers, sagas and joins, at least one; names differ.
+        services: Services, process managers, sagas, joins and watches of flows, at least one; names differ.
         flows: What the business calls a process.
         resources: What handlers ask for by type: instances, or a mapping of type to instance or async generator
             function.
@@ -45,7 +48,7 @@ class App:
 
     def __init__(
         self,
-        *services: Service | type[ProcessManager] | Saga | Join[..., Any],
+        *services: Given,
         flows: Sequence[Flow] = (),
         resources: Sequence[Resource] | Mapping[Any, Resource] = (),
         around: Sequence[Around] = (),
@@ -80,10 +83,10 @@ class App:
         self._check_resources()
         self._check_flows()
 
-    def _service(self, given: Service | type[ProcessManager] | Saga | Join[..., Any]) -> Service:
+    def _service(self, given: Given) -> Service:
         if isinstance(given, Service):
             return given
-        process = Process(given.manager if isinstance(given, (Saga, Join)) else given)
+        process = Process(given.manager if isinstance(given, (Saga, Join, Watch)) else given)
         return self.processes.setdefault(process.name, process).service
 
     def topic(self, logical: str) -> str:
@@ -113,6 +116,11 @@ class App:
             if known is None or known.event_version < event.event_version:
                 found[event.event_type] = event
         return found
+
+    def classes_of(self, type_: str) -> list[type[Event]]:
+        """Every class of an event type; all there are, of any, where none has that type."""
+        found = self._events()
+        return [event for event in found if event.event_type == type_] or found
 
     def input_topics(self, service: str) -> list[str]:
         """Actual topics one service subscribes to, beside that of replays, which it reads where it is there."""

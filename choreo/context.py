@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from choreo.envelope import Envelope
+from choreo.ports import FlowMark
 
 _log = logging.getLogger("choreo.handler")
 
@@ -21,13 +22,14 @@ class Context:
         attempt: 1 at the first invocation.
         correlation_id: Of the flow that what is emitted belongs to: the event's own, or that of a process's instance.
         transaction: The unit's transaction as the store's own driver has it, in a plain handler that asks for one.
+        flow: What a watch has found of the flow in this invocation, if anything.
         log: A logger that adds `about` to each record.
         about: Service, handler, event id, type, correlation id and attempt: what log records say of the invocation.
     """
 
     __slots__ = (
         *("_handler", "_log", "_now", "_service"),
-        *("attempt", "correlation_id", "envelope", "idempotency_key", "transaction"),
+        *("attempt", "correlation_id", "envelope", "flow", "idempotency_key", "transaction"),
     )
 
     def __init__(
@@ -46,6 +48,7 @@ class Context:
         self.attempt = attempt
         self.correlation_id = envelope.correlationid
         self.transaction = transaction
+        self.flow: FlowMark | None = None
         self._now = now
         self._service, self._handler = service, handler
         self._log: _EventLog | None = None

@@ -16,6 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from choreo.errors import DeclarationError, DecodeError
+from choreo.sensitive import is_sensitive, refuse_secret_types
 
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*\Z")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")  # Kafka's own rule for a topic's name
@@ -76,6 +77,7 @@ class Event(BaseModel):
         **kwargs: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        refuse_secret_types(cls)
         if type is None and topic is None:
             if key is not None:
                 raise DeclarationError(f"{cls.__name__}: key={key!r} is given without type= and topic=")
@@ -228,6 +230,11 @@ def _check(cls: type[Event], type_: object, version: object, topic: object, key:
     if key is not None and key not in cls.model_fields:
         fields = ", ".join(cls.model_fields) or "none"
         raise DeclarationError(f"{name}: key={key!r} names no field of the event; its fields are: {fields}")
+    if key is not None and is_sensitive(cls, key):
+        raise DeclarationError(
+            f"{name}: key={key!r} is Sensitive, and the key of a record is in every trace and listing; take another "
+            "field, or a digest of this one"
+        )
 
 
 def _named(function: Upcaster) -> str:

@@ -182,6 +182,9 @@ class OperatedStore(TimerStore, Protocol):
         """
 
     async def interventions(
-        self, process: str = "", key: str = "", *, correlation_id: str = ""
+        self, process: str = "", key: str = "", *, correlation_id: str = "", since_ms: int | None = None
     ) -> Sequence[Intervention]:
-        """What was done by hand, oldest first: to one instance; or with `correlation_id` to those of one flow."""
+        """What was done by hand, oldest first.
+
+        To one instance; or with `correlation_id` to those of one flow; or with `since_ms` to any, from then on.
+        """

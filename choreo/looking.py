@@ -19,6 +19,7 @@ from choreo.ports import IdempotencyStore
 from choreo.process import ProcessManager
 from choreo.process.interpreting import Process
 from choreo.runtime.clock import SystemClock
+from choreo.sensitive import REDACTED, has_sensitive, redacted
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
 
@@ -30,7 +31,7 @@ class Status:
     Attributes:
         instance: Of the class of its version; None if this build does not have that, or it has not begun.
         state: Empty if it has not begun, and only keeps events for when it does.
-        fields: Of the instance, as JSON has them.
+        fields: Of the instance, as JSON has them; `***` for what is Sensitive, which `instance` has.
         timers: When each is due, by name; empty in a listing.
         deferred: Types of the events that wait for another state.
     """
@@ -154,12 +155,22 @@ def status(process: Process, instance: Instance, timers: Sequence[Timer] = ()) -
         instance.state,
         instance.ended,
         made,
-        orjson.loads(instance.data),
+        _fields(process, instance),
         {timer.name: _when(timer.due_ms) for timer in timers},
         tuple(type_ for type_, _ in orjson.loads(instance.deferred)),
         instance.correlation_id,
         _when(instance.updated_ms),
     )
+
+
+def _fields(process: Process, instance: Instance) -> dict[str, Any]:
+    fields: dict[str, Any] = orjson.loads(instance.data)
+    version = process.versions.get(instance.version)
+    if version is not None:
+        found = redacted(version.made, fields)
+    else:  # which ones were marked in that version, nobody knows here
+        found = REDACTED if any(has_sensitive(each.made) for each in process.versions.values()) else fields
+    return found if isinstance(found, dict) else dict.fromkeys(fields, REDACTED)
 
 
 def _require(path: Path, option: str) -> None:

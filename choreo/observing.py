@@ -1,16 +1,17 @@
 """What is to be seen of a process that runs services: its traces, its metrics, and whether it is well."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from choreo.ports import IdempotencyStore, Instrument, Transport
-from choreo.runtime.health import not_alive, not_ready
+from choreo.ports import Backlog, IdempotencyStore, Instrument, Transport
 from choreo.runtime.levels import Gauge
 from choreo.runtime.worker import Worker
 from choreo.telemetry import endpoint
 from choreo.telemetry.setup import TraceMode, instrument_from_environment, meters_from_environment
+
+Reasons = Callable[[], Sequence[str]]
 
 
 class Observing:
@@ -63,6 +64,16 @@ class Observing:
         """The store of one service."""
         return store if self._meters is None else self._meters.store(service, store)
 
+    @property
+    def counts(self) -> bool:
+        """Whether somebody wants metrics."""
+        return self._meters is not None
+
+    def tell_backlog(self, service: str, backlog: Backlog | None) -> None:
+        """What waits in the outbox of a relay; None when another relay leads."""
+        if self._meters is not None:
+            self._meters.tell_backlog(service, backlog)
+
     @asynccontextmanager
     async def gauging(self, workers: Mapping[str, Worker]) -> AsyncIterator[None]:
         """Look at how things stand now and then, where somebody wants metrics, until the block ends."""
@@ -81,8 +92,8 @@ class Observing:
                     meters.tell(name, None)
 
     @asynccontextmanager
-    async def serving(self, workers: Mapping[str, Worker]) -> AsyncIterator[int | None]:
-        """Say how the workers are over HTTP, where asked for; yields the port.
+    async def serving(self, not_alive: Reasons, not_ready: Reasons) -> AsyncIterator[int | None]:
+        """Say over HTTP, where asked for, why the process is not alive or not ready; yields the port.
 
         Raises:
             ConfigurationError: It cannot listen there.
@@ -91,8 +102,8 @@ class Observing:
             yield None
             return
         pages = {
-            "/livez": lambda: endpoint.verdict(not_alive(workers.values())),
-            "/readyz": lambda: endpoint.verdict(not_ready(workers.values())),
+            "/livez": lambda: endpoint.verdict(not_alive()),
+            "/readyz": lambda: endpoint.verdict(not_ready()),
             "/metrics": endpoint.scrape,
         }
         async with endpoint.serving(self._host, self._port, pages) as port:

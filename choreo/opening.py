@@ -27,14 +27,13 @@ def open_transport(broker: str, *, clock: Clock | None = None) -> Transport:
         return EmbeddedTransport(Database(rest), clock or SystemClock())
     if kind == "kafka" and rest.strip("/"):
         from choreo.transports.kafka import KafkaTransport
-        from choreo.transports.kafka.settings import security_from_environment
 
-        return KafkaTransport(rest.strip("/"), security=security_from_environment())
+        return KafkaTransport(_servers(broker))
     if kind == "kafka+confluent" and rest.strip("/"):
-        _require("confluent_kafka", "confluent", "kafka+confluent://...")
+        require("confluent_kafka", "confluent", "kafka+confluent://...")
         from choreo.transports.confluent import ConfluentTransport
 
-        return ConfluentTransport(rest.strip("/"))
+        return ConfluentTransport(_servers(broker))
     raise ConfigurationError(
         f"the broker {_shown(broker)} is not understood; write embedded:PATH, kafka://HOST:PORT[,HOST:PORT] or "
         "kafka+confluent://HOST:PORT[,HOST:PORT]"
@@ -67,7 +66,7 @@ def open_store(
         database = Database(rest.replace("{service}", service))
         return SqliteStore(database, clock, with_log=False, lease_s=lease_s)
     if kind in ("postgresql", "postgres"):
-        _require("psycopg_pool", "postgres", "postgresql://...")
+        require("psycopg_pool", "postgres", "postgresql://...")
         from choreo.stores.postgres import PostgresStore
 
         plain, ours = _split(url, "choreo_schema", "choreo_prefix", "choreo_connections_max")
@@ -79,7 +78,7 @@ def open_store(
             connections_max=_count(ours.get("choreo_connections_max", "8"), "choreo_connections_max"),
         )
     if kind in ("redis", "rediss"):
-        _require("redis", "redis", f"{kind}://...")
+        require("redis", "redis", f"{kind}://...")
         from choreo.stores.redis import RedisStore
 
         plain, ours = _split(url, "choreo_prefix", "choreo_cluster")
@@ -109,12 +108,28 @@ def _count(text: str, name: str) -> int:
     return int(text)
 
 
+def _servers(broker: str) -> str:
+    """The servers of a Kafka's URL; there is nowhere in it for a user and password."""
+    servers = broker.partition(":")[2].strip("/")
+    if "@" in servers or "?" in servers:
+        raise ConfigurationError(
+            f"the broker {_shown(broker.partition('?')[0])}: a Kafka's URL holds servers only; who you are is "
+            "told by CHOREO_KAFKA_SECURITY_PROTOCOL, CHOREO_KAFKA_SASL_USERNAME and the like: docs/security.md"
+        )
+    return servers
+
+
 def _shown(url: str) -> str:
     """A URL without what may be a password."""
     before, at, host = url.rpartition("@")
     return f"{before.partition(':')[0]}://...@{host}" if at else repr(url)
 
 
-def _require(package: str, extra: str, wanted: str) -> None:
+def require(package: str, extra: str, wanted: str) -> None:
+    """Refuse, with the command that installs what is missing.
+
+    Raises:
+        ConfigurationError: The package of an extra is not there.
+    """
     if find_spec(package) is None:
         raise ConfigurationError(f'{wanted} needs a package that is not installed: pip install "choreo[{extra}]"')

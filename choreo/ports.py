@@ -6,8 +6,9 @@ suite in `choreo.testing.conformance` holds it to that.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from choreo.access import Access
 from choreo.envelope import Envelope
 from choreo.record import ProducerRecord, Record, TopicPartition
 
@@ -48,6 +49,17 @@ class TopicSpec(NamedTuple):
     partitions: int
     replication: int = 1
     config: tuple[tuple[str, str], ...] = ()
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A transport whose brokers may grant some rights and not others."""
+
+    principal: str
+    """Whom the brokers take us for."""
+
+    async def lacking(self, wanted: Sequence[Access]) -> Sequence[Access]:
+        """What of `wanted` is not granted, as far as the brokers tell."""
 
 
 class Assignment(Protocol):
@@ -390,6 +402,19 @@ class UnitInfo:
     new_trace: bool = False
 
 
+class FlowMark(NamedTuple):
+    """What a watch has found of a flow: that it came to an `end`, or that it is past its deadline.
+
+    `end`: type of an event, empty while it is open. `took_s`: from the flow's first event until then, by the clocks
+    of who sent them. `overdue`: it is found to be past its deadline only now.
+    """
+
+    flow: str
+    end: str
+    took_s: float
+    overdue: bool
+
+
 class Span(Protocol):
     """One `process` span, open while its unit is worked on."""
 
@@ -423,6 +448,12 @@ class Instrument(Protocol):
         `new_trace`: it begins a trace of its own, linked to the context its envelope has, as a replay does.
         """
 
+    def flow(self, mark: FlowMark) -> None:
+        """A watched flow has ended, or is past its deadline, and that is durable."""
+
+    def breaker(self, handler: str, *, is_open: bool) -> None:
+        """The circuit breaker of a handler has opened, again after a probe that failed too, or closed."""
+
     def close(self) -> None:
         """Flush what was recorded."""
 
@@ -448,3 +479,10 @@ class Levels(NamedTuple):
     running_max: int
     lanes: int
     timers_due: int | None = None
+
+
+class Backlog(NamedTuple):
+    """What waits in an application's outbox: how many rows, and the age of the oldest; both 0 when all is sent."""
+
+    rows: int
+    oldest_s: float

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from choreo.access import Access, lacking
 from choreo.binding import Around, BoundHandler
 from choreo.core.messages import Limits
 from choreo.errors import ConfigurationError, DeclarationError
@@ -16,12 +17,13 @@ from choreo.event import Event
 from choreo.instances import INSTANCES, TimerStore
 from choreo.observing import Observing
 from choreo.opening import STORES, open_store, open_transport
-from choreo.ports import Clock, IdempotencyStore, TopicSpec, Transport
+from choreo.ports import Clock, Guarded, IdempotencyStore, TopicSpec, Transport
 from choreo.process.interpreting import Process
 from choreo.process.timing import due_record
 from choreo.publisher import Publisher, Reference
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import Emitter
+from choreo.runtime.health import not_alive, not_ready
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.routing import Router
 from choreo.runtime.timers import POLL_S, TimerPoller
@@ -46,13 +48,22 @@ class Plan:
     outputs: Sequence[str]
     process: Process | None = None
 
+    def needs(self, topic: Callable[[str], str], *, changelog: bool) -> list[Access]:
+        """The rights it needs on Kafka."""
+        from choreo.granting import needs  # not needed, and its clients not imported, without Kafka
+
+        written = [*self.outputs, *delay_topics(self.service, topic)]
+        if self.process is not None:
+            written.append(topic(self.process.due.event_topic))
+        return needs(self.service, self.inputs, written, topic, changelog=changelog)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Where and how to run; see `App.running`."""
 
     broker: str
-    store: str | None = None
+    store: str | None = field(default=None, repr=False)  # its URL may hold a password
     drain_s: float = 20.0
     lease_s: float = 30.0
     key_ttl_s: float = 7 * 86_400.0
@@ -187,6 +198,7 @@ class Running:
         async with AsyncExitStack() as stack:
             await self.transport.open()
             stack.push_async_callback(self.transport.close)
+            await self._check_rights()
             await self._check_topics()
             observing = self._observing()
             stack.push_async_callback(asyncio.to_thread, observing.close)  # it may wait for a collector
@@ -204,7 +216,9 @@ class Running:
             for plan in self._plans:
                 worker = await self._worker(plan, instances, observing, stack)
                 self.workers[plan.service.name] = worker
-            self.health_port = await stack.enter_async_context(observing.serving(self.workers))
+            self.health_port = await stack.enter_async_context(
+                observing.serving(lambda: not_alive(self.workers.values()), lambda: not_ready(self.workers.values()))
+            )
             async with AsyncExitStack() as draining:
                 for worker in self.workers.values():
                     draining.push_async_callback(worker.stop)
@@ -288,6 +302,16 @@ class Running:
             await self.transport.create_topics(specs)
         known = await self.transport.topics([*plan.inputs, *(spec.name for spec in specs)])
         check_topics(group, plan.inputs, known, prefix)
+
+    async def _check_rights(self) -> None:
+        """All that the services need is granted: else it shows at the first emit, or as a topic that is missing."""
+        if not isinstance(self.transport, Guarded):
+            return
+        changelog = self.settings.store == "changelog"
+        wanted = [each for plan in self._plans for each in plan.needs(self._topic, changelog=changelog)]
+        missing = await self.transport.lacking(wanted)
+        if missing:
+            raise ConfigurationError(lacking(self.transport.principal, missing))
 
     async def _check_topics(self) -> None:
         """All that are needed are there; each service reads its topic of replays too, if there is one."""

@@ -12,6 +12,7 @@ from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.instances import instances as instance_commands
 from choreo.cli.publish import publish as run_publish
+from choreo.cli.relay import relay as run_relay
 from choreo.cli.replay import replay as run_replay
 from choreo.cli.run import run as run_services
 from choreo.cli.schemas import schemas as schema_commands
@@ -33,6 +34,7 @@ for _command in (
     run_dev,
     run_services,
     run_publish,
+    run_relay,
     run_trace,
     run_graph,
     run_check,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -191,4 +192,7 @@ def _where(error: Exception) -> str:
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     place = f" ({last.tb_frame.f_code.co_filename}:{last.tb_lineno})" if last is not None else ""
+    if isinstance(error, ValidationError):  # it quotes all it was given: other settings, and their passwords
+        wrong = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors(include_input=False))
+        return f"{error.title}: {'; '.join(f'{name}: {said}' for name, said in wrong)}{place}"
     return f"{type(error).__name__}: {error}{place}"

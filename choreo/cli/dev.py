@@ -28,6 +28,7 @@ from choreo.cli.console import (
 )
 from choreo.cli.run import serve, stop_on_signals
 from choreo.errors import ConfigurationError
+from choreo.runtime.unsaid import say_words
 
 POLL_S = 0.5
 STOP_S = 10.0
@@ -61,6 +62,7 @@ def dev(
         command = [sys.executable, "-m", "choreo", "dev", target, "--broker", broker, "--no-reload"]
         raise typer.Exit(_supervise(command, {name: text for name, text in told.items() if text}))
     logs.configure(as_json=False)
+    say_words()
     settings = {
         "broker": broker,
         "store": store,

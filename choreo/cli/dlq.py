@@ -13,7 +13,7 @@ from choreo.cli.console import AsJson, Broker, Target, err, load_app, moment_ms,
 from choreo.cli.ordering import By, DryRun, ModeOption, Note, Rate, Run, Yes, carry_out, mode_of, opened, operator
 from choreo.errors import ConfigurationError
 from choreo.runtime import letters as dead
-from choreo.runtime.exporting import exported, shown
+from choreo.runtime.exporting import exported, shown, without_sensitive
 from choreo.runtime.letters import Fate, Filter, Letter
 from choreo.runtime.redriving import Operator, Orders, Reading, Redrive, partitions_of_replays, read
 from choreo.runtime.replaying import Mode
@@ -75,17 +75,19 @@ def show(
     target: Target,
     broker: Broker,
     id_: Annotated[str, typer.Argument(metavar="ID", help="As `list` prints it: inventory.dlq/0@17.")],
-    payload: Annotated[bool, typer.Option("--payload", help="The value too, which may hold secrets.")] = False,
+    payload: Annotated[bool, typer.Option("--payload", help="The value too, *** for what is Sensitive.")] = False,
+    reveal: Annotated[bool, typer.Option("--reveal", help="The value as it is, secrets included.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter: its event, why it failed, where it came from, its headers, what has become of it."""
     app, wanted = load_app(target), Filter(ids=_ids([id_]))
     reading = run_async(_read(app, broker, None, wanted))
     (letter,) = _matching(reading, wanted)
-    record, told = letter.record, dead.as_dict(letter, reading.fate(letter))
+    told = dead.as_dict(letter, reading.fate(letter))
+    record = letter.record if reveal else without_sensitive(letter.record, app.classes_of(letter.type))
     headers = exported(record)["headers"]
     if as_json:
-        more = {"headers": headers, **({"record": exported(record)} if payload else {})}
+        more = {"headers": headers, **({"record": exported(record)} if payload or reveal else {})}
         print_json(told | more)
         return
     rows = [(name.replace("_", " "), str(told[name])) for name in told if name not in ("original", "orders")]
@@ -97,8 +99,8 @@ def show(
         note = f": {each['note']}" if each["note"] else ""
         rows.append(("order", f"{each['mode']} by {each['by']} at {each['time']}{note}"))
     value = record.value or b""
-    hidden = f"{len(value):,} bytes, shown with --payload"
-    rows.append(("payload", value.decode("utf-8", "backslashreplace") if payload else hidden))
+    hidden = f"{len(letter.record.value or b''):,} bytes, shown with --payload"
+    rows.append(("payload", value.decode("utf-8", "backslashreplace") if payload or reveal else hidden))
     for name, said in rows:
         out().print(f"[bold]{name:<15}[/] {shown(said)}", highlight=False)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from choreo.cli.console import embedded_path, require_log
-from choreo.cli.histories import Asked, history, opened
+from choreo.cli.histories import Asked, history, interventions, opened
 from choreo.cli.tracing import Where, declared_topics
 from choreo.flow.drift_log import LogReading, Window
-from choreo.flow.drift_seen import UNFINISHED, Seen, SeenUnit
+from choreo.flow.drift_seen import UNFINISHED, ByHand, Seen, SeenUnit
 from choreo.flow.drift_traces import from_traces
 from choreo.flow.estate import read_estate
 from choreo.flow.model import Capability
@@ -63,6 +63,11 @@ async def from_broker(look: Look, broker: str, store: str | None, topics: Sequen
     known: list[SeenUnit] = []
     told: set[str] = set()
     async with opened(broker, store, services, notes) as stores:
+        done = await interventions(stores, since_ms=int(window.from_ms))
+        by_hand = [
+            ByHand(each.process, each.what.split()[0], each.what, each.who, each.why, each.at_ms, each.correlation_id)
+            for each in done
+        ]
         for each in stores:
             told.update(each.services)
             if each.of_flows:  # records that nobody could read are of no flow
@@ -70,7 +75,9 @@ async def from_broker(look: Look, broker: str, store: str | None, topics: Sequen
                     rows += of_flow
             else:
                 known += await _known(each, reading)
-    return await asyncio.to_thread(reading.seen, rows, known=known, window=window, told=told, notes=notes)
+    return await asyncio.to_thread(
+        reading.seen, rows, known=known, window=window, told=told, notes=notes, by_hand=by_hand
+    )
 
 
 async def _known(asked: Asked, reading: LogReading) -> list[SeenUnit]:

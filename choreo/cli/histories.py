@@ -88,16 +88,21 @@ async def history(stores: Sequence[Asked], flows: Sequence[str]) -> dict[str, Ro
 
 
 async def by_hand(stores: Sequence[Asked], flows: Sequence[str]) -> list[str]:
-    """What an operator did to instances of the flows, in words; a store without those tables has nothing to tell."""
-    done: list[Intervention] = []
-    for each in stores:
-        if hasattr(each.store, "interventions") and not await each.store.plan():
-            for flow in flows:
-                done += await each.store.interventions(correlation_id=flow)
+    """What an operator did to instances of the flows, in words."""
+    done = [each for flow in flows for each in await interventions(stores, correlation_id=flow)]
     return [
         printable(f"by hand, {moment(each.at_ms)}, {each.who}: {each.process} {each.key}: {each.what} ({each.why})")
         for each in sorted(done, key=lambda each: each.at_ms)
     ]
+
+
+async def interventions(stores: Sequence[Asked], **which: Any) -> list[Intervention]:
+    """What an operator did to instances; a store without those tables has nothing to tell."""
+    done: list[Intervention] = []
+    for each in stores:
+        if hasattr(each.store, "interventions") and not await each.store.plan():
+            done += await each.store.interventions(**which)
+    return done
 
 
 async def timers(stores: Sequence[Asked], flow: str, now_ms: int) -> list[TimerWaiting]:

@@ -4,8 +4,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any, BinaryIO
@@ -19,11 +18,8 @@ from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, Broker, Target, err, load_app, out, print_json, reported, run_async
 from choreo.errors import ChoreoError, ConfigurationError, DecodeError
 from choreo.event import Event
-from choreo.opening import open_transport
 from choreo.publisher import Publisher, Reference
-from choreo.runtime.clock import SystemClock
 from choreo.runtime.routing import PAYLOAD_BYTES_MAX
-from choreo.telemetry.setup import instrument_from_environment
 
 BATCH = 500
 LINES_KEPT_MAX = 1000
@@ -165,16 +161,8 @@ async def _publish_file(
                 progress.update(task, completed=read, total=expected)
 
 
-@asynccontextmanager
-async def _publisher(app: App, broker: str) -> AsyncIterator[Publisher]:
-    transport = open_transport(broker)
-    await transport.open()
-    instrument = instrument_from_environment(app.name, system=transport.system)
-    try:
-        yield Publisher(transport, instrument, SystemClock(), topic=app.topic, source=f"/{app.name}")
-    finally:
-        await transport.close()
-        await asyncio.to_thread(instrument.close)
+def _publisher(app: App, broker: str) -> Publisher:
+    return Publisher(broker, topic=app.topic, source=f"/{app.name}")
 
 
 def _class(app: App, type_: str | None, file: str | None) -> type[Event]:

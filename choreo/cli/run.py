@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +27,12 @@ from choreo.cli.console import (
 )
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.runtime.collector import collect_less
+from choreo.runtime.unsaid import unsaid
 
 log = logging.getLogger("choreo.run")
+
+LogJson = Annotated[bool, typer.Option(help="Logs as JSON lines.")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 
 
 @reported
@@ -41,17 +45,15 @@ def run(
     store: Store = None,
     drain_s: Annotated[float, typer.Option(min=0.0, help="Seconds to finish what is running.")] = 20.0,
     key_ttl: Annotated[str, typer.Option(help="How long, in log time, a duplicate may come after the first.")] = "7d",
-    log_json: Annotated[bool, typer.Option(help="Logs as JSON lines.")] = False,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_json: LogJson = False,
+    log_level: LogLevel = "info",
     trace_mode: TraceMode = "parent",
     trace_split_after: SplitAfter = "1h",
     health_port: HealthPort = None,
     health_host: HealthHost = "127.0.0.1",
 ) -> None:
     """Run services until SIGTERM or SIGINT, then drain: exit 0 drained, 1 failed. A second signal exits at once."""
-    if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise ConfigurationError(f"--log-level {log_level}: there is debug, info, warning and error")
-    logs.configure(as_json=log_json, level=log_level)
+    logs.configure(as_json=log_json, level=checked_level(log_level))
     app = load_app(target)
     wanted = list(dict.fromkeys(service or app.services))
     if unknown := [name for name in wanted if name not in app.services]:
@@ -72,8 +74,8 @@ def run(
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
-    except Exception:
-        log.exception("stopped by an error")
+    except Exception as error:
+        log.error("stopped by an error", exc_info=unsaid(error))
         raise typer.Exit(FAILED) from None
 
 
@@ -98,15 +100,31 @@ async def serve(
     """Run until `stop`, or until a worker died, whose error is raised after the others have drained."""
     async with app.running(services, share_tracer=True, **settings) as running:
         ready()
-        tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.failed())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await until_stopped(stop, running.failed())
+
+
+async def until_stopped(stop: asyncio.Event, failed: Coroutine[Any, Any, None]) -> None:
+    """Return when `stop` is set; raise what `failed` raises."""
+    tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(failed)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def checked_level(level: str) -> str:
+    """A level of `--log-level`.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigurationError(f"--log-level {level}: there is debug, info, warning and error")
+    return level
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -1,15 +1,18 @@
-"""`choreo topics plan | apply`: the topics an app needs, against those there are."""
+"""`choreo topics plan | apply | acl`: the topics an app needs, against those there are, and the rights on them."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from choreo.access import Access, lacking
 from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, Broker, Store, Target, load_app, out, print_json, reported, run_async
+from choreo.errors import ConfigurationError
 from choreo.opening import open_transport
-from choreo.ports import TopicSpec
+from choreo.ports import Guarded, TopicSpec
 
 topics = typer.Typer(
     help="Compare an app's topics with the broker's, and create what is missing.", no_args_is_help=True
@@ -54,6 +57,65 @@ def apply(
     _print(run_async(_apply(load_app(target), broker, partitions, replication, store, widen)), as_json)
 
 
+@topics.command()
+@reported
+def acl(
+    target: Target,
+    service: Annotated[list[str] | None, typer.Option(help="A service, again for more; all unless given.")] = None,
+    principal: Annotated[
+        str, typer.Option(help="Whom the brokers take a service for; {service} stands for its name.")
+    ] = "User:{service}",
+    broker: Annotated[
+        str,
+        typer.Option(envvar="CHOREO_BROKER", help="kafka://... or kafka+confluent://..., as the services have it."),
+    ] = "kafka://localhost:9092",
+    command_config: Annotated[
+        str, typer.Option(help="The administrator's own settings, as Kafka's tools take them.")
+    ] = "admin.properties",
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the rights each service needs and no others, as commands of Kafka's kafka-acls.sh. Changes nothing."""
+    app = load_app(target)
+    kind, _, servers = broker.partition(":")
+    if not kind.startswith("kafka"):
+        raise ConfigurationError(
+            "there are rights on Kafka only: give --broker kafka://HOST:PORT, as services have it"
+        )
+    plans = app.plans(service or list(app.services))
+    needed = {plan.service.name: plan.needs(app.topic, changelog=store == "changelog") for plan in plans}
+    names = {name: principal.replace("{service}", name) for name in needed}
+    if as_json:
+        print_json({"services": [_rights(name, names[name], needed[name]) for name in needed]})
+        return
+    tool = ["kafka-acls.sh", "--bootstrap-server", servers.strip("/"), "--command-config", command_config, "--add"]
+    for name, rights in needed.items():
+        typer.echo(f"# {name}")
+        for each in rights:
+            words = [*tool, "--allow-principal", names[name]]
+            words += [word for operation in each.operations for word in ("--operation", operation)]
+            words += [f"--{each.resource}", each.name]
+            words += ["--resource-pattern-type", "prefixed"] if each.prefixed else []
+            typer.echo(f"{shlex.join(words)}  # {each.why}")
+
+
+def _rights(service: str, principal: str, rights: Sequence[Access]) -> dict[str, Any]:
+    return {
+        "service": service,
+        "principal": principal,
+        "acls": [
+            {
+                "resource_type": each.resource,
+                "name": each.name,
+                "pattern_type": "prefixed" if each.prefixed else "literal",
+                "operations": list(each.operations),
+                "why": each.why,
+            }
+            for each in rights
+        ],
+    }
+
+
 def compare(wanted: Sequence[TopicSpec], existing: Mapping[str, TopicSpec]) -> list[dict[str, Any]]:
     """A row for each wanted topic; `state`: ok, missing, fewer_partitions."""
     rows = []
@@ -92,9 +154,13 @@ async def _looked_at(
     await transport.open()
     try:
         existing = await transport.topics()
+        wanted = wanted_topics(app, partitions, replication, store, existing, widen=False)
+        missing = [Access("topic", spec.name, ("Describe",)) for spec in wanted if spec.name not in existing]
+        if missing and isinstance(transport, Guarded) and (hidden := await transport.lacking(missing)):
+            raise ConfigurationError(lacking(transport.principal, hidden))
     finally:
         await transport.close()
-    return compare(wanted_topics(app, partitions, replication, store, existing, widen=False), existing)
+    return compare(wanted, existing)
 
 
 async def _apply(

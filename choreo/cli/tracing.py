@@ -164,6 +164,7 @@ def declared_topics(where: Where) -> list[str]:
     services = where.capability.services
     own = [(each.dead_letter_topic, each.replay_topic, *each.delay_topics) for each in services]
     names = [name for each in own for name in each if name]
+    names += [each.timers.topic for each in services if each.timers is not None]
     for _, handler in where.capability.handlers():
         names += [each.topic for each in (*handler.consumes, *handler.emits)]
     names += [each.starts.topic for each in where.capability.flows]

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 DEFERRED_MAX = 100
 """Events that one instance keeps for a later state; one more is rejected."""
 
+CORRELATION = "(correlationid)"
+"""In `correlate` in place of a field: an instance is named by the correlation id of its events, and is one a flow."""
+
 Unexpected = Literal["defer", "ignore", "reject"]
 """What becomes of an event that the current state does not take: it waits for a state that does, is passed over, or
 is dead-lettered."""
@@ -65,7 +68,7 @@ class Definition(_Data):
     """One version of one process.
 
     Attributes:
-        correlate: For each event type, the field that names the instance.
+        correlate: For each event type, the field that names the instance, or CORRELATION.
         starts: What begins an instance; `to` is set in each.
         unexpected: Of events that the state does not take; those before the start, too.
         late: Of events that come when the instance has ended.

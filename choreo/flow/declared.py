@@ -15,7 +15,7 @@ from choreo.flow.model import (
     Emit,
     EventRef,
 )
-from choreo.process.timing import from_others
+from choreo.process.timing import TimerDue, from_others
 from choreo.service import Flow, Service
 
 Topic = Callable[[str], str]
@@ -38,6 +38,7 @@ def _service(service: Service, handlers: Sequence[BoundHandler], topic: Topic) -
     sent = [event for bound in handlers for event in bound.emits]
     events = [_event(each, "receive", topic) for each in dict.fromkeys(received)]
     events += [_event(each, "send", topic) for each in dict.fromkeys(sent)]
+    timers = [event for bound in handlers for event in bound.handler.events if issubclass(event, TimerDue)]
     return DeclaredService(
         name=service.name,
         group=service.group,
@@ -45,6 +46,7 @@ def _service(service: Service, handlers: Sequence[BoundHandler], topic: Topic) -
         dead_letter_topic=topic(service.dlq_topic),
         replay_topic=topic(service.replay_topic),
         delay_topics=tuple(topic(service.delay_topic(delay_s)) for delay_s in service.delays_s),
+        timers=_ref(timers[0], topic) if timers else None,
         handlers=tuple(sorted((_handler(bound, topic) for bound in handlers), key=lambda each: each.name)),
         events=tuple(sorted(events, key=lambda each: (each.type, each.version, each.direction, each.name))),
     )

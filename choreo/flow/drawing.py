@@ -122,8 +122,10 @@ def _label(node: Node, begun_ms: int) -> str:
 
 
 def replayed(order: Replayed) -> str:
-    """That somebody ordered it once more."""
-    return f"replayed to {order.handler} by {order.by or 'somebody'}" + (", forced" if order.mode == "force" else "")
+    """That somebody ordered it once more, or dropped its dead letter."""
+    what = f"dead letter of {order.handler} dropped" if order.mode == "drop" else f"replayed to {order.handler}"
+    note = f" ({order.note})" if order.note else ""
+    return f"{what} by {order.by or 'somebody'}" + (", forced" if order.mode == "force" else "") + note
 
 
 def where(node: Node) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from choreo.flow.drift_absence import broken, never, observed_edges, overdue, runs, silence
 from choreo.flow.drift_edges import Declared, Sighted, seen_as, sighted
 from choreo.flow.drift_findings import DRIFT_LEVELS, DriftFinding
+from choreo.flow.drift_hand import interventions, unforced
 from choreo.flow.drift_outliers import outliers
 from choreo.flow.drift_presence import cardinality, circles, edges, late, letters
 from choreo.flow.drift_seen import DEAD_LETTER, Seen
@@ -87,18 +88,20 @@ def compare(
     judged = capability.of(*services) if services else capability
     declared = Declared(judged)
     sightings = [each for each in sighted(seen) if not services or each.edge.service in services]
+    ordinary = unforced(sightings, seen)
     timeout_ms = timeout_s * 1000
     findings = [
         *edges(declared, sightings),
         *letters(declared, seen),
         *cardinality(declared, seen),
         *circles(Declared(capability), seen, services),
-        *late(sightings, seen, timeout_ms),
+        *late(ordinary, seen, timeout_ms),
         *silence(declared, seen, timeout_ms),
         *never(declared, sightings, seen),
         *broken(seen, services),
         *overdue(declared, seen),
-        *outliers(sightings, seen),
+        *outliers(ordinary, seen),
+        *interventions(seen, services),
     ]
     fitness, precision = _measures(declared, sightings, seen)
     sample = {

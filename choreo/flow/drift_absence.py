@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from math import inf
 
 from choreo.flow.drift_edges import Declared, Edge, Ref, Sighted, ref, seen_as
 from choreo.flow.drift_findings import DriftFinding, Evidence
+from choreo.flow.drift_hand import decisions
 from choreo.flow.drift_seen import DEAD_LETTER, DELAYED, DONE, DUPLICATE, HANDLED, Seen, SeenEvent
 from choreo.flow.model import DeclaredFlow, DeclaredHandler, DeclaredService
 from choreo.flow.waiting import KEY_KEPT_S
@@ -108,9 +110,10 @@ def never(declared: Declared, sightings: Iterable[Sighted], seen: Seen) -> Itera
 
 
 def observed_edges(sightings: Iterable[Sighted]) -> frozenset[Edge]:
-    """Edges seen; who emitted something for an event has taken it in."""
+    """Edges seen; who emitted something for an event has taken it in, and has emitted it for whichever."""
     edges = {each.edge for each in sightings}
-    return frozenset(edges | {edge._replace(emitted=None) for edge in edges if edge.consumed is not None})
+    taken = {edge._replace(emitted=None) for edge in edges if edge.consumed is not None}
+    return frozenset(edges | taken | {edge._replace(consumed=None) for edge in edges if edge.emitted is not None})
 
 
 def broken(seen: Seen, services: Collection[str]) -> Iterator[DriftFinding]:
@@ -128,14 +131,19 @@ def broken(seen: Seen, services: Collection[str]) -> Iterator[DriftFinding]:
 
 
 def overdue(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
-    """`overdue_flow`: begun in the window, and not at an end within the deadline that its `Flow` declares."""
+    """`overdue_flow`: begun in the window, and not at an end within the deadline that its `Flow` declares.
+
+    Nor had anybody decided by then, by hand, how it goes on.
+    """
+    decided_ms = decisions(seen)
     for flow in declared.capability.flows:
         if flow.deadline_s is None:
             continue
         never, late = Evidence(), Evidence()
         letters = 0
         for begun, ended_ms, dead in runs(declared, flow, seen):
-            if (seen.to_ms if ended_ms is None else ended_ms) - begun.at_ms > flow.deadline_s * 1000:
+            due_ms = begun.at_ms + flow.deadline_s * 1000
+            if (seen.to_ms if ended_ms is None else ended_ms) > due_ms < decided_ms.get(begun.flow, inf):
                 (never if ended_ms is None else late).add(begun.at_ms, begun.trace_id, begun.flow)
                 letters += dead and ended_ms is None
         where, within = f"flow {flow.name}", f"within the {flow.deadline_s:g} s it declares"

@@ -114,13 +114,16 @@ class Declared:
 
     @cached_property
     def edges(self) -> Sequence[Edge]:
-        """All of them: each event a handler consumes, and each it may emit for it."""
+        """All of them: each event a handler consumes, and each it may emit for it.
+
+        Of a process it is its instance's state that decides for which event, or timer, it emits what: for whichever.
+        """
         found = []
         for service, handler in self.capability.handlers():
-            for consumed in handler.consumes:
-                edge = Edge(Ref(consumed.type, consumed.version), service.name, handler.name)
-                found.append(edge)
-                found += [edge._replace(emitted=Ref(emit.type, emit.version)) for emit in handler.emits]
+            taken = [Edge(Ref(each.type, each.version), service.name, handler.name) for each in handler.consumes]
+            found += taken
+            for cause in taken if service.timers is None else [Edge(None, service.name, handler.name)]:
+                found += [cause._replace(emitted=Ref(emit.type, emit.version)) for emit in handler.emits]
         return list(dict.fromkeys(found))
 
 

@@ -19,6 +19,7 @@ DRIFT_LEVEL_OF: Mapping[str, DriftLevel] = {
     "missing_emission": "improvement",
     "unconsumed_event": "improvement",
     "unknown_version": "improvement",
+    "intervention": "information",
     "never_observed_edge": "information",
     "broken_trace": "information",
     "late_hop": "information",

@@ -12,6 +12,7 @@ from choreo.flow.drift_seen import (
     DONE,
     UNFINISHED,
     Broken,
+    ByHand,
     Seen,
     SeenEvent,
     SeenUnit,
@@ -19,9 +20,9 @@ from choreo.flow.drift_seen import (
     grouped,
     service_names,
 )
-from choreo.flow.joining import dead_letter_of, envelope_of, replay_of
+from choreo.flow.joining import dead_letter_of, envelope_of, is_retry, replay_of
 from choreo.flow.model import Capability
-from choreo.flow.timeline import DeadLetter, Place
+from choreo.flow.timeline import DeadLetter, Place, Replayed
 from choreo.record import Record
 
 ORDINALS_MAX = 100
@@ -52,6 +53,11 @@ class LogReading:
         self._declared = Declared(capability)
         self._names = service_names(capability)
         self._handlers = {each.name: [handler.name for handler in each.handlers] for each in capability.services}
+        self._replays = {topic_prefix + each.replay_topic: each.name for each in capability.services}
+        self._orders: list[ByHand] = []
+        self._marks: list[tuple[str, ByHand]] = []
+        self._given_up: dict[str, tuple[str, str]] = {}  # where a dead letter lies: its event and flow
+        self._bases: dict[str, dict[str, None]] = {}  # event: of the ids of what was emitted for a replay of it
         self._letters: list[SeenUnit] = []
         self._places: dict[Place, str] = {}
         self._found: list[tuple[SeenEvent, Envelope]] = []
@@ -82,6 +88,7 @@ class LogReading:
         window: Window,
         told: Collection[str] = (),
         notes: Sequence[str] = (),
+        by_hand: Iterable[ByHand] = (),
     ) -> Seen:
         """What the log shows, and the rows of stores.
 
@@ -90,6 +97,7 @@ class LogReading:
             known: Of `keys`, those that a store has.
             told: Services whose store was asked.
             notes: For people, before those of what was read.
+            by_hand: What the stores know of; orders to replay are on the log.
         """
         events = self._events
         units = grouped([*self._letters, *_of_rows(history, self._places), *known])
@@ -103,6 +111,8 @@ class LogReading:
             said.append(f"{older} dead letters are of events before the window.")
         if not told:
             said.append(_NO_STORE)
+        given_up = ((mark, self._given_up.get(letter, ("", ""))) for letter, mark in self._marks)
+        dropped = (mark._replace(event=event, flow=flow) for mark, (event, flow) in given_up)
         return Seen(
             "log and store" if told else "log",
             window.from_ms,
@@ -110,23 +120,32 @@ class LogReading:
             events,
             {key: unit for key, unit in units.items() if key[0] in events},
             frozenset(told),
-            broken=list(_broken(events, window)),
+            broken=list(_broken(events, window, {each.event for each in self._orders})),
+            by_hand=sorted([*by_hand, *self._orders, *dropped], key=lambda each: each.at_ms),
             notes=said,
         )
 
     def _take(self, record: Record) -> None:
         envelope = envelope_of(record)
+        place = Place(record.topic, record.partition, record.offset)
+        order = replay_of(record, place)
         if envelope is None:
+            if order is not None:
+                self._marks.append((order.letter, self._ordered(order, record)))
             self._strange += record.value is not None
             return
         key = event_key(envelope.source, envelope.id)
-        place = Place(record.topic, record.partition, record.offset)
         if (letter := dead_letter_of(record, place)) is not None:
             self._letters.append(_of_letter(letter, key, record.timestamp_ms))
+            self._given_up[str(place)] = key, envelope.correlationid
             return
         self._places[place] = key
-        if replay_of(record, place) is not None:
-            return  # a copy of the event, for one handler: who handled it is told by the store
+        if order is not None:  # a copy of the event, for one handler: who handled it is told by the store
+            if order.base:
+                self._bases.setdefault(key, {}).setdefault(order.base)
+            if not is_retry(record):
+                self._orders.append(self._ordered(order, record)._replace(event=key, flow=envelope.correlationid))
+            return
         event = SeenEvent(
             key,
             envelope.type,
@@ -142,6 +161,12 @@ class LogReading:
         self._found.append((event, envelope))
         self.flows.setdefault(envelope.correlationid)
 
+    def _ordered(self, order: Replayed, record: Record) -> ByHand:
+        service = self._replays.get(record.topic, record.topic.removeprefix(self._prefix))
+        kind = "drop" if order.mode == "drop" else "replay"
+        what = f"{kind} {order.handler}" + (", forced" if order.mode == "force" else "")
+        return ByHand(service, kind, what, order.by, order.note, record.timestamp_ms)
+
     def _linked(self) -> dict[str, SeenEvent]:
         """Every event once, with its cause, which is known by its id alone, and the handler that its id tells."""
         envelopes: dict[str, Envelope] = {}
@@ -155,17 +180,21 @@ class LogReading:
             cause = by_id.get(event.cause or "")
             if cause is not None:
                 count = alike[event.cause, event.service, event.type]
-                handler = self._handler(event, envelopes[key].id, envelopes[cause.key], count)
-                events[key] = event._replace(cause=cause.key, handler=handler)
+                handler, replay = self._handler(event, envelopes[key].id, envelopes[cause.key], count)
+                events[key] = event._replace(cause=cause.key, handler=handler, replay=replay)
         return events
 
-    def _handler(self, event: SeenEvent, id_: str, cause: Envelope, count: int) -> str:
+    def _handler(self, event: SeenEvent, id_: str, cause: Envelope, count: int) -> tuple[str, str]:
+        """Who emitted it, and for which replay if its id is made of one's; nothing where the id does not tell."""
         if is_derived(id_, cause.id):
+            bases = ("", *self._bases.get(event_key(cause.source, cause.id), ()))
             for ordinal in range(min(count, ORDINALS_MAX)):
                 for handler in self._handlers.get(event.service, ()):
-                    if derived_id(event.service, handler, cause.source, cause.id, event.type, ordinal) == id_:
-                        return handler
-        return ""
+                    for base in bases:
+                        made_of = base or cause.id
+                        if derived_id(event.service, handler, cause.source, made_of, event.type, ordinal) == id_:
+                            return handler, base
+        return "", ""
 
 
 def event_key(source: str, id_: str) -> str:
@@ -185,10 +214,12 @@ def _of_rows(history: Iterable[Mapping[str, Any]], places: Mapping[Place, str]) 
         yield SeenUnit(event, service, handler, at_ms, outcome, reason, int(row["attempts"]), duration_s)
 
 
-def _broken(events: Mapping[str, SeenEvent], window: Window) -> Iterator[Broken]:
-    """Early in the window a cause may lie before it."""
+def _broken(events: Mapping[str, SeenEvent], window: Window, replayed: Collection[str]) -> Iterator[Broken]:
+    """Early in the window a cause may lie before it; one that was replayed, at any time."""
+    known = {key.rpartition(" ")[2] for key in replayed}
     for event in events.values():
-        if event.cause is not None and event.cause not in events and event.at_ms > window.from_ms + window.slack_ms:
+        late = event.at_ms > window.from_ms + window.slack_ms
+        if event.cause is not None and event.cause not in events and event.cause not in known and late:
             yield Broken(event.service, event.at_ms, event.flow, event.trace_id)
 
 

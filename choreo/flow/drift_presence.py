@@ -70,11 +70,14 @@ def letters(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
 
 
 def cardinality(declared: Declared, seen: Seen) -> Iterator[DriftFinding]:
-    """`cardinality_exceeded`: more different events of one type for one cause than the handler may emit."""
+    """`cardinality_exceeded`: more different events of one type for one cause than the handler may emit.
+
+    For each time it was handled: one that was forced to be handled again emits under ids of its own.
+    """
     found: dict[tuple[Edge, int], Evidence] = {}
     for key, effects in seen.effects.items():
         cause = seen.events[key]
-        for (service, handler, type_), alike in _alike(effects).items():
+        for (service, handler, type_, _), alike in _alike(effects).items():
             most = _most(declared.handlers(service, handler, cause.type), type_)
             if most is not None and len(alike) > most:
                 edge = Edge(ref(cause), service, handler, ref(alike[0]))
@@ -143,10 +146,10 @@ def _versions(declared: Declared, edge: Edge) -> str:
     return " and ".join(sorted(known))
 
 
-def _alike(effects: Sequence[SeenEvent]) -> dict[tuple[str, str, str], list[SeenEvent]]:
-    found: dict[tuple[str, str, str], list[SeenEvent]] = {}
+def _alike(effects: Sequence[SeenEvent]) -> dict[tuple[str, str, str, str], list[SeenEvent]]:
+    found: dict[tuple[str, str, str, str], list[SeenEvent]] = {}
     for effect in effects:
-        found.setdefault((effect.service, effect.handler, effect.type), []).append(effect)
+        found.setdefault((effect.service, effect.handler, effect.type, effect.replay), []).append(effect)
     return found
 
 

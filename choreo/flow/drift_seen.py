@@ -34,6 +34,7 @@ class SeenEvent(NamedTuple):
         handler: That emitted it, "" where it is not known.
         flow: Correlation id.
         record_key: Of the record, "" for none or where nobody told it.
+        replay: Base of the id, where it was emitted for a replay under an id of its own; else "".
     """
 
     key: str
@@ -47,6 +48,7 @@ class SeenEvent(NamedTuple):
     flow: str = ""
     trace_id: str = ""
     record_key: str = ""
+    replay: str = ""
 
 
 class SeenUnit(NamedTuple):
@@ -73,6 +75,27 @@ class SeenUnit(NamedTuple):
     trace_id: str = ""
 
 
+class ByHand(NamedTuple):
+    """What somebody did to a flow by hand.
+
+    Attributes:
+        service: Whose instance, or whose dead letter or handler it was.
+        kind: set-state, fire-timer, migrate; replay, or drop of a dead letter.
+        what: In words, with the kind; such as `set-state waiting -> ended`.
+        flow: Correlation id, "" where it is not known.
+        event: `key` of the event that was replayed or given up.
+    """
+
+    service: str
+    kind: str
+    what: str
+    who: str
+    why: str
+    at_ms: float
+    flow: str = ""
+    event: str = ""
+
+
 class Broken(NamedTuple):
     """An event, or the handling of one, whose cause should have been seen and was not."""
 
@@ -91,6 +114,7 @@ class Seen:
         doubt: Why what was not seen may have happened all the same; empty if it would have been seen.
         sampled: Share of flows in the traces: None if unknown, 1.0 on the log.
         notes: For people: what was read and what it cannot tell.
+        by_hand: What somebody did in the window, in order of time.
     """
 
     basis: Basis
@@ -103,6 +127,7 @@ class Seen:
     doubt: str = ""
     broken: Sequence[Broken] = ()
     notes: Sequence[str] = field(default_factory=tuple)
+    by_hand: Sequence[ByHand] = ()
 
     @cached_property
     def effects(self) -> Mapping[str, Sequence[SeenEvent]]:

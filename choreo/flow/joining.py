@@ -43,12 +43,20 @@ def build(
 
 
 def by_flow(records: Iterable[Record], correlation_ids: Collection[str]) -> dict[str, list[Record]]:
-    """The records of each of these flows, each envelope read once."""
+    """The records of each of these flows, each envelope read once; with them the marks of dead letters dropped."""
     found: dict[str, list[Record]] = {flow: [] for flow in correlation_ids}
+    places: dict[str, str] = {}
+    marks: list[tuple[str, Record]] = []
     for record in records:
         envelope = envelope_of(record)
         if envelope is not None and envelope.correlationid in found:
             found[envelope.correlationid].append(record)
+            places[str(Place(*record[:3]))] = envelope.correlationid
+        elif record.value is None and (mark := replay_of(record, Place(*record[:3]))) is not None:
+            marks.append((mark.letter, record))
+    for letter, record in marks:
+        if letter in places:
+            found[places[letter]].append(record)
     return found
 
 
@@ -71,13 +79,16 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
     nodes: dict[_Key, Node] = {}
     letters: list[tuple[Envelope, DeadLetter | Replayed, int]] = []
     again: list[tuple[Envelope, Place, int]] = []
+    marks: dict[str, Replayed] = {}
     for record in sorted(records, key=lambda each: each.timestamp_ms):
+        if record.value is None and (mark := replay_of(record, Place(*record[:3]))) is not None:
+            marks[mark.letter] = mark
         read = _read(record)
         if read is None or read[0].correlationid != correlation_id:
             continue
         envelope, data = read
         place = Place(record.topic, record.partition, record.offset)
-        if any(name.startswith(RETRY_PREFIX) for name, _ in record.headers):  # a replay may be delayed, too
+        if is_retry(record):  # a replay may be delayed, too
             again.append((envelope, place, record.timestamp_ms))
             continue
         letter = dead_letter_of(record, place) or replay_of(record, place)
@@ -94,9 +105,15 @@ def _of_records(records: Iterable[Record], correlation_id: str) -> dict[_Key, No
             node.replays.append(letter)
         else:
             node.dead_letters.append(letter)
+            node.replays += [marks[str(letter.place)]] if str(letter.place) in marks else []
     for envelope, place, timestamp_ms in again:
         nodes.setdefault((envelope.source, envelope.id), Node(envelope, None, timestamp_ms)).retries.append(place)
     return nodes
+
+
+def is_retry(record: Record) -> bool:
+    """Whether it waits in a topic of delays, be it an event or a replay of one."""
+    return any(name.startswith(RETRY_PREFIX) for name, _ in record.headers)
 
 
 def dead_letter_of(record: Record, place: Place) -> DeadLetter | None:
@@ -107,9 +124,11 @@ def dead_letter_of(record: Record, place: Place) -> DeadLetter | None:
 
 
 def replay_of(record: Record, place: Place) -> Replayed | None:
-    """What a record in a topic of replays says of itself; None for any other record."""
+    """What a record in a topic of replays says of itself; None for any other record. A mark is no event."""
     told = _told(record, REPLAY_PREFIX)
-    return Replayed(place, told.get("handler", ""), told["mode"], told.get("by", "")) if "mode" in told else None
+    if "mode" not in told:
+        return None
+    return Replayed(place, *(told.get(name, "") for name in ("handler", "mode", "by", "note", "letter", "base")))
 
 
 def _told(record: Record, prefix: str) -> dict[str, str]:

@@ -85,6 +85,7 @@ class DeclaredService(_Part):
     """One service: a consumer group and its handlers.
 
     `replay_topic` and `delay_topics`, of what it is to handle again later, are empty in what an older choreo wrote.
+    `timers`: what wakes the instances of its process, if it runs one; that is its own affair, and not drawn.
     """
 
     name: str
@@ -95,6 +96,7 @@ class DeclaredService(_Part):
     handlers: tuple[DeclaredHandler, ...]
     events: tuple[DeclaredEvent, ...]
     delay_topics: tuple[str, ...] = ()
+    timers: EventRef | None = None
 
     @property
     def reads_topics(self) -> set[str]:
@@ -103,7 +105,8 @@ class DeclaredService(_Part):
 
     def reads_versions(self, handler: DeclaredHandler, type_: str) -> set[int]:
         """Versions of a type that one of its handlers takes, upcast ones among them; any other is dead-lettered."""
-        found = {ref.version for ref in handler.consumes if ref.type == type_}
+        own = () if self.timers is None else (self.timers,)
+        found = {ref.version for ref in (*handler.consumes, *own) if ref.type == type_}
         received = (each for each in self.events if each.direction == "receive" and each.type == type_)
         return found.union(*(each.upcasts_from for each in received if each.version in found))
 

@@ -63,12 +63,22 @@ class DeadLetter(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """An order to one handler of a service to handle the event once more: how, and whose."""
+    """An order to one handler of a service to handle the event once more, or the mark of a dead letter dropped.
+
+    Attributes:
+        mode: if-not-done, force, or drop.
+        by, note: Whose, and what they said.
+        letter: Where the dead letter lies, `topic/partition@offset`; empty for an event of the history.
+        base: What the ids of its emits are made of, where those are their own.
+    """
 
     place: Place
     handler: str
     mode: str
     by: str
+    note: str = ""
+    letter: str = ""
+    base: str = ""
 
 
 class Expected(NamedTuple):

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from choreo.core.definition import Definition, Unexpected, problems
+from choreo.core.definition import CORRELATION, Definition, Unexpected, problems
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.process.states import Action, Declared, action, check_events, rule
+from choreo.sensitive import is_sensitive, refuse_secret_types
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
@@ -26,7 +27,8 @@ class ProcessManager(BaseModel):
 
     Class arguments:
         version: Integer >= 1; raised when states or fields change while instances are in flight.
-        by: Field of every event it takes that names the instance; or a mapping of event class to field.
+        by: Field of every event it takes that names the instance; or a mapping of event class to field; or
+            `CORRELATION`, of which there is one instance a flow.
         name: The class's own in lower case, with dashes, unless given. Part of keys and of what is stored: keep it.
         unexpected: What becomes of events the current state does not take: "defer", "ignore" or "reject".
         late: Of events that come when the instance has ended: "ignore" or "reject".
@@ -66,6 +68,7 @@ class ProcessManager(BaseModel):
         **kwargs: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        refuse_secret_types(cls)
         name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
         if not _NAME.match(name):
             raise DeclarationError(
@@ -213,11 +216,16 @@ class ProcessManager(BaseModel):
             DeclarationError: The event has no such field.
         """
         name = cls._by if isinstance(cls._by, str) else cls._by.get(event, "")
-        if name not in event.model_fields:
+        if name != CORRELATION and name not in event.model_fields:
             fields = ", ".join(event.model_fields) or "none"
             raise DeclarationError(
                 f"{cls.__name__}: {event.__name__} has no field {name!r} that would name the instance; it has: "
                 f"{fields}. Where fields differ, by= is a mapping of event class to field"
+            )
+        if name != CORRELATION and is_sensitive(event, name):
+            raise DeclarationError(
+                f"{cls.__name__}: by={name!r} is Sensitive in {event.__name__}, and an instance's key is in every "
+                "listing; take another field"
             )
         return name
 

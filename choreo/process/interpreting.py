@@ -11,7 +11,7 @@ import orjson
 
 from choreo.context import Context
 from choreo.core import process as core
-from choreo.core.definition import DEFERRED_MAX, Definition, State
+from choreo.core.definition import CORRELATION, DEFERRED_MAX, Definition, State
 from choreo.core.emission import key_digest
 from choreo.errors import DeclarationError, Reject, UndeclaredEmission, UnknownVersion
 from choreo.event import Event
@@ -88,12 +88,12 @@ class Process:
         """The versions of this build, for people."""
         return ", ".join(f"v{number}" for number in sorted(self.versions))
 
-    def key_of(self, event: Event) -> str:
-        """The instance that an event is about."""
+    def key_of(self, event: Event, correlation_id: str) -> str:
+        """The instance that an event of this flow is about."""
         for version in (self.newest, *self.versions.values()):
             field = version.definition.correlate.get(event.event_type)
             if field is not None:
-                return str(getattr(event, field))
+                return correlation_id if field == CORRELATION else str(getattr(event, field))
         raise AssertionError(event.event_type)
 
 
@@ -115,7 +115,8 @@ class Turn:
 
     def take(self, event: Event) -> list[Event]:
         """What is emitted; the instance and its timers are stored."""
-        key = event.key if isinstance(event, TimerDue) else self._process.key_of(event)
+        flow = self._context.envelope.correlationid
+        key = event.key if isinstance(event, TimerDue) else self._process.key_of(event, flow)
         if not self._load(key):
             self._pass(event, core.Passed("late", self._version.definition.late == "reject"))
             return []

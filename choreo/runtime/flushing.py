@@ -168,7 +168,9 @@ class Flusher:
         def invoke(transaction: Any, connection: Any) -> Finished:
             assert inside is not None
             work.started_s = work.started_s or worker.ports.clock.now_s()
-            return finished(inside.call(transaction, connection), inside.context.correlation_id)
+            events, context = inside.call(transaction, connection), inside.context
+            work.flow = context.flow
+            return finished(events, context.correlation_id)
 
         async def invoke_async(transaction: Any, connection: Any) -> Finished:
             work.started_s = work.started_s or worker.ports.clock.now_s()
@@ -202,6 +204,8 @@ class Flusher:
         worker.counts["emitted"] += len(finished.emits)
         span = unit.work.span or worker.span(unit)
         span.finish(outcome, attempts=unit.attempts, error_type=reason or None)
+        if unit.work.flow is not None and outcome == "handled":
+            worker.ports.instrument.flow(unit.work.flow)
 
     # ---- sending what the store left to us
 

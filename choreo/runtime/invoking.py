@@ -125,7 +125,7 @@ class Inside:
     def call(self, transaction: Any, connection: Any) -> list[Event]:
         """Call the handler with the unit's transaction, which is on `connection`."""
         self.context.transaction = connection
-        self._error = None  # it may be called again, if its transaction could not be committed
+        self._error = self.context.flow = None  # it may be called again, if its transaction could not be committed
         try:
             self.variables.run(self._begin)
             return self.variables.run(self._invoker.call_inside, self._unit, self.context, transaction)

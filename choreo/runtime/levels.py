@@ -8,6 +8,7 @@ from choreo.core.partition import Partition
 from choreo.errors import ChoreoError
 from choreo.ports import Level, Levels
 from choreo.record import TopicPartition
+from choreo.runtime.unsaid import unsaid
 from choreo.runtime.worker import Worker
 
 log = logging.getLogger("choreo.worker")
@@ -30,7 +31,7 @@ class Gauge:
             try:
                 tell(await self.look())
             except Exception as error:
-                log.warning("%s: how things stand cannot be told", self._worker.service.name, exc_info=error)
+                log.warning("%s: how things stand cannot be told", self._worker.service.name, exc_info=unsaid(error))
                 tell(None)
             await asyncio.sleep(LOOK_S)
 

@@ -14,6 +14,7 @@ from choreo.core.units import Unit
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.event import Event
+from choreo.ports import FlowMark
 from choreo.record import Record, TopicPartition, last_headers
 from choreo.runtime.replaying import DECODE, Replay, read_replay
 from choreo.runtime.retrying import Retried, read_retried
@@ -27,7 +28,7 @@ class Work:
     """What the runtime needs to invoke a unit.
 
     `replay`: it was ordered by an operator. `retried`: it comes by a delay topic. `outside_key`: what the handler
-    gives to whom it calls, if that is not the unit's own key.
+    gives to whom it calls, if that is not the unit's own key. `flow`: what a watch has found by it.
     """
 
     record: Record
@@ -40,6 +41,7 @@ class Work:
     replay: Replay | None = None
     retried: Retried | None = None
     outside_key: bytes | None = None
+    flow: FlowMark | None = None
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from choreo.runtime.keeping import Keeper
 from choreo.runtime.routing import Router, Work
 from choreo.runtime.runners import Runners
 from choreo.runtime.timers import TimerPoller
+from choreo.runtime.unsaid import unsaid
 from choreo.service import Service
 
 log = logging.getLogger("choreo.worker")
@@ -177,7 +178,7 @@ class Worker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s: a bug in choreo stopped a task", self.service.name, exc_info=error)
+            log.error("%s: a bug in choreo stopped a task", self.service.name, exc_info=unsaid(error))
             if not self._failure.done():
                 self._failure.set_exception(error)
 
@@ -379,7 +380,7 @@ class Worker:
             self.service.name,
             unit.handler,
             detail,
-            exc_info=bug,
+            exc_info=None if bug is None else unsaid(bug),
             extra=self._about(unit),
         )
         self.step(m.Returned(unit, self.flusher.finished(unit, (letter,), f"dead_letter:{reason}")))
@@ -395,6 +396,7 @@ class Worker:
 
     def _say_broken(self, handler: str, pause_s: float | None) -> None:
         name = f"{self.service.name}.{handler}"
+        self.ports.instrument.breaker(handler, is_open=pause_s is not None)
         if pause_s is None:
             log.warning("%s: its breaker is closed, what waited goes on", name)
             return

@@ -10,7 +10,7 @@ Kind = Literal["anything", "nothing", "union", "all", "plain"]
 
 ANNOTATIONS = frozenset(
     "$id $schema $defs $comment $anchor definitions title description default examples deprecated readOnly "
-    "writeOnly discriminator".split()
+    "writeOnly discriminator x-sensitive".split()
 )
 """Keywords that say nothing of which data is valid. `discriminator` is OpenAPI's; the branches' tags decide."""
 _TYPE_OF_KEYWORD = {

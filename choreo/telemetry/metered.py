@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry.metrics import Histogram
 
 from choreo.envelope import Envelope
-from choreo.ports import Instrument, Span, UnitInfo
+from choreo.ports import FlowMark, Instrument, Span, UnitInfo
 from choreo.telemetry.attributes import Attributes, type_name
 from choreo.telemetry.tally import Tally, count, of_error, of_operation
 
@@ -15,10 +15,11 @@ from choreo.telemetry.tally import Tally, count, of_error, of_operation
 class MeteredInstrument:
     """Counts into `tally`, records the durations, and has `inner` trace."""
 
-    def __init__(self, inner: Instrument, tally: Tally, durations: Histogram) -> None:
+    def __init__(self, inner: Instrument, tally: Tally, durations: Histogram, flows: Histogram) -> None:
         self.tally = tally
         self._inner = inner
         self._durations = durations
+        self._flows = flows
         self._attributes: dict[tuple[str, str, str], Attributes] = {}
 
     def process(self, unit: UnitInfo, *, now_s: float) -> Span:
@@ -47,8 +48,22 @@ class MeteredInstrument:
             attributes = self._attributes[key] = of_error({**self.tally.always, **operation, **more}, error_type)
         self._durations.record(took_s, attributes)
 
+    def flow(self, mark: FlowMark) -> None:
+        """How long a flow took that has ended; one more that is overdue."""
+        if mark.overdue:
+            count(self.tally.overdue, mark.flow)
+        if mark.end:
+            self._flows.record(mark.took_s, {**self.tally.own, "choreo.flow": mark.flow, "choreo.flow.end": mark.end})
+
+    def breaker(self, handler: str, *, is_open: bool) -> None:
+        """One more opening, and how it stands."""
+        if is_open:
+            count(self.tally.openings, handler)
+        self.tally.breakers[handler] = is_open
+
     def close(self) -> None:
-        """The one that traces is closed; who collects is not ours."""
+        """The one that traces is closed; who collects is not ours. Breakers are of one run, counts of the process."""
+        self.tally.breakers = {}
         self._inner.close()
 
 

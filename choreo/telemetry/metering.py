@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
-from choreo.ports import Consumer, IdempotencyStore, Instrument, Levels, Peer, Transport
+from choreo.ports import Backlog, Consumer, IdempotencyStore, Instrument, Levels, Peer, Transport
 from choreo.record import ProducerRecord, Record
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, type_name
 from choreo.telemetry.metered import MeteredInstrument
@@ -22,10 +22,20 @@ from choreo.telemetry.timing import TimedConsumer, TimedStore, TimedTransport
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """What the messaging conventions advise."""
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
+FLOW_BUCKETS_S = (
+    *(1.0, 5.0, 15.0, MINUTE_S, 5 * MINUTE_S, 15 * MINUTE_S, HOUR_S, 4 * HOUR_S, 12 * HOUR_S),
+    *(DAY_S, 2 * DAY_S, 4 * DAY_S, 7 * DAY_S, 14 * DAY_S, 30 * DAY_S),
+)
+"""From what a machine takes to what people do."""
 HISTOGRAMS = {
-    "messaging.process.duration": "From the begin of processing an event until its result is durable.",
-    "messaging.client.operation.duration": "Calls to the broker: send, commit, and polls that returned something.",
-    "choreo.store.operation.duration": "Calls to the idempotency store.",
+    "messaging.process.duration": ("From the begin of processing an event until its result is durable.", BUCKETS_S),
+    "messaging.client.operation.duration": (
+        "Calls to the broker: send, commit, and polls that returned something.",
+        BUCKETS_S,
+    ),
+    "choreo.store.operation.duration": ("Calls to the idempotency store.", BUCKETS_S),
+    "choreo.flow.duration": ("Watched flows, from their first event to the one that ends them.", FLOW_BUCKETS_S),
 }
 
 
@@ -36,13 +46,13 @@ class Meters:
         self, instruments: "Instruments", system: str, peer: Peer, on_close: Callable[[], None] | None
     ) -> None:
         self._instruments = instruments
-        self._process, self._operation, self._store = instruments.histograms
+        self._process, self._operation, self._store, self._flow = instruments.histograms
         self._always = of_client(system, Peer(address=peer.address, port=peer.port))
         self._on_close = on_close
 
     def instrument(self, service: str, inner: Instrument) -> Instrument:
         """One that counts, and has `inner` trace."""
-        return MeteredInstrument(inner, self._tally(service), self._process)
+        return MeteredInstrument(inner, self._tally(service), self._process, self._flow)
 
     def store(self, service: str, store: IdempotencyStore) -> IdempotencyStore:
         """The store, its calls timed."""
@@ -84,6 +94,10 @@ class Meters:
         """How things stand with a service; None when it ends."""
         self._tally(service).levels = levels
 
+    def tell_backlog(self, service: str, backlog: Backlog | None) -> None:
+        """What waits in the outbox that a relay leads at; None when it does not any more."""
+        self._tally(service).backlog = backlog
+
     def close(self) -> None:
         """Flush, in bounded time, where the provider is ours; the application's is its own to flush."""
         on_close, self._on_close = self._on_close, None
@@ -100,8 +114,8 @@ class Instruments:
     def __init__(self, meter: Meter) -> None:
         self._tallies: dict[str, Tally] = {}
         self.histograms: Sequence[Histogram] = [
-            meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=BUCKETS_S)
-            for name, description in HISTOGRAMS.items()
+            meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
+            for name, (description, buckets) in HISTOGRAMS.items()
         ]
         for name, unit, description, read in COUNTERS:
             meter.create_observable_counter(name, [self._callback(read)], unit, description)

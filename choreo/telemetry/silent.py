@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from choreo.envelope import TRACESTATE_BYTES_MAX, Envelope
-from choreo.ports import Span, UnitInfo
+from choreo.ports import FlowMark, Span, UnitInfo
 from choreo.record import last_headers
 from choreo.telemetry.traceparent import CHARS_MAX
 
@@ -21,6 +21,12 @@ class NoInstrument:
     ) -> tuple[Envelope, Callable[[BaseException | None], None]]:
         """The envelope as it is."""
         return envelope, nothing
+
+    def flow(self, mark: FlowMark) -> None:
+        """Nobody counts."""
+
+    def breaker(self, handler: str, *, is_open: bool) -> None:
+        """Nobody counts."""
 
     def close(self) -> None:
         """Nothing was recorded."""

@@ -17,7 +17,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from choreo import ports
 from choreo.envelope import Envelope
-from choreo.ports import Peer, UnitInfo
+from choreo.ports import FlowMark, Peer, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
 from choreo.telemetry.quick import Quick, QuickUnit
@@ -137,6 +137,12 @@ class OtelInstrument:
         except Exception as error:
             contain("publish", error)
             return envelope, nothing
+
+    def flow(self, mark: FlowMark) -> None:
+        """That is a metric's."""
+
+    def breaker(self, handler: str, *, is_open: bool) -> None:
+        """That is a metric's."""
 
     def close(self) -> None:
         """Flush what was recorded, in bounded time; a provider that was passed in is its owner's to flush."""

@@ -7,7 +7,7 @@ interpreter, and `levels` is exchanged whole.
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from choreo.ports import Levels
+from choreo.ports import Backlog, Levels
 from choreo.telemetry.attributes import Attributes
 
 Points = Iterable[tuple[float, Attributes]]
@@ -23,7 +23,11 @@ class Tally:
         attempts: By handler and error type.
         sent: By topic and error type.
         consumed: By group and topic.
+        overdue: Flows, by name.
+        openings: Of circuit breakers, by handler.
+        breakers: Whether that of a handler is open, of those that ever were since the service started.
         levels: How things stood when last looked, None if nobody looks.
+        backlog: What waited in the outbox when last looked, None unless this is the relay that leads.
     """
 
     def __init__(self, always: Attributes) -> None:
@@ -32,7 +36,11 @@ class Tally:
         self.attempts: dict[tuple[str, str], int] = {}
         self.sent: dict[tuple[str, str], int] = {}
         self.consumed: dict[tuple[str, str], int] = {}
+        self.overdue: dict[str, int] = {}
+        self.openings: dict[str, int] = {}
+        self.breakers: dict[str, bool] = {}
         self.levels: Levels | None = None
+        self.backlog: Backlog | None = None
 
     @property
     def own(self) -> Attributes:
@@ -74,6 +82,21 @@ def _attempts(tally: Tally) -> Points:
         yield number, of_error({**tally.own, "choreo.handler": handler}, error)
 
 
+def _overdue(tally: Tally) -> Points:
+    for flow, number in tally.overdue.copy().items():
+        yield number, {**tally.own, "choreo.flow": flow}
+
+
+def _openings(tally: Tally) -> Points:
+    for handler, number in tally.openings.copy().items():
+        yield number, {**tally.own, "choreo.handler": handler}
+
+
+def _breakers(tally: Tally) -> Points:
+    for handler, is_open in tally.breakers.copy().items():
+        yield int(is_open), {**tally.own, "choreo.handler": handler}
+
+
 def _lag_records(tally: Tally) -> Points:
     levels = tally.levels
     for partition, level in levels.partitions.items() if levels else ():
@@ -113,6 +136,14 @@ def _level(read: Callable[[Levels], float | None]) -> Callable[[Tally], Points]:
     return points
 
 
+def _backlog(read: Callable[[Backlog], float]) -> Callable[[Tally], Points]:
+    def points(tally: Tally) -> Points:
+        if tally.backlog is not None:
+            yield read(tally.backlog), tally.own
+
+    return points
+
+
 Read = Callable[[Tally], Points]
 Metric = tuple[str, str, str, Read]
 """Name, unit, description, and how it is read."""
@@ -122,6 +153,8 @@ COUNTERS: tuple[Metric, ...] = (
     ("messaging.client.consumed.messages", "{message}", "Records fetched and looked at.", _consumed),
     ("choreo.handler.events", "{event}", "Events a handler is done with, by outcome.", _events),
     ("choreo.handler.attempts", "{attempt}", "Invocations of a handler; failed ones have error.type.", _attempts),
+    ("choreo.flow.overdue", "{flow}", "Watched flows past their deadline, each once.", _overdue),
+    ("choreo.breaker.openings", "{opening}", "Openings of circuit breakers.", _openings),
 )
 GAUGES: tuple[Metric, ...] = (
     ("choreo.lag.records", "{record}", "Records of a partition that are not done with.", _lag_records),
@@ -141,4 +174,7 @@ GAUGES: tuple[Metric, ...] = (
         "Timers of processes that are to fire now.",
         _level(lambda levels: levels.timers_due),
     ),
+    ("choreo.outbox.rows", "{row}", "Events in an outbox.", _backlog(lambda backlog: backlog.rows)),
+    ("choreo.outbox.lag.time", "s", "Age of its oldest event.", _backlog(lambda backlog: backlog.oldest_s)),
+    ("choreo.breaker.open", "{breaker}", "1 while a handler is left alone or probed, then 0.", _breakers),
 )

@@ -246,7 +246,7 @@ class InstancesConformance(OnShelf):
 
             assert await desk.handle(keep) is None
             assert await desk.timers() == [two, three, one]
-            newer = two._replace(token="newer", due_ms=5)
+            newer = two._replace(token="newer", due_ms=5)  # nosec B106  # noqa: S106 (of a timer)
             await desk.handle(lambda instances: instances.set_timer(newer))
             assert await desk.timers() == [newer, three, one]
             await desk.handle(lambda instances: instances.cancel_timers(desk.process, "1", ["2", HOSTILE, "none"]))
@@ -316,7 +316,7 @@ class InstancesConformance(OnShelf):
             former = [desk.timer(name, now_ms - 10) for name in ("anew", "next", "gone")]
             await desk.set_timers(*former)
             assert len((await desk.due())[0]) == 3
-            anew = desk.timer("anew", now_ms - 1, token="newer")
+            anew = desk.timer("anew", now_ms - 1, token="newer")  # nosec B106  # noqa: S106 (of a timer)
             next_ = desk.timer("next", now_ms + 60_000, number=2)
             await desk.set_timers(anew, next_)
             await desk.handle(lambda instances: instances.cancel_timers(desk.process, "1", ["gone"]))

@@ -61,6 +61,8 @@ class OperatedConformance(InstancesConformance):
             assert await _operated(desk).interventions(correlation_id=HOSTILE * 99) == done
             assert await _operated(desk).interventions(desk.process, "1") == []
             assert await _operated(desk).interventions(correlation_id="none") == []
+            assert await _operated(desk).interventions(since_ms=done[0].at_ms) == done
+            assert await _operated(desk).interventions(since_ms=done[-1].at_ms + 1) == []
             assert [each.name for each in await desk.timers(HOSTILE)] == ["a"]
             assert len(told) == 1
 

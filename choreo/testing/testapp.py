@@ -17,6 +17,7 @@ from choreo.publisher import Reference
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.running import Running
 from choreo.runtime.emitting import original
+from choreo.runtime.unsaid import say_words
 from choreo.sqlite import log
 from choreo.testing.clock import VirtualClock
 from choreo.transports.embedded import EmbeddedTransport
@@ -84,6 +85,7 @@ class TestApp:
         self._running: Running | None = None
 
     async def __aenter__(self) -> Self:
+        say_words()
         self._running = await self._stack.enter_async_context(
             self.app.running(
                 broker="embedded::memory:",

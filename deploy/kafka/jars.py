@@ -58,7 +58,7 @@ def java() -> str:
 
 def jars() -> Path:
     """The folder of Kafka's jars, fetched by Maven the first time and whenever pom.xml changes."""
-    version = ElementTree.parse(POM).findtext(".//{*}kafka.version")
+    version = ElementTree.parse(POM).findtext(".//{*}kafka.version")  # nosec B314  # noqa: S314 (our own file)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "choreo", f"kafka-{version}")
     libs, part = cache / "libs", cache / "libs.part"
     if complete(libs):

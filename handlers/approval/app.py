@@ -4,9 +4,10 @@ import sqlite3
 from datetime import timedelta
 
 from choreo import App, Flow, Service
+from choreo.process import FlowOverdue, overdue
 
 from .events import ApprovalEnded, ExpenseSubmitted, LetterSent, SendLetter
-from .process import Approval
+from .process import FINANCE, Approval
 
 mailbox = Service("mailbox")
 
@@ -24,5 +25,13 @@ def send(letter: SendLetter, db: sqlite3.Connection) -> LetterSent:
     return LetterSent(request_id=letter.request_id, to=letter.to)
 
 
-approval = Flow("approval", starts=ExpenseSubmitted, ends=ApprovalEnded, deadline=timedelta(days=14))
-app = App(Approval, mailbox, flows=[approval])
+approval = Flow("approval", starts=ExpenseSubmitted, ends=ApprovalEnded, deadline=timedelta(days=7))
+
+
+@overdue(approval)
+def chase(late: FlowOverdue) -> SendLetter:
+    """Finance hears of an expense that has been under way for a week, whoever's turn it is and whatever is stuck."""
+    return SendLetter(request_id=late.key, to=FINANCE, text=f"without an end since {late.started_at:%d %B}")
+
+
+app = App(Approval, chase, mailbox, flows=[approval])

@@ -64,6 +64,30 @@ def ended_once(world: World) -> Iterator[str]:
             yield f"r{number} ended as {sorted(outcomes) or 'nothing'}"
 
 
+def chased_once(world: World) -> Iterator[str]:
+    """Finance heard, once and not before a week, of the expenses that the watch had to tell of, and of no other."""
+    requests = {id_: event.request_id for id_, event in world.published.items()}
+    submitted_ms: dict[str, int] = {}
+    letters: dict[str, dict[str, int]] = {}
+    for record, envelope in world.events():
+        if envelope is None or record.key is None:
+            continue
+        if (envelope.source, envelope.type) == ("/chase", SendLetter.event_type):
+            letters.setdefault(record.key.decode(), {}).setdefault(envelope.id, record.timestamp_ms)
+        elif isinstance(world.published.get(envelope.id), ExpenseSubmitted):
+            submitted_ms.setdefault(record.key.decode(), record.timestamp_ms)
+    late = {
+        requests[flow]
+        for flow, state in world.rows("SELECT key, state FROM choreo_instance WHERE process = 'chase'")
+        if state in ("overdue", "ended-late")
+    }
+    for request in late ^ letters.keys():
+        yield f"finance was told {len(letters.get(request, ()))} times of {request}, late or not"
+    for request, at_ms in letters.items():
+        if len(at_ms) > 1 or min(at_ms.values()) < submitted_ms[request] + 7 * DAY_MS - 1:
+            yield f"finance was told {len(at_ms)} times of {request}, or too early"
+
+
 def timers_on_time(world: World) -> Iterator[str]:
     """No reminder came before its day, and none twice to the same person; nor did an escalation.
 
@@ -92,4 +116,4 @@ def timers_on_time(world: World) -> Iterator[str]:
         seen.add((letter.request_id, letter.to, letter.text))
 
 
-simulation = Simulation(app, expenses, checkers=[ended_once, timers_on_time], hasten=HASTEN)
+simulation = Simulation(app, expenses, checkers=[ended_once, timers_on_time, chased_once], hasten=HASTEN)

@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from choreo import Event
+from choreo.sensitive import Sensitive
 
 Region = Literal["domestic", "europe", "remote", "unserved"]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -50,7 +51,7 @@ class OrderPlaced(Event, type="order.placed", version=1, topic="orders", key="or
     customer: Customer
     lines: Annotated[tuple[OrderLine, ...], Field(min_length=1, max_length=100)]
     total: Money
-    payment_token: Name
+    payment_token: Annotated[Name, Sensitive]
     region: Region
     placed_at: AwareDatetime
 
@@ -64,7 +65,7 @@ class StockReserved(_OfOrder, type="stock.reserved", version=1, topic="stock", k
     """All lines are held for this order."""
 
     total: Money
-    payment_token: Name
+    payment_token: Annotated[Name, Sensitive]
     region: Region
 
 

@@ -1,9 +1,11 @@
 """One order, from its placing to its end: a state machine that commands the services of `handlers/order_saga`."""
 
 from datetime import timedelta
+from typing import Annotated
 from uuid import UUID
 
 from choreo import ProcessManager
+from choreo.sensitive import Sensitive
 
 from ..order_fulfilment.events import (
     Money,
@@ -32,7 +34,7 @@ class Order(ProcessManager, name="order-process", version=1, by="order_id", unex
     customer_id: str
     lines: tuple[OrderLine, ...]
     total: Money
-    payment_token: str
+    payment_token: Annotated[str, Sensitive]
     region: Region
     payment_id: str = ""
     reason: str = ""

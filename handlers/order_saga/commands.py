@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import Field
 
 from choreo import Command
+from choreo.sensitive import Sensitive
 
 from ..order_fulfilment.events import Money, Name, OrderLine, Region
 
@@ -20,7 +21,7 @@ class ReserveStock(_OfOrder, type="stock.reserve", version=1, topic="stock-comma
 
     lines: Annotated[tuple[OrderLine, ...], Field(min_length=1, max_length=100)]
     total: Money
-    payment_token: Name
+    payment_token: Annotated[Name, Sensitive]
     region: Region
 
 
@@ -34,7 +35,7 @@ class ChargePayment(_OfOrder, type="payment.charge", version=1, topic="payment-c
     """Take the money."""
 
     total: Money
-    payment_token: Name
+    payment_token: Annotated[Name, Sensitive]
     region: Region
 
 

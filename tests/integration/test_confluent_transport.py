@@ -16,10 +16,11 @@ from choreo.ports import Peer, TopicSpec
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.transports.confluent import ConfluentTransport
 from choreo.transports.confluent.client import AdminClient
-from choreo.transports.confluent.settings import ConfluentMembership, security_arguments, security_from_environment
+from choreo.transports.confluent.settings import ConfluentMembership, security_arguments
 from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka.producer import partition_of
-from choreo.transports.kafka.settings import KafkaSecurity, peer_of
+from choreo.transports.kafka.security import KafkaSecurity
+from choreo.transports.kafka.settings import peer_of
 from tests.integration.confluent_stage import owners, topic_of, until, values
 
 
@@ -127,7 +128,7 @@ def test_settings_are_mapped_to_librdkafka(monkeypatch: pytest.MonkeyPatch) -> N
         "SESSION_TIMEOUT_MS": "9000",
     }.items():
         monkeypatch.setenv(f"CHOREO_KAFKA_{name}", value)
-    assert security_from_environment() == {
+    assert security_arguments(KafkaSecurity()) == {
         "security.protocol": "SASL_SSL",
         "ssl.endpoint.identification.algorithm": "https",
         "sasl.mechanism": "SCRAM-SHA-512",
@@ -142,7 +143,7 @@ def test_settings_are_mapped_to_librdkafka(monkeypatch: pytest.MonkeyPatch) -> N
     assert (classic["session.timeout.ms"], classic["heartbeat.interval.ms"]) == (9_000, 3_000)
     monkeypatch.delenv("CHOREO_KAFKA_SASL_PASSWORD")
     with pytest.raises(ConfigurationError, match="CHOREO_KAFKA_SASL_PASSWORD"):
-        security_from_environment()
+        security_arguments(KafkaSecurity())
 
 
 def test_missing_package_is_named() -> None:

@@ -19,7 +19,7 @@ from choreo.errors import ConfigurationError, TransportError
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord
 from choreo.transports.kafka import KafkaTransport
-from choreo.transports.kafka.settings import KafkaSecurity
+from choreo.transports.kafka.security import KafkaSecurity
 from tests.integration.kafka_stage import Stage, fetched, values
 
 

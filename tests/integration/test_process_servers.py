@@ -1,4 +1,4 @@
-"""The approval of handlers/, unchanged, on Kafka with PostgreSQL: two members, one of which leaves in between."""
+"""The approval of handlers/ and its watch, unchanged, on Kafka with PostgreSQL; one of two members leaves."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,8 @@ from choreo.publisher import Publisher
 from choreo.runtime.clock import SystemClock
 from choreo.telemetry.silent import NoInstrument
 from choreo.transports.kafka import KafkaTransport
-from handlers.approval.events import ApprovalEnded, ExpenseApproved, ExpenseSubmitted
+from handlers.approval.app import chase
+from handlers.approval.events import ApprovalEnded, ExpenseApproved, ExpenseSubmitted, SendLetter
 from handlers.approval.process import Approval
 
 REQUESTS = 60
@@ -25,16 +26,17 @@ HASTEN = 86_400.0 * 2
 
 @pytest.fixture
 def approval(monkeypatch: pytest.MonkeyPatch) -> App:
-    """The process alone, on topics of its own."""
-    app = App(Approval)
+    """The process and its watch, on topics of their own."""
+    app = App(Approval, chase)
     monkeypatch.setattr(app, "_prefix", f"approval-{uuid4().hex[:8]}.")
-    app.processes["approval"].hasten(HASTEN)
+    for process in app.processes.values():
+        process.hasten(HASTEN)
     return app
 
 
 @pytest.mark.slow
 async def test_a_process_ends_on_kafka_and_postgresql(kafka: str, postgres: str, approval: App) -> None:
-    """Every instance once, as decided; one of two members leaves in between; no timer is left."""
+    """Every instance once, as decided; finance hears once of each that the watch was to tell of; no timer is left."""
     schema = f"process_{uuid4().hex[:10]}"
     store = f"{postgres}{'&' if '?' in postgres else '?'}choreo_schema={schema}"
     options: dict[str, Any] = {
@@ -59,15 +61,37 @@ async def test_a_process_ends_on_kafka_and_postgresql(kafka: str, postgres: str,
                 await asyncio.sleep(1.0)
             assert first.workers["approval"].failure is None
             ended = await _ended(transport, approval)
+            late = await _late(postgres, schema)
+            told = await _told(transport, approval)
         assert ended == {f"r{n}": Counter({"approved" if n % 3 else "expired": 1}) for n in range(REQUESTS)}
-        with psycopg.connect(postgres) as connection:
-            timers = connection.execute(f"SELECT COUNT(*) FROM {schema}.timer").fetchone()
-            open_ = connection.execute(f"SELECT COUNT(*) FROM {schema}.instance WHERE NOT ended").fetchone()
-        assert (timers, open_) == ((0,), (0,))
+        assert told == Counter(late)
+        assert late, "some of those that expire are told before"
     finally:
         await transport.close()
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+async def _late(postgres: str, schema: str) -> list[str]:
+    """Requests that ended after they were told, once no timer is set and every instance has ended."""
+    rest = f"SELECT (SELECT COUNT(*) FROM {schema}.timer), COUNT(*) FROM {schema}.instance WHERE NOT ended"
+    late = f"SELECT convert_from(key, 'UTF8') FROM {schema}.instance WHERE state = 'ended-late'"
+    async with asyncio.timeout(30):
+        while True:
+            with psycopg.connect(postgres) as connection:
+                if connection.execute(rest).fetchone() == (0, 0):
+                    return [flow.replace("s", "r") for (flow,) in connection.execute(late)]
+            await asyncio.sleep(0.2)
+
+
+async def _told(transport: KafkaTransport, app: App) -> Counter[str]:
+    """How often finance was told of each request, by different letters of the watch."""
+    letters: dict[str, str] = {}
+    for record in await transport.scan([app.topic("letters")], since_ms=0):
+        envelope, _ = cloudevents.read(record.headers, record.value or b"")
+        if envelope.source == "/chase":
+            letters[envelope.id] = SendLetter.from_payload(record.value or b"").request_id
+    return Counter(letters.values())
 
 
 async def _ended(transport: KafkaTransport, app: App) -> dict[str, Counter[str]]:

@@ -8,6 +8,7 @@ import pytest
 
 from choreo import App, Context, Event, Flow, Service
 from choreo.core import process as core
+from choreo.core.definition import Definition
 from choreo.process.interpreting import Turn
 from choreo.runtime.timers import TimerPoller
 from choreo.testing.simulation import Faults, Simulation, World
@@ -19,6 +20,7 @@ from handlers.approval.events import (
     ExpenseWithdrawn,
 )
 from handlers.approval.process import LARGE_CENTS
+from handlers.approval.simulation import DAY_MS
 from handlers.approval.simulation import simulation as approval
 from tests.unit import test_saga as shop
 
@@ -36,7 +38,8 @@ def test_approvals_end_once_and_in_time(pair: str) -> None:
     assert counts > 5 * SEEDS / 4
 
 
-async def _noted_first(self: TimerPoller) -> float:
+async def noted_first(self: TimerPoller) -> float:
+    """Timers are noted as sent before they are."""
     timers, next_s = await self._store.due(self._processes, limit=500, claim_s=5.0)
     await self._store.due_sent(timers, again_s=1e9)
     if timers:
@@ -68,14 +71,40 @@ def as_decided(world: World) -> Iterator[str]:
             yield f"{ended.request_id} is {ended.outcome}, and was {wanted[ended.request_id]}"
 
 
+def chased_as_late(world: World) -> Iterator[str]:
+    """On a good day finance hears of an expense if and only if it lasts a week."""
+    at_ms: dict[tuple[str, str], int] = {}
+    for record, envelope in world.events():
+        if envelope is not None and record.key is not None:
+            at_ms.setdefault((envelope.type, record.key.decode()), record.timestamp_ms)
+            if envelope.source == "/chase":
+                at_ms["chase", record.key.decode()] = record.timestamp_ms
+    for type_, request in list(at_ms):
+        if type_ == ApprovalEnded.event_type:
+            took_ms = at_ms[type_, request] - at_ms[ExpenseSubmitted.event_type, request]
+            if (took_ms > 7 * DAY_MS) != (("chase", request) in at_ms):
+                yield f"{request} took {took_ms / DAY_MS:.2f} days"
+
+
 def good_days() -> Simulation:
     """Approvals without faults."""
-    return replace(approval, faults=Faults.none(), checkers=[*approval.checkers, as_decided])
+    return replace(approval, faults=Faults.none(), checkers=[*approval.checkers, as_decided, chased_as_late])
 
 
 def test_what_was_decided_is_what_it_comes_to() -> None:
     """Also where the decision comes before its expense."""
     assert [good_days().run(seed).violations for seed in range(1, 6)] == [()] * 5
+
+
+def test_who_is_late_is_chased(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where timers fire into nothing, finance never hears of those that wait for nobody's decision."""
+    fires = core.on_timer
+
+    def silent(definition: Definition, state: str | None, timer: str, number: int) -> Iterator[core.Step]:
+        return iter(()) if definition.name == "chase" else fires(definition, state, timer, number)
+
+    monkeypatch.setattr(core, "on_timer", silent)
+    assert any("chased_as_late" in each for each in good_days().run(1).violations)
 
 
 def test_what_is_deferred_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +115,7 @@ def test_what_is_deferred_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_timer_is_sent_until_it_has_fired(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noted as sent before it is, one whose record is lost on the way is never heard of again."""
-    monkeypatch.setattr(TimerPoller, "send_due", _noted_first)
+    monkeypatch.setattr(TimerPoller, "send_due", noted_first)
     assert any(approval.run(seed).violations for seed in range(1, 61))
 
 

@@ -13,6 +13,7 @@ import pytest
 from choreo import App, ConfigurationError, Context, DeclarationError, Event, Flow, Reject, RetryLater, Service
 from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
+from choreo.errors import RecordTooLarge
 from choreo.record import ProducerRecord
 from choreo.testing import TestApp
 
@@ -283,3 +284,18 @@ async def test_emit_too_large_for_a_topic_is_a_dead_letter_of_its_cause() -> Non
         await (await t.publish(Asked(who="Ada"))).settled()
         (letter,) = t.dead_letters
         assert letter.detail == "the tea.poured it emits has 900010 bytes, the limit is 900000"
+
+
+async def test_event_too_large_for_any_service_is_not_published() -> None:
+    """It would be a dead letter of each; nothing of the same call is sent either."""
+    service = Service("kitchen")
+
+    @service.handler(Asked)
+    async def pour(asked: Asked) -> None: ...
+
+    async with TestApp(App(service)) as t:
+        small, large = Asked(who="Ada"), Asked(who="A" * 1024 * 1024)
+        with pytest.raises(RecordTooLarge, match=r"the tea\.asked has 1048586 bytes") as caught:
+            await t.running.publisher.publish_many([(small, None), (large, None)])
+        assert caught.value.index == 1
+        assert not await t.running.transport.scan(["teas"], since_ms=0)

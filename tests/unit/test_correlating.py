@@ -178,6 +178,7 @@ async def test_without_a_tracer_the_trace_id_is_the_events(
     header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     async with TestApp(App(kitchen)) as t:
         instrument = t.running.publisher._instrument
+        assert instrument is not None
         publish = instrument.publish
         monkeypatch.setattr(
             instrument, "publish", lambda topic, envelope, key: publish(topic, envelope.traced(header, None), key)

@@ -8,7 +8,7 @@ from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.envelope import Envelope
 from choreo.flow.drift_log import LogReading, Window
-from choreo.flow.drift_seen import Broken, Seen
+from choreo.flow.drift_seen import Broken, ByHand, Seen
 from choreo.flow.drift_traces import from_traces
 from choreo.flow.spans import Span
 from choreo.record import Record
@@ -97,6 +97,43 @@ def test_replay_is_no_event_but_who_handled_it_counts() -> None:
     assert [each.topic for each in seen.events.values()] == ["events"]
     assert [(unit.handler, unit.outcome) for unit in seen.units.values()] == [("reserve", "handled")]
     assert read(replay).events == {}
+
+
+def replayed(mode: str, base: str = "", **more: str) -> tuple[tuple[str, bytes], ...]:
+    """Headers of an order, or of a mark."""
+    said = {"id": "r", "handler": "reserve", "mode": mode, "key": "replay", "by": "ann", "base": base} | more
+    return tuple((f"choreo-replay-{name}", text.encode()) for name, text in said.items())
+
+
+def test_what_a_forced_replay_emits_is_told_apart() -> None:
+    """By the base its id is made of, and the handler too. One that waits to be tried again is one order."""
+    own = derived_id("stock", "reserve", "/web", "base", "reserved", 0)
+    order = PLACED._replace(topic="stock.replay", headers=(*PLACED.headers, *replayed("force", "base")))
+    waits = order._replace(topic="stock.retry.60", headers=(*order.headers, ("choreo-retry-handler", b"reserve")))
+    records = [PLACED, order, waits, record(RESERVED, "reserved", cause="1"), record(own, "reserved", cause="1")]
+    seen = read(*records)
+    assert [(each.handler, each.replay) for each in seen.effects["/web 1"]] == [("reserve", ""), ("reserve", "base")]
+    assert seen.by_hand == [ByHand("stock", "replay", "replay reserve, forced", "ann", "", 20_000, "f", "/web 1")]
+
+
+def test_what_came_of_an_event_replayed_from_before_the_window_is_not_broken() -> None:
+    """Its cause is named, and the order has it; without one it hangs in the air."""
+    effect = record(RESERVED, "reserved", cause="1")
+    order = PLACED._replace(topic="stock.replay", headers=(*PLACED.headers, *replayed("if-not-done")))
+    assert read(effect, order).broken == []
+    assert [each.flow for each in read(effect).broken] == ["f"]
+
+
+def test_a_mark_is_of_the_flow_whose_dead_letter_it_names() -> None:
+    """It has no value and no envelope; of a letter before the window the flow is not known."""
+    told = {"reason": "rejected", "service": "stock", "handler": "reserve", "attempts": "5"}
+    headers = tuple((f"choreo-dlq-{name}", text.encode()) for name, text in told.items())
+    letter = PLACED._replace(topic="stock.dlq", offset=4, headers=(*PLACED.headers, *headers))
+    mark = Record("stock.replay", 0, 0, b"k", None, replayed("drop", letter="stock.dlq/0@4", note="left"), 21_000)
+    (dropped,) = read(PLACED, letter, mark).by_hand
+    assert dropped == ByHand("stock", "drop", "drop reserve", "ann", "left", 21_000, "f", "/web 1")
+    (unknown,) = read(mark).by_hand
+    assert (unknown.flow, unknown.event, unknown.who) == ("", "", "ann")
 
 
 def test_records_of_others_are_counted() -> None:

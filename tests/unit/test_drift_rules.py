@@ -7,7 +7,7 @@ import pytest
 
 from choreo.flow.drift import Drift, compare
 from choreo.flow.drift_findings import DriftFinding
-from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped
+from choreo.flow.drift_seen import Broken, ByHand, Seen, SeenEvent, SeenUnit, earliest, grouped
 from choreo.flow.drift_traces import ratio
 from choreo.flow.model import Capability, DeclaredFlow
 from choreo.runtime import replaying
@@ -271,6 +271,62 @@ def test_flow_past_its_deadline_is_overdue() -> None:
 def overdue(found: Seen) -> list[DriftFinding]:
     """What is overdue with ten minutes."""
     return [each for each in compare(declared_in(SHOP, 600.0), found).findings if each.id == "overdue_flow"]
+
+
+def by_hand(kind: str, at_ms: float = MINUTE_MS, **more: object) -> ByHand:
+    """Somebody did something to the flow `f`."""
+    made = ByHand("stock", kind, f"{kind} something", "ann", "why", at_ms, "f")
+    return made._replace(**more)  # type: ignore[arg-type]
+
+
+def test_flow_that_somebody_decided_on_in_time_is_not_overdue() -> None:
+    """Before its deadline; after it, or by what only hastens it, or in another flow, it was overdue all the same."""
+    for kind, at_ms, flow, count in (
+        ("set-state", 9 * MINUTE_MS, "f", 0),
+        ("drop", 9 * MINUTE_MS, "f", 0),
+        ("drop", 11 * MINUTE_MS, "f", 1),
+        ("set-state", 9 * MINUTE_MS, "g", 1),
+        ("fire-timer", 9 * MINUTE_MS, "f", 1),
+        ("replay", 9 * MINUTE_MS, "f", 1),
+    ):
+        assert len(overdue(seen(CLEAN[:2], UNITS[:1], by_hand=[by_hand(kind, at_ms, flow=flow)]))) == count, kind
+
+
+def test_what_was_done_by_hand_is_told_as_that() -> None:
+    """What is alike together, with who and the last reason; of the services that are judged."""
+    done = [by_hand("drop"), by_hand("drop", 2 * MINUTE_MS, who="bob", why="late"), by_hand("drop", service="mail")]
+    all_of_it = seen(CLEAN, UNITS, by_hand=done)
+    (found,) = [each for each in compare(SHOP, all_of_it, services=["stock"]).findings if each.id == "intervention"]
+    assert (found.id, found.level, found.where, found.count) == (
+        "intervention",
+        "information",
+        "stock: drop something",
+        2,
+    )
+    assert (found.message, found.correlation_ids) == ("done by hand by ann, bob (late)", ("f",))
+    assert (found.first_seen_ms, found.last_seen_ms) == (MINUTE_MS, 2 * MINUTE_MS)
+    assert [each.id for each in compare(SHOP, all_of_it).findings].count("intervention") == 2
+
+
+def test_each_time_it_is_handled_a_handler_may_emit_what_it_declares() -> None:
+    """What a forced replay emits counts by itself; two of one replay are one too many."""
+    again = [RESERVED._replace(key=name, replay=name[0]) for name in ("a1", "b1")]
+    ids = {each.id for each in compare(SHOP, seen([*CLEAN, *again], UNITS)).findings}
+    assert "cardinality_exceeded" not in ids
+    twice = [*again, again[0]._replace(key="a2")]
+    (found,) = [
+        each for each in compare(SHOP, seen([*CLEAN, *twice], UNITS)).findings if each.id == "cardinality_exceeded"
+    ]
+    assert found.count == 1
+
+
+def test_hop_that_was_ordered_late_is_not_late() -> None:
+    """Its event was replayed to that very service; to another one it would be late."""
+    late = PAID._replace(at_ms=20 * MINUTE_MS)
+    for service, expected in (("billing", False), ("mail", True)):
+        order = by_hand("replay", 19 * MINUTE_MS, service=service, event="reserved")
+        found = compare(SHOP, seen([*CLEAN[:2], late], UNITS, by_hand=[order]))
+        assert (("late_hop", "reserved v1 -> billing.charge -> paid v1") in places(found)) == expected
 
 
 def test_hop_that_comes_after_the_timeout_is_late() -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry import metrics
@@ -14,15 +16,20 @@ from opentelemetry.metrics import _internal as metrics_internal
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from choreo import App, Event, Reject, RetryPolicy, Service
+from choreo import App, Breaker, Context, Event, Flow, Reject, RetryPolicy, Service
+from choreo.core.units import Unit
+from choreo.envelope import Envelope, write
 from choreo.errors import TransportError
 from choreo.observing import Observing
-from choreo.ports import Level, Levels, Peer
-from choreo.record import TopicPartition
+from choreo.ports import FlowMark, Level, Levels, Peer
+from choreo.process import FlowOverdue, overdue
+from choreo.record import ProducerRecord, TopicPartition
+from choreo.runtime.invoking import Inside, Invoker
 from choreo.runtime.levels import Gauge
-from choreo.telemetry.metering import Meters, meters
+from choreo.telemetry.metering import HISTOGRAMS, Meters, meters
 from choreo.telemetry.silent import NoInstrument
 from choreo.telemetry.spans import OtelInstrument
+from choreo.telemetry.tally import COUNTERS, GAUGES
 from choreo.testing import TestApp
 from choreo.transports.embedded import EmbeddedTransport
 from tests.integration.tracing import SAMPLED, UNSAMPLED, event, hop, unit, unset_otel, warnings_of
@@ -291,6 +298,99 @@ async def test_records_nobody_fetches_are_lag_too() -> None:
         assert level.lag_s == pytest.approx(30.0)
         for partition in worker.engine.partitions:
             worker.consumer.resume(partition)
+
+
+async def test_a_breaker_tells_that_it_opens_and_how_it_stands(own: InMemoryMetricReader) -> None:
+    """Two openings of one that is down until its second probe; open while probed, then not; gone after the run."""
+    service, stands = Service("kitchen"), list[dict[tuple[Any, ...], float]]()
+
+    @service.handler(Asked, retry=RetryPolicy(9), breaker=Breaker(failures=2, pause_s=60))
+    async def pour(asked: Asked) -> Poured:
+        stands.append(values(own, "choreo.breaker.open", "choreo.service", "choreo.handler"))
+        if len(stands) < 4:
+            raise ConnectionError
+        return Poured(who=asked.who)
+
+    open_, closed = ({("kitchen", "pour"): value} for value in (1, 0))
+    async with TestApp(App(service)) as t:
+        await t.publish(Asked(who="Ann"))
+        await t.settle()
+        assert stands == [{}, {}, open_, open_]
+        assert values(own, "choreo.breaker.open", "choreo.service", "choreo.handler") == closed
+    assert values(own, "choreo.breaker.openings", "choreo.service", "choreo.handler") == {("kitchen", "pour"): 2}
+    assert "choreo.breaker.open" not in all_points(own)
+
+
+async def test_watched_flows_are_counted_and_timed(own: InMemoryMetricReader) -> None:
+    """One that waits too long is overdue, once, also when it ends at last; those that end are timed."""
+    tea = Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1))
+
+    @overdue(tea)
+    def tea_late(late: FlowOverdue) -> None:
+        """Only counted."""
+
+    async with TestApp(App(kitchen, tea_late)) as t:
+        await t.publish(Asked(who="Ann"))
+        waits = await t.publish(Asked(who="nobody"))
+        await t.settle()
+        await t.advance(hours=3)
+        await t.running.publish(Poured(who="nobody"), correlation_id=waits.reference.correlation_id)
+        await t.settle()
+    assert values(own, "choreo.flow.overdue", "choreo.service", "choreo.flow") == {("tea-late", "tea"): 1}
+    ((found, point),) = all_points(own)["choreo.flow.duration"]
+    assert found == {"choreo.service": "tea-late", "choreo.flow": "tea", "choreo.flow.end": "tea.poured"}
+    assert (point.count, point.max, point.explicit_bounds[-1]) == (2, 3 * 3600.0, 30 * 86_400.0)
+
+
+@pytest.mark.parametrize("minutes", [5, 90])
+async def test_a_flow_is_timed_in_whichever_order_its_events_are_read(
+    own: InMemoryMetricReader, minutes: int
+) -> None:
+    """By when they were made; past its deadline it is overdue, though nobody was told while it was open."""
+
+    @overdue(Flow("tea", starts=Asked, ends=Poured, deadline=timedelta(hours=1)))
+    def tea_late(late: FlowOverdue) -> None:
+        """Only counted."""
+
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    made = {Asked: begun, Poured: begun + timedelta(minutes=minutes)}
+    async with TestApp(App(tea_late)) as t:
+        for number, order in enumerate(([Asked, Poured], [Poured, Asked])):
+            for kind in order:
+                id_ = f"{kind.event_type} {number}"
+                envelope = Envelope(
+                    id_, "/test", kind.event_type, 1, made[kind].isoformat(), correlationid=f"f{number}"
+                )
+                value = kind(who="Ann").payload()
+                await t.running.transport.send([ProducerRecord(kind.event_topic, None, value, write(envelope))])
+                await t.settle()
+    ((found, point),) = all_points(own)["choreo.flow.duration"]
+    assert (found["choreo.flow.end"], point.count, point.sum) == ("tea.poured", 2, 2 * 60.0 * minutes)
+    assert values(own, "choreo.flow.overdue", "choreo.flow") == ({("tea",): 2} if minutes > 60 else {})
+
+
+def test_what_a_watch_found_in_an_attempt_that_was_undone_is_forgotten() -> None:
+    """A transaction that could not be committed calls the handler again, which may find the flow ended."""
+    marks = [FlowMark("tea", "", 1.0, overdue=True)]
+
+    class Invokes:
+        def context(self, unit: Any) -> Context:
+            return Context.fake()
+
+        def call_inside(self, unit: Any, context: Context, transaction: Any) -> list[Event]:
+            context.flow = marks.pop() if marks else context.flow
+            return []
+
+    inside = Inside(cast(Invoker, Invokes()), cast(Unit, None), lambda: None)
+    found = [inside.call(None, None) or inside.context.flow for _ in range(2)]
+    assert found == [FlowMark("tea", "", 1.0, overdue=True), None]
+
+
+def test_the_docs_list_every_metric_and_no_other() -> None:
+    """As the code makes them."""
+    page = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
+    told = re.findall(r"^\| `([a-z.]+)` \| (?:counter|gauge|histogram), ", page.read_text(), re.MULTILINE)
+    assert sorted(told) == sorted([*HISTOGRAMS, *(name for name, *_ in (*COUNTERS, *GAUGES))])
 
 
 # ---- off

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from choreo import App, Flow, Service
 from choreo.cli import main
+from choreo.cli.tracing import Where, declared_topics
+from choreo.flow.model import EventRef, from_json, to_json
 from choreo.runtime.levels import Gauge
 from choreo.testing import TestApp
 from tests.unit.process_stage import (
@@ -56,6 +58,20 @@ async def test_timers_fire_in_virtual_time() -> None:
         kinds = [each for each in flow.types if each.startswith(("approval.rem", "approval.esc"))]
         assert kinds == ["approval.reminder-due", "approval.reminder-due", "approval.escalated"]
         assert t.rows("SELECT state FROM choreo_instance") == [("escalated",)]
+
+
+def test_a_capability_names_the_timers_of_a_process() -> None:
+    """So that trace and drift read and know them; who reads events is not asked to, and older files have none."""
+    capability = office().capability()
+    services = {each.name: each for each in capability.services}
+    assert services["approval"].timers == EventRef(type="approval.timer", version=1, topic="approval.timers")
+    assert services["mailbox"].timers is None
+    assert "approval.timers" in declared_topics(Where(capability=capability))
+    assert "approval.timer" not in {each.type for each in services["approval"].events}
+    older = json.loads(to_json(capability))
+    for each in older["services"]:
+        del each["timers"]
+    assert all(each.timers is None for each in from_json(json.dumps(older), "older").services)
 
 
 def test_trace_tells_what_a_flow_waits_for(tmp_path: Path) -> None:

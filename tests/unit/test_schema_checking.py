@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
-from pydantic import AnyUrl, BaseModel, ConfigDict, Field, SecretStr, computed_field, field_serializer
+from pydantic import AnyUrl, BaseModel, ConfigDict, Field, computed_field, field_serializer
 
 from choreo.binding import BoundHandler
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
 from choreo.schemas.checking import POLICIES, Finding, Policy, check, policy_of
 from choreo.schemas.exporting import Contract, Version, contracts, file_name, rendered, version_of
+from choreo.sensitive import Sensitive
 from tests.unit.schema_handlers import Ticked, consuming, emitting
 
 
@@ -52,7 +53,7 @@ def one_of_everything() -> type[Event]:
         row: tuple[int, ...]
         prices: dict[UUID, Decimal]
         at: AnyUrl
-        secret: SecretStr
+        secret: Annotated[str, Sensitive]
         rest: Any
         parent: Tree | None = None
 

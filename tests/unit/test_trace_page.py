@@ -1,11 +1,25 @@
 """The page of a flow: what is on it, and that nothing of a stranger's is markup."""
 
+from dataclasses import fields
 from html.parser import HTMLParser
 
+from choreo.envelope import Envelope
 from choreo.flow.joining import build
+from choreo.flow.observed import Intake, Sighting, observed
+from choreo.flow.observed_page import observed_page
 from choreo.flow.page import render
 from choreo.flow.sequence import EVENTS_MAX, Arrow, arrows_of
-from choreo.flow.timeline import Timeline
+from choreo.flow.timeline import (
+    DeadLetter,
+    Expected,
+    Handling,
+    Node,
+    Place,
+    Progress,
+    Replayed,
+    Timeline,
+    TimerWaiting,
+)
 from choreo.flow.waiting import expect
 from tests.unit.test_timeline import record
 from tests.unit.test_waiting import ALL, capability, placed, reserved, row
@@ -83,6 +97,46 @@ def test_no_text_of_a_stranger_is_markup() -> None:
     assert set(page.elements) <= {*Page(render([flow()], now_ms=0)).elements, "circle"}
 
 
+def everything(evil: str) -> Timeline:
+    """Each kind of thing that a flow may hold, once, with an attack in every text that a stranger may choose."""
+    place = Place(evil, 0, 1)
+    node = Node(
+        Envelope(evil, evil, evil, version=1, time=evil, correlationid=evil, causationid=evil),
+        place,
+        0,
+        repeats=[place],
+        retries=[place],
+        handlings=[Handling(evil, evil, within=((evil, 1.0),)), Handling(evil, "", told_by="trace")],
+        dead_letters=[DeadLetter(place, evil, evil, evil, evil, evil), DeadLetter(place, evil, evil, evil, "", evil)],
+        replays=[Replayed(place, evil, evil, evil)],
+        expected=[
+            Expected(evil, evil, "waiting", (evil,), 1.0, evil),
+            Expected(evil, evil, "unknown", (), 1.0, evil),
+        ],
+    )
+    return Timeline(
+        evil,
+        [node],
+        [(place, Handling(evil, evil))],
+        Progress(evil, evil, 1.0, 2.0, 0.0),
+        [TimerWaiting(evil, evil, evil, 1.0)],
+    )
+
+
+def test_no_field_of_a_flow_is_markup() -> None:
+    """None of those that are there today; a page of a class that gets another field is made of it here too."""
+    flow_of_all = everything(EVIL)
+    filled = {each.name for each in fields(Timeline) if getattr(flow_of_all, each.name)}
+    (node,) = flow_of_all.roots
+    filled_too = {each.name for each in fields(Node) if getattr(node, each.name)}
+    assert {each.name for each in fields(Timeline)} == filled
+    assert {each.name for each in fields(Node)} - filled_too <= {"timestamp_ms", "data", "children"}
+    page = Page(render([flow_of_all], now_ms=5_000, read=[EVIL]))
+    assert page.text.count("alert(1)") > 20
+    assert not {"script", "img", "link", "iframe", "object", "a"} & set(page.elements)
+    assert [name for name, _ in page.attributes if name.startswith("on")] == []
+
+
 def test_page_loads_nothing() -> None:
     """No address outside itself, and a policy that forbids what the browser is told to load or to run."""
     text = render([evil_flow(), flow()], now_ms=0)
@@ -104,3 +158,15 @@ def test_large_flow_is_cut() -> None:
     page = Page(render([found], now_ms=0))
     assert f"show {EVENTS_MAX} of {EVENTS_MAX + 5}" in page.text
     assert page.elements.count("tr") == EVENTS_MAX + 1
+
+
+def test_no_name_that_was_observed_is_markup() -> None:
+    """Of services that are not ours: what they call themselves, their events and handlers."""
+    first = Sighting("1", EVIL, f"{EVIL}a", 0.0)
+    second = Sighting("2", f"{EVIL}b", f"{EVIL}c", 5.0, cause="1", handler=EVIL)
+    taken = (Intake("1", f"{EVIL}c", 1.0, EVIL), Intake("2", f"{EVIL}d", 9.0))
+    flow = observed([first, second], taken, window_s=60.0)
+    page = Page(observed_page(flow, EVIL, [EVIL]))
+    assert page.text.count("alert(1)") > 5
+    assert not {"script", "img", "link", "iframe", "object", "a"} & set(page.elements)
+    assert [name for name, _ in page.attributes if name.startswith("on")] == []

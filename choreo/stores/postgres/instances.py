@@ -89,6 +89,7 @@ class InstanceQueries:
         self.due, self.next, self.sent = fill(_DUE), fill(_NEXT), fill(_SENT)
         self.census, self.note = fill(_CENSUS), fill(_NOTE)
         self.done, self.done_of_flow = fill(f"{_DONE} {_OF_KEY} ORDER BY id"), fill(_DONE_OF_FLOW)
+        self.done_since = fill(f"{_DONE} WHERE at_ms >= %(since_ms)s ORDER BY id")
         self.overdue, self.of_flow = fill(_OVERDUE), fill(_OF_FLOW)
 
 
@@ -216,8 +217,12 @@ def counts(rows: Iterable[Row]) -> list[Count]:
     return [Count(*group, tuple(keys)) for group, keys in found.items()]  # type: ignore[call-arg]
 
 
-def done_by_hand(queries: InstanceQueries, process: str, key: str, correlation_id: str) -> Statement:
-    """Of one flow, or else of one instance."""
+def done_by_hand(
+    queries: InstanceQueries, process: str, key: str, correlation_id: str, since_ms: int | None
+) -> Statement:
+    """Since a time, or else of one flow, or else of one instance."""
+    if since_ms is not None:
+        return queries.done_since, {"since_ms": since_ms}
     if correlation_id:
         return queries.done_of_flow, {"flow": encode(correlation_id)}
     return queries.done, _of(process, key)

@@ -282,10 +282,10 @@ class PostgresStore:
         return done
 
     async def interventions(
-        self, process: str = "", key: str = "", *, correlation_id: str = ""
+        self, process: str = "", key: str = "", *, correlation_id: str = "", since_ms: int | None = None
     ) -> Sequence[Intervention]:
         """Oldest first."""
-        (rows,) = await self._flush(instances.done_by_hand(self._instances, process, key, correlation_id))
+        (rows,) = await self._flush(instances.done_by_hand(self._instances, process, key, correlation_id, since_ms))
         return list(map(instances.intervention_of, rows))
 
     async def close(self) -> None:

@@ -122,11 +122,16 @@ def note(db: sqlite3.Connection, done: Sequence[Intervention]) -> None:
     db.executemany(f"INSERT INTO choreo_intervention ({_INTERVENTION}) VALUES ({_marks(Intervention._fields)})", done)
 
 
-def interventions(db: sqlite3.Connection, process: str, key: str, correlation_id: str) -> list[Intervention]:
-    """Of one flow, or else of one instance."""
-    where, arguments = _OF_KEY, [process, key]
-    if correlation_id:
-        where, arguments = "WHERE correlation_id = ?", [correlation_id]
+def interventions(
+    db: sqlite3.Connection, process: str, key: str, correlation_id: str, since_ms: int | None
+) -> list[Intervention]:
+    """Since a time, or else of one flow, or else of one instance."""
+    arguments: tuple[object, ...] = (process, key)
+    where = _OF_KEY
+    if since_ms is not None:
+        where, arguments = "WHERE at_ms >= ?", (since_ms,)
+    elif correlation_id:
+        where, arguments = "WHERE correlation_id = ?", (correlation_id,)
     rows = db.execute(f"SELECT {_INTERVENTION} FROM choreo_intervention {where} ORDER BY id", arguments)
     return [Intervention(*row) for row in rows]
 

@@ -280,10 +280,10 @@ class SqliteStore:
         return done
 
     async def interventions(
-        self, process: str = "", key: str = "", *, correlation_id: str = ""
+        self, process: str = "", key: str = "", *, correlation_id: str = "", since_ms: int | None = None
     ) -> Sequence[Intervention]:
         """Oldest first."""
-        return await self._db.read(lambda db: instances.interventions(db, process, key, correlation_id))
+        return await self._db.read(lambda db: instances.interventions(db, process, key, correlation_id, since_ms))
 
     async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
         """Of these keys those it has: True is done, False is claimed. A digest is of one group."""

@@ -155,7 +155,7 @@ class ConfluentAdmin:
                 [request], require_stable=True, request_timeout=min(ONCE_S, self._timeout_s)
             )
             try:
-                (found,) = (await self._answer(answers[group])).topic_partitions
+                (found,) = (await self.answer(answers[group])).topic_partitions
                 if found.error is not None:
                     raise KafkaException(found.error)
                 return None if found.offset < 0 else int(found.offset)
@@ -184,7 +184,7 @@ class ConfluentAdmin:
             asked, pending = pending, []
             for partition, answer in zip(asked, answers.values(), strict=True):
                 try:
-                    found[partition] = (await self._answer(answer)).offset
+                    found[partition] = (await self.answer(answer)).offset
                 except Exception as error:
                     told = error_of(error)
                     again = told is not None and (told.retriable() or told.code() in AGAIN)
@@ -222,7 +222,8 @@ class ConfluentAdmin:
         self._client = None
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _answer(self, answer: "Future[Any]") -> Any:
+    async def answer(self, answer: "Future[Any]") -> Any:
+        """What librdkafka answers, within the deadline."""
         async with asyncio.timeout(self._timeout_s + 1):
             return await asyncio.wrap_future(answer)
 
@@ -242,7 +243,7 @@ class ConfluentAdmin:
         resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
         for resource, answer in self.client.describe_configs(resources, request_timeout=self._timeout_s).items():
             try:
-                entries = (await self._answer(answer)).values()
+                entries = (await self.answer(answer)).values()
             except Exception as error:
                 if error_of(error) is None:
                     raise TransportError(f"configurations of topics cannot be read: {reason(error)}") from error
@@ -254,7 +255,7 @@ class ConfluentAdmin:
     async def _each(self, answers: "Mapping[str, Future[Any]]", what: str, fine: int) -> None:
         for name, answer in answers.items():
             try:
-                await self._answer(answer)
+                await self.answer(answer)
             except Exception as error:
                 found = error_of(error)
                 if found is None or found.code() != fine:

@@ -5,6 +5,7 @@ import operator
 import struct
 from typing import Any, NamedTuple
 
+from choreo.access import Access, Operation, lacking
 from choreo.errors import ConfigurationError, TransportError
 from choreo.record import Headers, Record, TopicPartition
 
@@ -17,6 +18,7 @@ try:
         KafkaException,
         Message,
         Producer,
+        TopicCollection,
         libversion,
     )
     from confluent_kafka import TopicPartition as Place
@@ -43,7 +45,9 @@ __all__ = [
     "OffsetSpec",
     "Place",
     "Producer",
+    "TopicCollection",
     "error_of",
+    "lack",
     "made",
     "membership",
     "partition_of",
@@ -100,6 +104,16 @@ def reason(error: BaseException | KafkaError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return type(error).__name__
+
+
+def lack(error: KafkaError, principal: str, operation: Operation, topic: str, group: str) -> str | None:
+    """Who lacks which right, if that is the error; else None. `operation`: what was done with the topic."""
+    match error.code():
+        case KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            return lacking(principal, [Access("topic", topic, (operation,))])
+        case KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return lacking(principal, [Access("group", group, ("Read",))])
+    return None
 
 
 def made(kind: Any, arguments: dict[str, Any]) -> Any:

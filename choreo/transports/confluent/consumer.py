@@ -28,6 +28,7 @@ from choreo.transports.confluent.client import (
 from choreo.transports.confluent.failures import AGAIN, HARMLESS, explained
 from choreo.transports.confluent.poll import REVOKE_S, Batch, PollThread
 from choreo.transports.kafka.errors import out_of_range
+from choreo.transports.kafka.security import principal_of
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class ConfluentConsumer:
         self.member = f"{group}-{uuid4()}"
         self.known: dict[TopicPartition, int] = {}
         self._group = group
+        self._principal = principal_of(arguments)
         self._assignment = assignment
         self._admin = admin
         self._timeout_s = timeout_s
@@ -346,7 +348,8 @@ class ConfluentConsumer:
             if error.code() != KafkaError._FATAL:  # from which a consumer never recovers: told at each fetch
                 self._errors.popleft()
             flow = self._ours.get(partition) if partition is not None else None
-            raise await explained(self._admin, self._group, error, partition, flow.next_offset if flow else -1)
+            offset = flow.next_offset if flow else -1
+            raise await explained(self._admin, self._group, error, partition, offset, self._principal)
 
     def _gave_up(self, failure: BaseException) -> str:
         return f"{self._group!r} cannot take or give up partitions, or poll: {reason(failure)}"

@@ -3,7 +3,7 @@
 from choreo.errors import TransportError
 from choreo.record import TopicPartition
 from choreo.transports.confluent.admin import ConfluentAdmin
-from choreo.transports.confluent.client import GONE, KafkaError, reason
+from choreo.transports.confluent.client import GONE, KafkaError, lack, reason
 from choreo.transports.kafka.errors import out_of_range
 
 AGAIN = frozenset({KafkaError.STALE_MEMBER_EPOCH, KafkaError.REBALANCE_IN_PROGRESS, KafkaError._WAIT_COORD})
@@ -29,7 +29,12 @@ _NOT_SUPPORTED = "API version not supported"
 
 
 async def explained(
-    admin: ConfluentAdmin, group: str, error: KafkaError, partition: TopicPartition | None, next_offset: int
+    admin: ConfluentAdmin,
+    group: str,
+    error: KafkaError,
+    partition: TopicPartition | None,
+    next_offset: int,
+    principal: str,
 ) -> TransportError:
     """The error as one of ours, with what to do; `next_offset`: where the partition was to be read."""
     code = error.code()
@@ -46,4 +51,6 @@ async def explained(
     if code in (KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE) or _NOT_SUPPORTED in text:
         hint = "; with brokers older than 4.0, or set to classic groups only, set CHOREO_KAFKA_GROUP_PROTOCOL=classic"
     where = f"{partition}: " if partition is not None else ""
-    return TransportError(f"{where}group {group!r} cannot fetch: {reason(error)}{hint}")
+    topic = partition.topic if partition is not None else "it reads"
+    why = lack(error, principal, "Read", topic, group) or reason(error)
+    return TransportError(f"{where}group {group!r} cannot fetch: {why}{hint}")

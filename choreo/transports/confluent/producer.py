@@ -9,8 +9,19 @@ from typing import Any
 
 from choreo.errors import RecordTooLarge, TransportError
 from choreo.record import ProducerRecord
-from choreo.transports.confluent.client import GONE, TOO_LARGE, KafkaError, Message, Producer, error_of, made, reason
+from choreo.transports.confluent.client import (
+    GONE,
+    TOO_LARGE,
+    KafkaError,
+    Message,
+    Producer,
+    error_of,
+    lack,
+    made,
+    reason,
+)
 from choreo.transports.confluent.settings import MESSAGE_BYTES_MAX, PRODUCER_DEFAULTS
+from choreo.transports.kafka.security import principal_of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +63,7 @@ class PolledProducer:
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.trouble: str | None = None
+        self._principal = principal_of(arguments)
         self._stopping = threading.Event()
         self._producer: Producer = made(Producer, {**arguments, "error_cb": self._warn})
         self._thread = threading.Thread(target=self._poll, name="choreo-kafka-producer", daemon=True)
@@ -71,7 +83,7 @@ class PolledProducer:
                     await asyncio.sleep(FULL_S)
                 except Exception as error:
                     if not await self._learnt_of(record, error):
-                        raise failure_of(record, index, error) from error
+                        raise failure_of(record, index, error, self._principal) from error
         await call.done
         return call.failed
 
@@ -114,6 +126,7 @@ class ConfluentProducer:
     def __init__(self, arguments: Mapping[str, Any], *, timeout_s: float) -> None:
         deadline_ms = int(timeout_s * 1000)
         self._arguments = {**PRODUCER_DEFAULTS, "message.timeout.ms": deadline_ms, **arguments}
+        self._principal = principal_of(arguments)
         self._timeout_s = timeout_s
         self._producer: PolledProducer | None = None
 
@@ -155,7 +168,7 @@ class ConfluentProducer:
             index = next(
                 (index for index in sorted(failed) if index not in oversized), oversized[0] if oversized else 0
             )
-            raise failed_delivery(records[index], index, failed[index])
+            raise failed_delivery(records[index], index, failed[index], self._principal)
         if len(oversized) == 1:
             raise too_large(records[oversized[0]], oversized[0])
         log.warning("%s takes no batch of this size; sending its records one by one", records[oversized[0]].topic)
@@ -166,7 +179,7 @@ class ConfluentProducer:
             producer.discard()
         if again:
             first = min(again)
-            raise failed_delivery(records[oversized[first]], oversized[first], again[first])
+            raise failed_delivery(records[oversized[first]], oversized[first], again[first], self._principal)
 
     def _discard(self, producer: PolledProducer) -> None:
         if self._producer is producer:  # another call may have done it, and have made a new one
@@ -189,15 +202,17 @@ def produce(producer: Producer, record: ProducerRecord, report: Any) -> None:
     )
 
 
-def failure_of(record: ProducerRecord, index: int, error: Exception) -> TransportError:
+def failure_of(record: ProducerRecord, index: int, error: Exception, principal: str) -> TransportError:
     """What `produce` raised, as ours."""
     if isinstance(error, TransportError):
         return error
     found = error_of(error)
-    return failed_delivery(record, index, found) if found else TransportError(f"{record.topic}: {reason(error)}")
+    if found is None:
+        return TransportError(f"{record.topic}: {reason(error)}")
+    return failed_delivery(record, index, found, principal)
 
 
-def failed_delivery(record: ProducerRecord, index: int, error: KafkaError) -> TransportError:
+def failed_delivery(record: ProducerRecord, index: int, error: KafkaError, principal: str) -> TransportError:
     """What a delivery report says, as an error of ours."""
     if error.code() in TOO_LARGE:
         return too_large(record, index)
@@ -205,7 +220,8 @@ def failed_delivery(record: ProducerRecord, index: int, error: KafkaError) -> Tr
         return TransportError(f"{record.topic}: there is no partition {record.partition}")
     if error.code() in GONE:
         return TransportError(f"{record.topic}: there is no such topic (any more): {reason(error)}")
-    return TransportError(f"{record.topic}: {reason(error)}")
+    why = lack(error, principal, "Write", record.topic, "") or reason(error)
+    return TransportError(f"{record.topic}: {why}")
 
 
 def too_large(record: ProducerRecord, index: int) -> RecordTooLarge:

@@ -15,6 +15,8 @@ from choreo.transports.confluent.settings import CONSUMER_DEFAULTS
 
 STEP_S = 0.25
 STEP_RECORDS_MAX = 5_000
+_NOT_OF_PARTITIONS = frozenset({KafkaError._TRANSPORT, KafkaError.GROUP_AUTHORIZATION_FAILED})
+"""The latter of the group it must name and never joins."""
 
 
 class RangeReader:
@@ -58,7 +60,7 @@ class RangeReader:
             elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 # Not the last record: what ends a log may be an aborted transaction, or the mark that ends one.
                 self._moved(partition, offset or 0)
-            elif error is not None and not error.retriable() and error.code() not in (KafkaError._TRANSPORT,):
+            elif error is not None and not error.retriable() and error.code() not in _NOT_OF_PARTITIONS:
                 raise TransportError(f"{partition}: cannot be read: {reason(error)}")
         return found
 

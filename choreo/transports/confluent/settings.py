@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from choreo.errors import ConfigurationError
-from choreo.transports.kafka.settings import KafkaSecurity
+from choreo.transports.kafka.security import KafkaSecurity
+from choreo.transports.kafka.settings import wrong
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -89,15 +89,7 @@ def membership_from_environment(**given: Any) -> ConfluentMembership:
     try:
         return ConfluentMembership(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise ConfigurationError(_wrong(error)) from None
-
-
-def security_from_environment() -> dict[str, Any]:
-    """librdkafka's arguments as `CHOREO_KAFKA_*` say, or ConfigurationError naming the variable that is wrong."""
-    try:
-        return security_arguments(KafkaSecurity())
-    except ValidationError as error:
-        raise ConfigurationError(_wrong(error)) from None
+        raise wrong("CHOREO_KAFKA_", error) from None
 
 
 def security_arguments(security: KafkaSecurity) -> dict[str, Any]:
@@ -115,17 +107,23 @@ def security_arguments(security: KafkaSecurity) -> dict[str, Any]:
             "ssl.key.location": security.ssl_keyfile,
         }
         found.update({name: path for name, path in files.items() if path})
+        if security.ssl_key_password:
+            found["ssl.key.password"] = security.ssl_key_password.get_secret_value()
         found["ssl.endpoint.identification.algorithm"] = "https" if security.ssl_check_hostname else "none"
     if security.security_protocol.startswith("SASL"):
         found["sasl.mechanism"] = security.sasl_mechanism
-        if security.sasl_mechanism != "GSSAPI":
+        if security.sasl_mechanism == "OAUTHBEARER":
+            assert security.sasl_oauthbearer_client_secret is not None, "checked above"
+            told = {
+                "method": "oidc",
+                "token.endpoint.url": security.sasl_oauthbearer_token_endpoint_url,
+                "client.id": security.sasl_oauthbearer_client_id,
+                "client.secret": security.sasl_oauthbearer_client_secret.get_secret_value(),
+                "scope": security.sasl_oauthbearer_scope,
+            }
+            found.update({f"sasl.oauthbearer.{name}": text for name, text in told.items() if text})
+        elif security.sasl_mechanism != "GSSAPI":
             assert security.sasl_password is not None, "checked above"
             found["sasl.username"] = security.sasl_username
             found["sasl.password"] = security.sasl_password.get_secret_value()
     return found
-
-
-def _wrong(error: ValidationError) -> str:
-    return "; ".join(
-        f"CHOREO_KAFKA_{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}" for found in error.errors()
-    )

@@ -45,6 +45,8 @@ from choreo.transports.confluent.consumer import ConfluentConsumer
 from choreo.transports.confluent.producer import failed_delivery, failure_of, produce, refuse_oversized
 from choreo.transports.confluent.reading import read_range, span
 from choreo.transports.confluent.settings import PRODUCER_DEFAULTS
+from choreo.transports.kafka.fencing import NAMESPACE, transactions_of
+from choreo.transports.kafka.security import principal_of
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class ConfluentTransactions:
         timeout_s: float,
     ) -> None:
         self._group = group
+        self._principal = principal_of(arguments)
         self._member = member
         self._connection = dict(arguments)
         self._timeout_s = timeout_s
@@ -98,7 +101,7 @@ class ConfluentTransactions:
         self._arguments = {
             **PRODUCER_DEFAULTS,
             **arguments,
-            "transactional.id": f"choreo-{group}-{uuid4()}",
+            "transactional.id": f"{transactions_of(NAMESPACE, group)}{uuid4()}",
             "transaction.timeout.ms": int(TRANSACTION_S * 1000),
             "message.timeout.ms": int(TRANSACTION_S * 1000),
         }
@@ -281,7 +284,7 @@ class ConfluentTransactions:
                     except BufferError:
                         producer.poll(0.05)
                     except Exception as error:
-                        raise _Refused({partition: failure_of(record, index, error)}) from error
+                        raise _Refused({partition: failure_of(record, index, error, self._principal)}) from error
         left = producer.flush(max(0.1, until_s - time.monotonic()))
         if failed:
             self._refuse(parts, failed)
@@ -309,10 +312,12 @@ class ConfluentTransactions:
         }
         if not blamed:
             (partition, index), error = next(iter(failed.items()))
-            raise failed_delivery(parts[partition].records[index], index, error)
+            raise failed_delivery(parts[partition].records[index], index, error, self._principal)
         refused: dict[TopicPartition, Exception] = {}
         for (partition, index), error in blamed.items():
-            refused.setdefault(partition, failed_delivery(parts[partition].records[index], index, error))
+            refused.setdefault(
+                partition, failed_delivery(parts[partition].records[index], index, error, self._principal)
+            )
         raise _Refused(refused)
 
     def _current(self) -> Producer:

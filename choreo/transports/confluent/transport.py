@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from choreo.access import Access
 from choreo.errors import TransportError
 from choreo.ports import Assignment, TopicSpec
 from choreo.record import ProducerRecord, Record
@@ -17,12 +18,14 @@ from choreo.transports.confluent.client import KafkaError, KafkaException, Produ
 from choreo.transports.confluent.consumer import ConfluentConsumer
 from choreo.transports.confluent.producer import ConfluentProducer
 from choreo.transports.confluent.reading import read_range
+from choreo.transports.confluent.rights import denied_of
 from choreo.transports.confluent.settings import (
     CONSUMER_DEFAULTS,
     membership_from_environment,
-    security_from_environment,
+    security_arguments,
 )
 from choreo.transports.confluent.transactions import ConfluentTransactions
+from choreo.transports.kafka.security import principal_of, security_from_environment
 from choreo.transports.kafka.settings import peer_of
 
 __all__ = ["ConfluentConsumer", "ConfluentTransactions", "ConfluentTransport"]
@@ -63,11 +66,12 @@ class ConfluentTransport:
         consumer_options: Mapping[str, Any] | None = None,
         producer_options: Mapping[str, Any] | None = None,
     ) -> None:
-        trust = security_from_environment() if security is None else dict(security)
+        trust = security_arguments(security_from_environment()) if security is None else dict(security)
         membership = membership_from_environment(group_protocol=group_protocol, group_instance_id=group_instance_id)
         self._servers = bootstrap_servers
         self.peer = peer_of(bootstrap_servers, client_id)
         self._arguments = {"bootstrap.servers": bootstrap_servers, "client.id": client_id, **trust}
+        self.principal = principal_of(trust)
         self._open_s, self._ask_s = open_s, ask_s
         self._consumer_options = {**CONSUMER_DEFAULTS, **membership.arguments(), **(consumer_options or {})}
         self._producer_arguments = {**self._arguments, **(producer_options or {})}
@@ -119,12 +123,16 @@ class ConfluentTransport:
         """As the port says; returns when the new partitions have their leaders."""
         await self._admin.widen(partitions)
 
+    async def lacking(self, wanted: Sequence[Access]) -> Sequence[Access]:
+        """What of `wanted` the brokers do not let `principal` do; nothing of a topic that is not there."""
+        return await denied_of(self._admin, self._arguments, wanted, timeout_s=self._ask_s)
+
     async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """As the port says, read_committed, in order of time."""
         known = await self._admin.partitions()
         missing = [topic for topic in topics if topic not in known]
         if missing:
-            raise TransportError(f"no such topic: {', '.join(missing)}")
+            raise TransportError(f"no such topic: {', '.join(missing)}; or {self.principal} may not Describe it")
         partitions = partitions_of({topic: known[topic] for topic in topics}, key)
         starts, ends = await asyncio.gather(
             self._admin.start_offsets(partitions, since_ms), self._admin.start_offsets(partitions, "latest")
@@ -154,7 +162,7 @@ def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> tuple[str | None
     why = "no answer in time"
     while True:
         client.poll(0)
-        fatal = [each for each in told if each.code() in _DECIDED or "refused" in each.str()]
+        fatal = [each for each in told if each.code() in _DECIDED or any(word in each.str() for word in _REFUSALS)]
         if fatal or time.monotonic() >= until_s:
             break
         try:
@@ -163,23 +171,30 @@ def _refusal(arguments: Mapping[str, Any], timeout_s: float) -> tuple[str | None
             why = reason(error)
     worth_telling = [each for each in told if each.code() != KafkaError._ALL_BROKERS_DOWN]
     errors = list(dict.fromkeys(reason(each) for each in worth_telling)) or [why]
-    return f"{'; '.join(errors)}: {_next_step(worth_telling)}", None
+    return f"{'; '.join(errors)}: {_next_step(worth_telling, principal_of(arguments))}", None
 
 
+_WANTS_CERTIFICATE = "alert bad certificate"  # of TLS 1.2; what 1.3 calls certificate_required Java says so too
+_REFUSALS = ("refused", _WANTS_CERTIFICATE)
 _DECIDED = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE})
 
 
-def _next_step(errors: Sequence[KafkaError]) -> str:
+def _next_step(errors: Sequence[KafkaError], principal: str) -> str:
     codes = {each.code() for each in errors}
     text = " ".join(each.str() for each in errors)
     if KafkaError._SSL in codes:
         return "check CHOREO_KAFKA_SSL_CAFILE, and that the certificate names this host"
     if KafkaError._AUTHENTICATION in codes:
-        return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
+        if "OAUTHBEARER" in text:
+            return "check CHOREO_KAFKA_SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL, ..._CLIENT_ID and ..._CLIENT_SECRET"
+        which = "CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD, and CHOREO_KAFKA_SASL_MECHANISM"
+        return f"{principal} is not let in: check {which}"
     if KafkaError._RESOLVE in codes:
         return "check the name: it does not resolve"
     if "refused" in text:
         return "is Kafka running there, and is that the port of its listener?"
+    if _WANTS_CERTIFICATE in text:
+        return "the listener wants a certificate that it trusts: check CHOREO_KAFKA_SSL_CERTFILE"
     if KafkaError._TRANSPORT in codes:
         return "does the listener want TLS or SASL? (CHOREO_KAFKA_SECURITY_PROTOCOL)"
     return "is a firewall between, or does the listener want TLS? (CHOREO_KAFKA_SECURITY_PROTOCOL)"

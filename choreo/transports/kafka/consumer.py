@@ -18,10 +18,11 @@ from choreo.ports import Assignment, Start
 from choreo.record import Record, TopicPartition
 from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
-from choreo.transports.kafka.errors import out_of_range, reason
+from choreo.transports.kafka.errors import denied, out_of_range, reason
 from choreo.transports.kafka.holds import Holds, absent_topics, culprits, unreadable
 from choreo.transports.kafka.offsets import bounds, end, record_of, start_offset
 from choreo.transports.kafka.records import BATCH_BYTES_MAX, UnreadableBatch, lenient
+from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import CONSUMER_DEFAULTS
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class KafkaConsumer:
     ) -> None:
         self.member = f"{group}-{uuid4()}"
         self._group = group
+        self._principal = principal_of(arguments)
         self._assignment = assignment
         self._timeout_s = timeout_s
         self._batch_bytes_max = batch_bytes_max
@@ -282,13 +284,18 @@ class KafkaConsumer:
             raise TransportError(f"this member of group {self._group!r} is closed")
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise TransportError(f"{self._group!r} cannot take or give up partitions: {reason(failure)}") from failure
+            why = self._why(failure)
+            raise TransportError(f"{self._group!r} cannot take or give up partitions: {why}") from failure
+
+    def _why(self, error: BaseException) -> str:
+        topic = str(error.args[0]) if error.args else ", ".join(self._topics)
+        return denied(error, self._principal, "Read", topic, self._group) or reason(error)
 
     async def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, UnreadableBatch):
             return unreadable(self._group, error)
         if not isinstance(error, OffsetOutOfRangeError) or not error.args:
-            return TransportError(f"group {self._group!r} cannot fetch: {reason(error)}")
+            return TransportError(f"group {self._group!r} cannot fetch: {self._why(error)}")
         ((where, offset),) = error.args[0].items()
         partition = TopicPartition(*where)
         async with self._deadline(f"{partition}: offset {offset} is out of range"):
@@ -303,7 +310,7 @@ class KafkaConsumer:
         except TransportError:
             raise
         except Exception as error:
-            raise TransportError(f"{what}: {reason(error)}") from error
+            raise TransportError(f"{what}: {self._why(error)}") from error
 
 
 async def _awaited(telling: Awaitable[None]) -> None:

@@ -5,6 +5,7 @@ import ssl
 
 from aiokafka import errors
 
+from choreo.access import Access, Operation, lacking
 from choreo.errors import TransportError
 from choreo.record import TopicPartition
 
@@ -24,13 +25,23 @@ def reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def next_step(error: BaseException) -> str:
+def denied(error: BaseException, principal: str, operation: Operation, topic: str, group: str) -> str | None:
+    """Who lacks which right, if that is the error; else None. `operation`: what was done with the topic."""
+    match error:
+        case errors.TopicAuthorizationFailedError():
+            return lacking(principal, [Access("topic", topic, (operation,))])
+        case errors.GroupAuthorizationFailedError():
+            return lacking(principal, [Access("group", group, ("Read",))])
+    return None
+
+
+def next_step(error: BaseException, principal: str) -> str:
     """What to check if that is why a broker cannot be talked to."""
     match error:
         case ssl.SSLError():
             return "check CHOREO_KAFKA_SSL_CAFILE, and that the certificate names this host"
         case errors.AuthenticationFailedError() | errors.SaslAuthenticationFailed():
-            return "check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
+            return f"{principal} is not let in: check CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
         case errors.UnsupportedSaslMechanismError():
             return "check CHOREO_KAFKA_SASL_MECHANISM"
         case errors.ClusterAuthorizationFailedError():
@@ -42,7 +53,10 @@ def next_step(error: BaseException) -> str:
         case TimeoutError():
             return "is a firewall between, or does the listener want TLS? (CHOREO_KAFKA_SECURITY_PROTOCOL)"
         case errors.KafkaConnectionError() | ConnectionError():
-            return "does the listener want TLS or SASL? (CHOREO_KAFKA_SECURITY_PROTOCOL)"
+            return (
+                "does the listener want TLS or SASL (CHOREO_KAFKA_SECURITY_PROTOCOL), or a certificate of the client "
+                "(CHOREO_KAFKA_SSL_CERTFILE)?"
+            )
         case _:
             return "check CHOREO_KAFKA_BOOTSTRAP_SERVERS and CHOREO_KAFKA_SECURITY_PROTOCOL"
 

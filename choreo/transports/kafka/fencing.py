@@ -22,6 +22,7 @@ from aiokafka.producer.sender import (
 )
 from aiokafka.protocol.transaction import EndTxnRequest
 
+from choreo.access import Access, lacking
 from choreo.errors import ChoreoError, ConfigurationError, TransportError
 from choreo.record import TopicPartition
 from choreo.transports.kafka.errors import reason
@@ -40,8 +41,8 @@ SOCKETS = 4
 FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch)
 
 
-def transactional_id(namespace: str, group: str, partition: TopicPartition) -> str:
-    """`namespace.group.topic.partition`, no two of them alike, of at most some 420 characters.
+def transactions_of(namespace: str, group: str) -> str:
+    """How the transactional ids of a group begin, which rights are granted on: `namespace.group.`
 
     The dots of a group are escaped, and what is not plain ASCII: a topic may hold dots, and stands between the first
     one behind the group and the last one. A long group is cut and told by its hash.
@@ -50,7 +51,12 @@ def transactional_id(namespace: str, group: str, partition: TopicPartition) -> s
     if len(readable) > GROUP_LENGTH_MAX:  # "%s" is no escape, so no group can be named like it
         digest = hashlib.sha256(group.encode(errors="surrogatepass")).hexdigest()[:32]
         readable = f"{readable[: GROUP_LENGTH_MAX - 40]}%sha256-{digest}"
-    return f"{namespace}.{readable}.{partition.topic}.{partition.partition}"
+    return f"{namespace}.{readable}."
+
+
+def transactional_id(namespace: str, group: str, partition: TopicPartition) -> str:
+    """`namespace.group.topic.partition`, no two of them alike, of at most some 420 characters."""
+    return f"{transactions_of(namespace, group)}{partition.topic}.{partition.partition}"
 
 
 class PartitionLimit:
@@ -198,7 +204,9 @@ def cause(producer: AIOKafkaProducer, error: BaseException) -> BaseException:
     return error if ended is None else (ended.__cause__ or ended)
 
 
-def not_taken(partition: TopicPartition, group: str, error: Exception, timeout_ms: int) -> ChoreoError:
+def not_taken(
+    partition: TopicPartition, group: str, error: Exception, *, timeout_ms: int, principal: str
+) -> ChoreoError:
     """Why a partition could not be fenced, and what to do."""
     match type(error).__name__:
         case "InvalidTransactionTimeout":
@@ -207,9 +215,6 @@ def not_taken(partition: TopicPartition, group: str, error: Exception, timeout_m
                 "or raise its transaction.max.timeout.ms"
             )
         case "TransactionalIdAuthorizationFailed":
-            wanted = f"{NAMESPACE}."
-            return TransportError(
-                f"{partition} cannot be taken for group {group!r}: this user may not write transactional ids; grant "
-                f"Write and Describe on those prefixed {wanted!r}"
-            )
+            missing = Access("transactional-id", transactions_of(NAMESPACE, group), ("Write",), prefixed=True)
+            return TransportError(f"{partition} cannot be taken: {lacking(principal, [missing])}")
     return TransportError(f"{partition} cannot be taken for group {group!r}: {reason(error)}")

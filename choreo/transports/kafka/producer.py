@@ -16,7 +16,8 @@ from choreo.errors import RecordTooLarge, TransportError
 from choreo.record import ProducerRecord
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.batches import deliver
-from choreo.transports.kafka.errors import reason
+from choreo.transports.kafka.errors import denied, reason
+from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import PRODUCER_DEFAULTS
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class KafkaProducer:
                 "and min.insync.replicas of them in sync?"
             ) from None
         except Exception as error:
-            raise TransportError(f"{_topics(records)}: {reason(error)}") from error
+            raise TransportError(f"{_topics(records)}: {self._why(error, _topics(records))}") from error
 
     async def close(self) -> None:
         """Flush what other tasks still await, within the deadline of a send, and disconnect."""
@@ -103,7 +104,8 @@ class KafkaProducer:
                 raise too_large(records[oversized[0]], oversized[0], failed[oversized[0]])
             index, error = next(iter(failed.items()))
             if not oversized:
-                raise TransportError(f"{records[index].topic}: {reason(error)}") from error
+                topic = records[index].topic
+                raise TransportError(f"{topic}: {self._why(error, topic)}") from error
             size = size // 8 if size > BATCH_SIZE_MIN else 1
             topic = records[oversized[0]].topic
             log.warning("%s takes no batch of %d bytes; sending smaller ones", topic, self._batch_size)
@@ -117,6 +119,9 @@ class KafkaProducer:
             failed = {left[index]: error for index, error in again.items()}
             if not failed:
                 return
+
+    def _why(self, error: BaseException, topic: str) -> str:
+        return denied(error, principal_of(self._arguments), "Write", topic, "") or reason(error)
 
     async def _current(self) -> AIOKafkaProducer:
         async with self._starting:

@@ -1,22 +1,15 @@
-"""aiokafka's arguments: our defaults with their reasons, and how to trust a Kafka, from `CHOREO_KAFKA_*`."""
+"""aiokafka's arguments: our defaults with their reasons, and limits from `CHOREO_KAFKA_*`."""
 
 import logging
-import ssl
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from choreo.errors import ConfigurationError
 from choreo.ports import Peer
-
-log = logging.getLogger(__name__)
-
-Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"]
-
 
 CONSUMER_DEFAULTS: Mapping[str, Any] = {
     "enable_auto_commit": False,
@@ -107,70 +100,6 @@ class KafkaTransactionSettings(BaseSettings):
         return self.timeout_ms / 1000 + 20.0
 
 
-class KafkaSecurity(BaseSettings):
-    """TLS and SASL, read from the environment. TLS verifies certificate and host name unless told otherwise.
-
-    OAUTHBEARER needs an object, not a variable: hand `KafkaTransport(security=...)` aiokafka's own arguments.
-    """
-
-    # A wrong value is not repeated in the error: it may be a password in the wrong variable.
-    model_config = SettingsConfigDict(env_prefix="CHOREO_KAFKA_", frozen=True, hide_input_in_errors=True)
-
-    security_protocol: Protocol = "PLAINTEXT"
-    sasl_mechanism: Mechanism | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_check_hostname: bool = True
-
-    def arguments(self) -> dict[str, Any]:
-        """What aiokafka's clients take.
-
-        Raises:
-            ConfigurationError: Something is missing or a file cannot be read; says which variable to set.
-        """
-        found: dict[str, Any] = {"security_protocol": self.security_protocol}
-        if self.security_protocol.endswith("SSL"):
-            found["ssl_context"] = self._tls()
-        if self.security_protocol.startswith("SASL"):
-            found.update(self._sasl())
-        return found
-
-    def _tls(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=self.ssl_cafile)
-            context.check_hostname = self.ssl_check_hostname
-            if self.ssl_certfile:
-                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigurationError(
-                f"TLS for Kafka cannot be set up ({type(error).__name__}: {error}): check CHOREO_KAFKA_SSL_CAFILE, "
-                "CHOREO_KAFKA_SSL_CERTFILE and CHOREO_KAFKA_SSL_KEYFILE"
-            ) from None
-        if not self.ssl_check_hostname:
-            log.warning("CHOREO_KAFKA_SSL_CHECK_HOSTNAME is off: any certificate of that authority is taken")
-        return context
-
-    def _sasl(self) -> dict[str, Any]:
-        if self.sasl_mechanism is None:
-            raise ConfigurationError(
-                f"{self.security_protocol} needs CHOREO_KAFKA_SASL_MECHANISM, e.g. SCRAM-SHA-512"
-            )
-        found: dict[str, Any] = {"sasl_mechanism": self.sasl_mechanism}
-        if self.sasl_mechanism == "GSSAPI":
-            return found
-        if self.sasl_username is None or self.sasl_password is None:
-            raise ConfigurationError(
-                f"{self.sasl_mechanism} needs CHOREO_KAFKA_SASL_USERNAME and CHOREO_KAFKA_SASL_PASSWORD"
-            )
-        if self.sasl_mechanism == "PLAIN" and self.security_protocol == "SASL_PLAINTEXT":
-            log.warning("SASL PLAIN without TLS: the password crosses the network readable; use SASL_SSL or SCRAM")
-        secret = self.sasl_password.get_secret_value()
-        return {**found, "sasl_plain_username": self.sasl_username, "sasl_plain_password": secret}
-
-
 def peer_of(bootstrap_servers: str, client_id: str) -> Peer:
     """Whom spans name: the broker's address where one was given; of several nobody knows which one answers."""
     host, colon, port = bootstrap_servers.rpartition(":")
@@ -179,20 +108,12 @@ def peer_of(bootstrap_servers: str, client_id: str) -> Peer:
     return Peer(client_id, host.strip("[]"), int(port))
 
 
-def security_from_environment() -> dict[str, Any]:
-    """aiokafka's arguments as `CHOREO_KAFKA_*` say, or ConfigurationError naming the variable that is wrong."""
-    try:
-        return KafkaSecurity().arguments()
-    except ValidationError as error:
-        raise _wrong("CHOREO_KAFKA_", error) from None
-
-
 def membership_from_environment() -> KafkaMembership:
     """How soon a dead member is replaced, or ConfigurationError naming the variable that is wrong."""
     try:
         return KafkaMembership()
     except ValidationError as error:
-        raise _wrong("CHOREO_KAFKA_", error) from None
+        raise wrong("CHOREO_KAFKA_", error) from None
 
 
 def transactions_from_environment() -> KafkaTransactionSettings:
@@ -200,10 +121,11 @@ def transactions_from_environment() -> KafkaTransactionSettings:
     try:
         return KafkaTransactionSettings()
     except ValidationError as error:
-        raise _wrong("CHOREO_KAFKA_TRANSACTION_", error) from None
+        raise wrong("CHOREO_KAFKA_TRANSACTION_", error) from None
 
 
-def _wrong(prefix: str, error: ValidationError) -> ConfigurationError:
+def wrong(prefix: str, error: ValidationError) -> ConfigurationError:
+    """Which variables are wrong and why, without what they were set to."""
     return ConfigurationError(
         "; ".join(f"{prefix}{'_'.join(map(str, found['loc'])).upper()}: {found['msg']}" for found in error.errors())
     )

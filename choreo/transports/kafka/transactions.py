@@ -19,7 +19,7 @@ from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.batches import deliver
-from choreo.transports.kafka.errors import reason
+from choreo.transports.kafka.errors import denied, reason
 from choreo.transports.kafka.fencing import (
     CONNECT_BACKOFF_S,
     FENCED,
@@ -36,6 +36,7 @@ from choreo.transports.kafka.fencing import (
 )
 from choreo.transports.kafka.producer import TOO_LARGE, partition_of, refuse_oversized, too_large
 from choreo.transports.kafka.reading import read_to_end
+from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import TRANSACTION_DEFAULTS, KafkaTransactionSettings
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,10 @@ class KafkaTransactions:
                 "coordinators of its transactions up (__transaction_state)?"
             ) from None
         except Exception as error:
-            raise not_taken(partition, self._group, error, self._settings.timeout_ms) from error
+            principal = principal_of(self._arguments)
+            raise not_taken(
+                partition, self._group, error, timeout_ms=self._settings.timeout_ms, principal=principal
+            ) from error
         if partition not in self._held:
             self._start_discarding(fenced.producer)
             raise TransportError(f"{partition} was given up while it was taken for group {self._group!r}")
@@ -280,7 +284,8 @@ class KafkaTransactions:
         if isinstance(error, TimeoutError):
             why = f"no end within {self._settings.commit_s:g} s"
         else:
-            why = reason(error)
+            topic = str(error.args[0]) if error.args else "that it writes"
+            why = denied(error, principal_of(self._arguments), "Write", topic, self._group) or reason(error)
         return TransportError(
             f"{partition}: a commit for group {self._group!r} failed ({why}); fence it to know more"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 
+from choreo.access import Access
 from choreo.errors import TransportError
 from choreo.ports import Assignment, TopicSpec
 from choreo.record import ProducerRecord, Record
@@ -14,19 +15,21 @@ from choreo.transports.kafka import admin as kafka_admin
 from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.consumer import KafkaConsumer
-from choreo.transports.kafka.errors import next_step, reason
+from choreo.transports.kafka.errors import denied, next_step, reason
 from choreo.transports.kafka.fencing import PartitionLimit
 from choreo.transports.kafka.offsets import read_range
 from choreo.transports.kafka.producer import KafkaProducer
 from choreo.transports.kafka.records import BATCH_BYTES_MAX
+from choreo.transports.kafka.rights import denied_of
+from choreo.transports.kafka.security import principal_of, security_from_environment
 from choreo.transports.kafka.settings import (
     KafkaTransactionSettings,
     cap_loggers,
     membership_from_environment,
     peer_of,
-    security_from_environment,
     transactions_from_environment,
 )
+from choreo.transports.kafka.tokens import ClientCredentials, TokenRefused
 from choreo.transports.kafka.transactions import KafkaTransactions
 
 __all__ = ["KafkaConsumer", "KafkaTransactions", "KafkaTransport"]
@@ -66,10 +69,11 @@ class KafkaTransport:
         batch_bytes_max: int = BATCH_BYTES_MAX,
     ) -> None:
         cap_loggers()
-        trust = security_from_environment() if security is None else dict(security)
+        trust = security_from_environment().arguments() if security is None else dict(security)
         self._servers = bootstrap_servers
         self.peer = peer_of(bootstrap_servers, client_id)
         self._arguments = {"bootstrap_servers": bootstrap_servers, "client_id": client_id, **trust}
+        self.principal = principal_of(trust)
         self._open_s, self._ask_s = open_s, ask_s
         self._batch_bytes_max = batch_bytes_max
         self._consumer_options = {**membership_from_environment().arguments(), **(consumer_options or {})}
@@ -84,10 +88,13 @@ class KafkaTransport:
     async def open(self) -> None:
         """As the port says; within `open_s` it is known which address fails, why, and what to check."""
         cap_loggers()  # logging may have been configured since
+        await self._check_token()
         refused = await kafka_client.refusals(**self._arguments, timeout_s=self._open_s)
         if refused:
             each = "; ".join(
-                f"{where}: {reason(error)}: {next_step(error)}" for where, error in refused.items() if error
+                f"{where}: {reason(error)}: {next_step(error, self.principal)}"
+                for where, error in refused.items()
+                if error
             )
             raise TransportError(f"Kafka cannot be reached: {each}")
         async with kafka_admin.admin(self._arguments, timeout_s=self._open_s) as admin:
@@ -99,6 +106,15 @@ class KafkaTransport:
                     "advertised.listeners of the broker"
                 ) from error
         self.peer = self.peer._replace(cluster_id=found.get("cluster_id"))
+
+    async def _check_token(self) -> None:
+        """Before there is a connection, which would be left half open."""
+        tokens = self._arguments.get("sasl_oauth_token_provider")
+        if isinstance(tokens, ClientCredentials):
+            try:
+                await tokens.token()
+            except TokenRefused as error:
+                raise TransportError(reason(error)) from None
 
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> KafkaConsumer:
         """As the port says; returns before partitions are assigned."""
@@ -146,12 +162,17 @@ class KafkaTransport:
         async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
             await kafka_admin.widen(admin, partitions)
 
+    async def lacking(self, wanted: Sequence[Access]) -> Sequence[Access]:
+        """What of `wanted` the brokers do not let `principal` do; nothing of a topic that is not there."""
+        async with kafka_admin.admin(self._arguments, timeout_s=self._ask_s) as admin:
+            return await denied_of(admin, wanted)
+
     async def scan(self, topics: Sequence[str], *, since_ms: int, key: bytes | None = None) -> Sequence[Record]:
         """As the port says, read_committed, in order of time."""
         known = await self.topics(topics)
         missing = [topic for topic in topics if topic not in known]
         if missing:
-            raise TransportError(f"no such topic: {', '.join(missing)}")
+            raise TransportError(f"no such topic: {', '.join(missing)}; or {self.principal} may not Describe it")
         partitions = partitions_of({topic: known[topic].partitions for topic in topics}, key)
         options = {"auto_offset_reset": "none", "isolation_level": "read_committed", "enable_auto_commit": False}
         consumer = AIOKafkaConsumer(**self._arguments, **options)
@@ -162,7 +183,9 @@ class KafkaTransport:
         except TransportError:
             raise
         except Exception as error:
-            raise TransportError(f"{', '.join(topics)} cannot be scanned: {reason(error)}") from error
+            names = ", ".join(topics)
+            why = denied(error, self.principal, "Read", str(error.args[0]) if error.args else names, "")
+            raise TransportError(f"{names} cannot be scanned: {why or reason(error)}") from error
         finally:
             await kafka_closing.stop(consumer, timeout_s=self._open_s)
 

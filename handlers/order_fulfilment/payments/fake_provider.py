@@ -21,7 +21,7 @@ from .provider import Captured, Declined
 
 BUSY_S_MAX = 30.0
 """How long a call waits for the ledger's write lock, in seconds, before it fails as busy."""
-DECLINED_TOKEN = "tok_declined_"
+DECLINED_TOKEN = "tok_declined_"  # nosec B105  # noqa: S105 (of a card that is none)
 """A token that begins so is declined, and the rest of it says why: `tok_declined_expired_card`."""
 
 _SCHEMA = (

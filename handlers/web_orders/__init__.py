@@ -1,0 +1,1 @@
+"""The shop before the order flow: takes orders over HTTP and publishes them through an outbox."""

@@ -1,0 +1,37 @@
+"""What the shop keeps in PostgreSQL, its outbox among it: for Alembic, `target_metadata = Base.metadata`."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import DateTime, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from choreo.outbox import Outbox
+
+
+class Base(DeclarativeBase):
+    """Of all tables."""
+
+
+class Order(Base):
+    """An order as it was placed."""
+
+    __tablename__ = "web_order"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    data: Mapped[dict[str, object]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class Request(Base):
+    """What became of an Idempotency-Key; `fingerprint` tells a key that is used for something else."""
+
+    __tablename__ = "web_request"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    order_id: Mapped[UUID]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+outbox = Outbox("web-orders")
+outbox.attach(Base.metadata)
