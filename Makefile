@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate mutants crash-table chaos outbox-chaos clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate mutants crash-table chaos outbox-chaos rolling-deploy deploy-check clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -25,7 +25,9 @@ help:
 	@echo "make mutants    take protections out one at a time, see the simulation notice, and write docs/mutants.md"
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
+	@echo "make rolling-deploy  1,000 instances in flight from version 1 to 2, back, and to 2 again: docs/definitions.md"
 	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
+	@echo "make deploy-check  build the image and run deploy/README.md line by line; needs Docker with Compose"
 	@echo "make bench      cost of the engine's core, of telemetry, and of four services on the embedded broker"
 	@echo "make bench-kafka  cost of an event on Kafka, beside a loop written by hand: docs/performance.md (BENCH_KAFKA_ARGS)"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
@@ -98,8 +100,15 @@ chaos: $(STAMP)
 	CHAOS_WRITE=$(or $(CHAOS_WRITE),1) CHAOS_S=$(or $(CHAOS_S),600) \
 	    $(BIN)/python -m pytest -s -m chaos tests/integration/chaos $(PYTEST_ARGS)
 
+rolling-deploy: $(STAMP)
+	ROLLING_WRITE=1 ROLLING_INSTANCES=1000 ROLLING_PER_S=15 ROLLING_DAY_S=40 ROLLING_LOOK_S=5 ROLLING_HOLD_S=10 \
+	    $(BIN)/python -m pytest -s tests/integration/test_rolling_deploy.py $(PYTEST_ARGS)
+
 outbox-chaos: $(STAMP)
 	OUTBOX_CHAOS_S=$(or $(OUTBOX_CHAOS_S),120) $(BIN)/python -m pytest -s tests/integration/test_outbox_chaos.py $(PYTEST_ARGS)
+
+deploy-check: $(STAMP)
+	CHOREO_DOCKER=1 $(BIN)/python -m pytest tests/integration/test_deploy_containers.py $(PYTEST_ARGS)
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml

@@ -151,6 +151,14 @@ class TimerStore(Protocol):
         again. A timer that was set anew meanwhile is not touched.
         """
 
+    async def purge_ended(self, process: str, group: str, topics: Sequence[str], retention_ms: int) -> int:
+        """Delete instances that ended more than `retention_ms` before the group's progress; returns how many.
+
+        The progress is that of `IdempotencyStore.purge`. What comes for an instance and was appended within the
+        retention of its end still finds it, however long the group was down. One that has a timer left stays. One
+        call takes a bounded number: call again while it returns any.
+        """
+
     async def overdue(self, processes: Collection[str]) -> int:
         """How many timers are to be sent now, found or not; for metrics."""
 

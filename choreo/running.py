@@ -261,6 +261,7 @@ class Running:
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
             key_ttl_s=settings.key_ttl_s,
+            retention_s=plan.process.retention_s if plan.process is not None else None,
             limits=settings.limits,
         )
         return Worker(

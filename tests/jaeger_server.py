@@ -28,17 +28,18 @@ extensions:
     grpc: {endpoint: "127.0.0.1:%(grpc)d"}
   jaeger_storage: {backends: {memory_store: {memory: {max_traces: 1000}}}}
 receivers:
-  otlp: {protocols: {http: {endpoint: "127.0.0.1:%(otlp)d"}}}
+  otlp: {protocols: {http: {endpoint: "127.0.0.1:%(otlp)d"}, grpc: {endpoint: "127.0.0.1:%(otlp_grpc)d"}}}
 processors: {batch: {timeout: 100ms}}
 exporters: {jaeger_storage_exporter: {trace_storage: memory_store}}
 """
 
 
 class Jaeger(NamedTuple):
-    """Where spans are sent to, and where they are asked for."""
+    """Where spans are sent to, by HTTP and by gRPC, and where they are asked for."""
 
     otlp: str
     query: str
+    otlp_grpc: str
 
 
 @contextmanager
@@ -50,12 +51,12 @@ def jaeger_server(folder: Path) -> Iterator[Jaeger]:
             "no Jaeger to test with: set JAEGER_BINARY to the executable of Jaeger 2; an OTLP receiver stands in for "
             "it in tests/integration/test_order_flow_trace.py"
         )
-    otlp, query, grpc = free_ports(3)
+    otlp, query, grpc, otlp_grpc = free_ports(4)
     config = folder / "jaeger.yaml"
-    config.write_text(CONFIG % {"otlp": otlp, "query": query, "grpc": grpc})
+    config.write_text(CONFIG % {"otlp": otlp, "query": query, "grpc": grpc, "otlp_grpc": otlp_grpc})
     with open(folder / "jaeger.log", "wb") as log:
         process = subprocess.Popen([binary, "--config", str(config)], stdout=log, stderr=log)
-    found = Jaeger(f"http://127.0.0.1:{otlp}", f"http://127.0.0.1:{query}")
+    found = Jaeger(f"http://127.0.0.1:{otlp}", f"http://127.0.0.1:{query}", f"127.0.0.1:{otlp_grpc}")
     try:
         until_s = time.monotonic() + READY_S
         while not _answers(found):

@@ -1,4 +1,4 @@
-"""A store's file as older choreos made it: 0.1, before the schema stated its version, and version 3."""
+"""A store's file as older choreos made it: 0.1, before the schema stated its version, and versions 3 and 4."""
 
 import sqlite3
 from contextlib import closing
@@ -75,3 +75,36 @@ def make_third(path: Path) -> None:
         )
         db.execute("INSERT INTO choreo_lease VALUES ('kitchen', 'orders', 0, 7, '', 0, 500)")
         db.execute("INSERT INTO choreo_outbox VALUES (1, 'kitchen', 'orders', 0, 'out', NULL, x'31', x'')")
+
+
+FOURTH = (
+    """CREATE TABLE choreo_instance (
+    process TEXT, key TEXT, version INTEGER NOT NULL, state TEXT NOT NULL, data BLOB NOT NULL, ended INTEGER NOT NULL,
+    deferred BLOB NOT NULL, correlation_id TEXT NOT NULL, revision INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
+    PRIMARY KEY (process, key)
+)""",
+    "CREATE INDEX choreo_instance_state ON choreo_instance (process, state, key)",
+    """CREATE TABLE choreo_timer (
+    process TEXT, key TEXT, name TEXT, token TEXT NOT NULL, due_ms INTEGER NOT NULL, number INTEGER NOT NULL,
+    correlation_id TEXT NOT NULL, traceparent TEXT NOT NULL, wake_ms INTEGER NOT NULL,
+    PRIMARY KEY (process, key, name)
+) WITHOUT ROWID""",
+    "CREATE INDEX choreo_timer_wake ON choreo_timer (process, wake_ms)",
+    """CREATE TABLE choreo_intervention (
+    id INTEGER PRIMARY KEY, process TEXT NOT NULL, key TEXT NOT NULL, what TEXT NOT NULL, who TEXT NOT NULL,
+    why TEXT NOT NULL, correlation_id TEXT NOT NULL, at_ms INTEGER NOT NULL
+)""",
+    "CREATE INDEX choreo_intervention_instance ON choreo_intervention (process, key)",
+    "CREATE INDEX choreo_intervention_flow ON choreo_intervention (correlation_id)",
+    "UPDATE choreo_schema SET version = 4",
+    "INSERT INTO choreo_instance VALUES ('approval', 'E-1', 1, 'ended', x'7b7d', 1, x'5b5d', 'flow', 3, 1000)",
+    "INSERT INTO choreo_instance VALUES ('approval', 'E-2', 1, 'waiting', x'7b7d', 0, x'5b5d', 'flow', 1, 1000)",
+)
+
+
+def make_fourth(path: Path) -> None:
+    """The same with an instance that has ended, and one that has not."""
+    make_third(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in FOURTH:
+            db.execute(statement)

@@ -34,20 +34,25 @@ class Reader:
         self.correlation_id = self.said = ""
 
     def save(self, where: str, code: str) -> None:
-        """A file, or what replaces one function of it; `choreo dev` has taken it up when this returns."""
-        file, _, function = where.partition(": ")
+        """A file, or a change of it: in place of a function, `before` a class, or `instead of` the value of a name.
+
+        `choreo dev`, where it runs, has taken it up when this returns.
+        """
+        file, _, change = where.partition(": ")
         path = self.folder / file
-        if function:
-            before = path.read_text()
-            code, count = re.subn(
-                rf"^@\w+\.handler\(\w+\)\ndef {function}\(.*?(?=\n\n\n)",
-                lambda _: code.rstrip(),
-                before,
-                flags=re.DOTALL | re.MULTILINE,
-            )
+        if change:
+            kind, _, name = change.rpartition(" ")
+            pattern = {
+                "": rf"^@\w+\.handler\(\w+\)\ndef {name}\(.*?(?=\n\n\n)",
+                "before": rf"^(?=class {name}\()",
+                "instead of": rf"^{name} = .*$",
+            }[kind]
+            new = f"{code}\n\n" if kind == "before" else code.rstrip()
+            flags = re.MULTILINE | (re.DOTALL if kind == "" else re.NOFLAG)
+            code, count = re.subn(pattern, lambda _: new, path.read_text(), flags=flags)
             assert count == 1
         path.write_text(code)
-        if function:
+        if change and self.running:
             self._wait(self.running[0])
 
     def shell(self, script: str) -> None:

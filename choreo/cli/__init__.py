@@ -11,6 +11,7 @@ from choreo.cli.explain import explain as run_explain
 from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.instances import instances as instance_commands
+from choreo.cli.new import new as run_new
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.relay import relay as run_relay
 from choreo.cli.replay import replay as run_replay
@@ -31,6 +32,7 @@ main = typer.Typer(
 )
 for _command in (
     run_demo,
+    run_new,
     run_dev,
     run_services,
     run_publish,

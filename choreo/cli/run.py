@@ -1,10 +1,11 @@
-"""`choreo run`: services of an app in one process until they are told to stop."""
+"""`choreo run`: services of an app, in one process or in several, until they are told to stop."""
 
 import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from choreo.cli.console import (
     reported,
     seconds,
 )
+from choreo.cli.supervising import WORKERS_MAX, Supervisor
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.runtime.collector import collect_less
 from choreo.runtime.unsaid import unsaid
@@ -51,6 +53,10 @@ def run(
     trace_split_after: SplitAfter = "1h",
     health_port: HealthPort = None,
     health_host: HealthHost = "127.0.0.1",
+    workers: Annotated[
+        int, typer.Option(min=1, max=WORKERS_MAX, help="Processes; one that dies is started again, within limits.")
+    ] = 1,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Run services until SIGTERM or SIGINT, then drain: exit 0 drained, 1 failed. A second signal exits at once."""
     logs.configure(as_json=log_json, level=checked_level(log_level))
@@ -68,26 +74,65 @@ def run(
         "health_port": health_port,
         "health_host": health_host,
     }
+    if workers > 1:
+        told = ["--key-ttl", key_ttl, "--trace-split-after", trace_split_after, "--log-level", log_level]
+        told += ["--log-json"] if log_json else []
+        running = _supervise(_supervisor(target, wanted, workers, told, settings))
+    else:
+        running = _run(app, wanted, supervised, **settings)
     collect_less()
     try:
-        asyncio.run(_run(app, wanted, **settings))
+        code = asyncio.run(running)
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
     except Exception as error:
         log.error("stopped by an error", exc_info=unsaid(error))
         raise typer.Exit(FAILED) from None
+    raise typer.Exit(code)
 
 
-async def _run(app: App, services: Sequence[str], **settings: Any) -> None:
+async def _run(app: App, services: Sequence[str], supervised: bool, **settings: Any) -> int:
     stop = stop_on_signals()
     running = ", ".join(services)
+    if supervised:
+        _stop_when_alone(stop)
 
     def ready() -> None:
         log.info("running %s on %s", running, settings["broker"])
 
     await serve(app, services, stop, ready, **settings)
     log.info("drained")
+    return 0
+
+
+def _supervisor(
+    target: str, services: Sequence[str], workers: int, told: Sequence[str], settings: Mapping[str, Any]
+) -> Supervisor:
+    """Of workers that are told what we were told; URLs go by the environment, as they may hold passwords."""
+    broker, store, port, drain_s = (settings[name] for name in ("broker", "store", "health_port", "drain_s"))
+    if broker == "embedded::memory:":
+        raise ConfigurationError("--workers: a broker in memory is of one process; give embedded:PATH or kafka://...")
+    if port is not None and not 0 < port <= 65_535 - workers:
+        raise ConfigurationError(
+            f"--health-port {port} with --workers {workers}: workers have the {workers} ports after it; give another"
+        )
+    command = [sys.executable, "-m", "choreo", "run", target, "--supervised", "--workers", "1", *told]
+    command += ["--drain-s", str(drain_s), "--trace-mode", settings["trace_mode"]]
+    command += [part for service in services for part in ("--service", service)]
+    urls = {"CHOREO_BROKER": broker, "CHOREO_STORE": store}
+    environment = {**os.environ, **{name: url for name, url in urls.items() if url is not None}}
+    health = None if port is None else (settings["health_host"], port)
+    return Supervisor(command, environment, workers=workers, drain_s=drain_s, health=health)
+
+
+async def _supervise(supervisor: Supervisor) -> int:
+    stop = stop_on_signals(supervisor.kill)
+    log.info("running %d workers", len(supervisor.slots))
+    code = await supervisor.run(stop)
+    if code == 0:
+        log.info("drained")
+    return code
 
 
 async def serve(
@@ -127,12 +172,13 @@ def checked_level(level: str) -> str:
     return level
 
 
-def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set; the second signal ends the process."""
+def stop_on_signals(at_once: Callable[[], None] = lambda: None) -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set; the second signal calls `at_once` and ends the process."""
     stop = asyncio.Event()
 
     def told() -> None:
         if stop.is_set():
+            at_once()
             os._exit(FAILED)
         stop.set()
 
@@ -140,3 +186,15 @@ def stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
     return stop
+
+
+def _stop_when_alone(stop: asyncio.Event) -> None:
+    """Set `stop` when the supervisor is gone: its end of our standard input is closed then."""
+    loop, fd = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def gone() -> None:
+        if not os.read(fd, 1):
+            loop.remove_reader(fd)
+            stop.set()
+
+    loop.add_reader(fd, gone)

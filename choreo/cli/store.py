@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.table import Table
 from choreo.app import App
 from choreo.cli.console import FAILED, AsJson, Target, load_app, out, print_json, reported, run_async, seconds
 from choreo.errors import ConfigurationError
+from choreo.instances import INSTANCES, TimerStore
 from choreo.opening import STORES, open_store
 from choreo.ports import IdempotencyStore, StoreStats
 from choreo.runtime.clock import SystemClock
@@ -95,21 +96,35 @@ def purge(
     ttl: Annotated[str, typer.Option(help="How long, in log time, a duplicate may come after the first.")] = "7d",
     as_json: AsJson = False,
 ) -> None:
-    """Forget keys that are older than `--ttl` before their group's progress, as running services do by themselves."""
+    """Forget keys that are older than `--ttl` before their group's progress, and instances of processes that ended
+    longer ago than their `retention=` says; running services do so by themselves."""
     app, ttl_ms = load_app(target), int(_ttl_s(ttl) * 1000)
 
-    async def purged(name: str, opened: IdempotencyStore) -> int:
-        total = 0
-        while gone := await opened.purge(app.services[name].group, app.input_topics(name), ttl_ms):
-            total += gone
-        return total
+    async def purged(name: str, opened: IdempotencyStore) -> dict[str, int]:
+        group, topics, process = app.services[name].group, app.input_topics(name), app.processes.get(name)
+        found = {"keys": await _all(lambda: opened.purge(group, topics, ttl_ms))}
+        retention_s = process.retention_s if process is not None else None
+        if retention_s is not None and INSTANCES in opened.transaction_types:
+            held, retention_ms = cast(TimerStore, opened), int(retention_s * 1000)
+            found["instances"] = await _all(lambda: held.purge_ended(name, group, topics, retention_ms))
+        return found
 
-    found: dict[str, int] = _each(target, url, service, purged)
+    found: dict[str, dict[str, int]] = _each(target, url, service, purged)
     if as_json:
         print_json(found)
     else:
-        for name, count in found.items():
-            out().print(f"{name}: {count:,} keys forgotten")
+        for name, counts in found.items():
+            said = [f"{counts['keys']:,} keys forgotten"]
+            said += [f"{counts['instances']:,} ended instances deleted"] if "instances" in counts else []
+            out().print(f"{name}: {', '.join(said)}")
+
+
+async def _all(delete: Callable[[], Awaitable[int]]) -> int:
+    """Slice by slice; how many in all."""
+    total = 0
+    while gone := await delete():
+        total += gone
+    return total
 
 
 def _each(

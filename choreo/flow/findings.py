@@ -36,6 +36,8 @@ LEVEL_OF: Mapping[str, Level] = {
     "dropped_version": "violation",
     "dropped_type": "violation",
     "dropped_emission": "violation",
+    "early_emission": "violation",
+    "narrowed_handler": "improvement",
     # against instances in flight: choreo.flow.inflight
     "stranded_instances": "violation",
     # anti-patterns: choreo.flow.advice

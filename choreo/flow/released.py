@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 
 from choreo.flow.findings import Finding, ordered
-from choreo.flow.model import Capability, DeclaredHandler, DeclaredService, Direction
+from choreo.flow.model import Capability, DeclaredEvent, DeclaredHandler, DeclaredService, Direction, EventRef
 
 
 def against(now: Capability, released: Capability) -> list[Finding]:
-    """What is gone or changed since the release. What is new breaks nothing that is there."""
+    """What is gone or changed since the release, and what is new where the release cannot take it.
+
+    Builds of both run at once while a deploy is under way.
+    """
     services = {service.name: service for service in now.services}
+    sent = _all(now, "send")
     found: list[Finding] = []
     for before in released.services:
         after = services.get(before.name)
@@ -20,7 +24,8 @@ def against(now: Capability, released: Capability) -> list[Finding]:
             found.append(Finding("vanished_service", before.name, message))
         else:
             found += [*_service(before, after), *_handlers(before, after), *_events(before, after)]
-    found += _types(now, released)
+            found += _narrowed(before, after, sent)
+    found += [*_types(now, released), *_early(now, released)]
     return ordered(found)
 
 
@@ -112,6 +117,58 @@ def _types(now: Capability, released: Capability) -> Iterator[Finding]:
     for type_ in sorted(_all(released, "send") - _all(now, "send")):
         message = f"nobody emits {type_} any more: who waits for it, in this repository or another, waits for ever"
         yield Finding("dropped_emission", type_, message)
+
+
+def _narrowed(before: DeclaredService, after: DeclaredService, sent: set[str]) -> Iterator[Finding]:
+    """Types that one handler emits no more and others do; those of nobody are `dropped_emission`."""
+    handlers = {handler.name: handler for handler in after.handlers}
+    for handler in before.handlers:
+        if (there := handlers.get(handler.name)) is None:
+            continue
+        gone = {emit.type for emit in handler.emits} - {emit.type for emit in there.emits}
+        for type_ in sorted(gone & sent):
+            after_types = " or ".join(sorted({ref.type for ref in handler.consumes}))
+            message = (
+                f"{before.name}.{handler.name} no longer emits {type_}, and others do: what waits for it after "
+                f"{after_types}, a process or a person, waits for ever unless it takes what is emitted instead"
+            )
+            yield Finding("narrowed_handler", f"{before.name}.{handler.name}", message)
+
+
+def _early(now: Capability, released: Capability) -> Iterator[Finding]:
+    """Versions and types that are new on the log, for services that as released would lose them."""
+    known = {(event.type, event.version) for each in released.services for event in each.events if _sent(event)}
+    readers = {service.name: service for service in now.services}
+    new = {event for each in now.services for event in map(_ref, filter(_sent, each.events))}
+    for ref in sorted(new, key=str):
+        if (ref.type, ref.version) in known:
+            continue
+        lost = []
+        for service in released.services:
+            handlers = [each for each in service.handlers if ref.type in {one.type for one in each.consumes}]
+            taken = _reads(readers.get(service.name), ref)
+            if any(ref.version not in service.reads_versions(each, ref.type) for each in handlers):
+                lost.append(f"{service.name} dead-letters it as unknown_version")
+            elif not handlers and taken and ref.topic in service.reads_topics:
+                lost.append(f"{service.name} reads {ref.topic} and passes it over")
+        if lost:
+            message = (
+                f"{ref} is emitted, and the release that still runs meanwhile does not take it: {'; '.join(lost)}. "
+                "Deploy who reads it first, and what emits it when that has been done"
+            )
+            yield Finding("early_emission", ref.type, message)
+
+
+def _sent(event: DeclaredEvent) -> bool:
+    return event.direction == "send"
+
+
+def _ref(event: DeclaredEvent) -> EventRef:
+    return EventRef(type=event.type, version=event.version, topic=event.topic)
+
+
+def _reads(service: DeclaredService | None, ref: EventRef) -> bool:
+    return service is not None and any(ref.type == one.type for each in service.handlers for one in each.consumes)
 
 
 def _all(capability: Capability, direction: Direction) -> set[str]:

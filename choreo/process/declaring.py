@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,8 @@ from choreo.process.states import Action, Declared, action, check_events, rule
 from choreo.sensitive import is_sensitive, refuse_secret_types
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+RETENTION = timedelta(days=30)
+"""Of instances that have ended, unless told otherwise: longer than idempotency keys are kept."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
 
 
@@ -32,6 +35,8 @@ class ProcessManager(BaseModel):
         name: The class's own in lower case, with dashes, unless given. Part of keys and of what is stored: keep it.
         unexpected: What becomes of events the current state does not take: "defer", "ignore" or "reject".
         late: Of events that come when the instance has ended: "ignore" or "reject".
+        retention: How long an instance is kept when it has ended, in log time; None: for ever. What comes for it
+            later is as an event before the start.
         previous: Classes of the same name and older versions, whose instances may be in flight.
 
     Raises:
@@ -46,13 +51,16 @@ class ProcessManager(BaseModel):
     _by: ClassVar[str | Mapping[type[Event], str]] = ""
     _unexpected: ClassVar[Unexpected] = "defer"
     _late: ClassVar[Literal["ignore", "reject"]] = "ignore"
+    process_retention: ClassVar[timedelta | None] = RETENTION
+    process_enters_moved: ClassVar[bool] = False
+    """Whether an instance that was moved into another state has its `entry` called."""
     _states: ClassVar[dict[str, Declared]] = {}
     _starts: ClassVar[list[tuple[type[Event], Declared, Action]]] = []
     _moves: ClassVar[dict[int, Callable[..., Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take choreo's class arguments; pydantic gets the rest."""
-        for name in ("version", "by", "name", "unexpected", "late", "previous"):
+        for name in ("version", "by", "name", "unexpected", "late", "retention", "previous"):
             kwargs.pop(name, None)
         super().__init_subclass__(**kwargs)
 
@@ -64,6 +72,7 @@ class ProcessManager(BaseModel):
         name: str | None = None,
         unexpected: Unexpected = "defer",
         late: Literal["ignore", "reject"] = "ignore",
+        retention: timedelta | None = RETENTION,
         previous: "type[ProcessManager] | tuple[type[ProcessManager], ...]" = (),
         **kwargs: Any,
     ) -> None:
@@ -80,7 +89,12 @@ class ProcessManager(BaseModel):
             raise DeclarationError(
                 f'{cls.__name__}: by= names the field of its events that tells instances apart, such as by="order_id"'
             )
-        cls.process_name, cls.process_version = name, version
+        if retention is not None and retention <= timedelta(0):
+            raise DeclarationError(
+                f"{cls.__name__}: retention={retention} must be longer than nothing, such as timedelta(days=30); "
+                "None keeps instances for ever"
+            )
+        cls.process_name, cls.process_version, cls.process_retention = name, version, retention
         cls.process_previous = previous if isinstance(previous, tuple) else (previous,)
         for other in cls.process_previous:
             if other.process_name != name or other.process_version >= version:
@@ -152,6 +166,11 @@ class ProcessManager(BaseModel):
     def moves(cls) -> Mapping[int, Callable[..., Any]]:
         """What was declared with `migrate`, by the version it begins at."""
         return cls._moves
+
+    @classmethod
+    def named(cls, state: str) -> Declared | None:
+        """The state of that name; None if there is none."""
+        return cls._states.get(state)
 
     @classmethod
     def has(cls, state: object) -> bool:

@@ -84,6 +84,12 @@ class Process:
         return found
 
     @property
+    def retention_s(self) -> float | None:
+        """How long instances of any version are kept when they have ended, as the newest says; None: for ever."""
+        retention = self.newest.made.process_retention
+        return None if retention is None else retention.total_seconds()
+
+    @property
     def known(self) -> str:
         """The versions of this build, for people."""
         return ", ".join(f"v{number}" for number in sorted(self.versions))

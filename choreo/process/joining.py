@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from choreo.context import Context
 from choreo.errors import DeclarationError
 from choreo.event import Event
-from choreo.process.declaring import ProcessManager
+from choreo.process.declaring import RETENTION, ProcessManager
 from choreo.process.states import Declared, action
 
 _P = ParamSpec("_P")
@@ -40,11 +40,12 @@ class Join(Generic[_P, _R]):
         within: timedelta,
         name: str | None,
         version: int,
+        retention: timedelta | None,
     ) -> None:
         self.name = name or function.__name__.replace("_", "-")
         self._function = function
         self._events, self._first, self._contexts = _parameters(function)
-        options = {"version": version, "by": by, "name": self.name, "unexpected": "defer"}
+        options = {"version": version, "by": by, "name": self.name, "unexpected": "defer", "retention": retention}
         class_name = re.sub(r"\W", "_", self.name.title())
         self.manager: type[JoinInstance] = types.new_class(class_name, (JoinInstance,), options)
         waiting = self.manager.state("waiting")
@@ -96,7 +97,12 @@ class Join(Generic[_P, _R]):
 
 
 def join(
-    *, by: str | Mapping[type[Event], str], within: timedelta, name: str | None = None, version: int = 1
+    *,
+    by: str | Mapping[type[Event], str],
+    within: timedelta,
+    name: str | None = None,
+    version: int = 1,
+    retention: timedelta | None = RETENTION,
 ) -> Callable[[Callable[_P, _R]], Join[_P, _R]]:
     """Call the function once one event of each class that its parameters name has come, and emit what it returns.
 
@@ -115,11 +121,12 @@ def join(
         within: How long to wait, from the event that began it.
         name: Of the process; the function's own, with dashes, unless given. Part of keys and of what is stored.
         version: Raised when the events change while instances are in flight.
+        retention: How long an instance is kept when it has ended, in log time; None: for ever.
 
     Raises:
         DeclarationError: The message says what to write instead.
     """
-    return lambda function: Join(function, by=by, within=within, name=name, version=version)
+    return lambda function: Join(function, by=by, within=within, name=name, version=version, retention=retention)
 
 
 def take(self: JoinInstance, event: Event) -> None:

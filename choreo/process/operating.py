@@ -102,7 +102,7 @@ def move(instances: Instances, process: Process, key: str, to: int, by: Hand) ->
     """Move an instance to a version, or say why it stays as it is; nothing, if it has ended or been moved meanwhile.
 
     Timers that the new state has too, by name, keep the time they are due; the others of the new state are set from
-    now on. `entry` is not called.
+    now on. `entry` is not called, but for a saga in another state: the service sends the command of that one.
     """
     old = instances.load(process.name, key)
     if old is None or old.ended or old.version >= to:
@@ -115,7 +115,9 @@ def move(instances: Instances, process: Process, key: str, to: int, by: Hand) ->
         there = [timer.name for timer in instances.timers(process.name, key)]
         instances.cancel_timers(process.name, key, [name for name in there if name not in rules])
         _set_timers(instances, old, (rule for name, rule in rules.items() if name not in there))
-        if orjson.loads(new.deferred):
+        if process.versions[to].made.process_enters_moved and new.state != old.state:
+            _wake(instances, old, ENTRY)
+        elif orjson.loads(new.deferred):
             _wake(instances, old, DEFERRED)
     instances.save(new)
     return Moved(new, _done(old, f"migrate v{old.version} {old.state} -> v{to} {new.state}", by))

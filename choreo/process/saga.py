@@ -1,21 +1,24 @@
 """`Saga`: a short sequence of steps with compensation. It reduces to a process manager, and runs as one."""
 
+import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import reduce
+from functools import reduce, wraps
 from operator import or_
 from typing import Any, TypeVar
 
 from choreo.errors import DeclarationError
 from choreo.event import Event
-from choreo.process.declaring import ProcessManager
+from choreo.process.declaring import RETENTION, ProcessManager
 from choreo.process.states import Declared, check_events
 
 Make = Callable[[Mapping[str, Any]], Event]
 """Makes a command of the data of the events so far, by field; where they have one name the last one counts."""
+Move = Callable[[dict[str, Any], str], tuple[Mapping[str, Any], str]]
+"""Given the data of the events so far and the state's name, as an older version has them, returns the new ones."""
 
 _Event = TypeVar("_Event", bound=Event)
 
@@ -66,6 +69,7 @@ class Step:
 class SagaInstance(ProcessManager, version=1, by="?", name="saga"):
     """What every saga keeps of an instance: the fields of its events so far, as JSON has them."""
 
+    process_enters_moved = True
     data: dict[str, Any]
     resent: int = 0
 
@@ -80,6 +84,8 @@ class Saga:
         steps: At least one.
         completed, compensated: Events it ends with, made of its data, if anybody is to know.
         version: Raised when steps change while instances are in flight.
+        previous: Sagas of the same name and older versions, whose instances may be in flight.
+        retention: How long an instance is kept when it has ended, in log time; None: for ever.
         resend: How often an undo command is sent again until its answer comes.
         stuck_after: After so long it is in a state whose name begins with `stuck-`, and goes on trying.
 
@@ -97,6 +103,8 @@ class Saga:
         completed: type[Event] | None = None,
         compensated: type[Event] | None = None,
         version: int = 1,
+        previous: "Saga | tuple[Saga, ...]" = (),
+        retention: timedelta | None = RETENTION,
         resend: timedelta = timedelta(minutes=1),
         stuck_after: timedelta = timedelta(hours=1),
     ) -> None:
@@ -105,9 +113,11 @@ class Saga:
         self.name = name
         self._steps, self._starts = tuple(steps), starts
         self._resend, self._stuck_after = resend, stuck_after
+        older = previous if isinstance(previous, tuple) else (previous,)
         options = {"version": version, "by": by, "name": name, "unexpected": "ignore"}
-        made: type[SagaInstance] = types.new_class(re.sub(r"\W", "_", name.title()), (SagaInstance,), options)
-        self.manager = made
+        options |= {"previous": tuple(each.manager for each in older), "retention": retention}
+        self.manager: type[SagaInstance] = types.new_class(re.sub(r"\W", "_", name.title()), (SagaInstance,), options)
+        made = self.manager
         self._completed = self._end("completed", completed)
         self._commands = [made.state(_slug(step.command)) for step in self._steps]
         self._undoing = [
@@ -120,6 +130,31 @@ class Saga:
             self._backward(number)
         made.starts(starts, to=self._commands[0])(self._begin())
         self._check_fields()
+
+    def migrate(self, *, from_version: int) -> Callable[[Move], Move]:
+        """How an instance of an older version becomes one of this: called by `choreo instances migrate`.
+
+            @checkout.migrate(from_version=1)
+            def from_v1(data: dict[str, Any], state: str) -> tuple[dict[str, Any], str]:
+                return {**data, "currency": "EUR"}, state
+
+        The function is given the fields of the events so far and the name of the state, and returns both as this
+        version has them. A state is named after the command that is sent in it: `release-stock`. Where the state is
+        another than before, its command is sent. It raises `Reject` of an instance that has to stay as it is.
+        """
+        register, made = self.manager.migrate(from_version=from_version), self.manager
+
+        def registered(function: Move) -> Move:
+            @wraps(function)
+            def moved(old: SagaInstance, state: str) -> tuple[SagaInstance, Declared | None]:
+                data, name = function(old.data, state)
+                return made(data=dict(data), resent=old.resent), made.named(name)
+
+            plain = inspect.isfunction(function) and not inspect.iscoroutinefunction(function)
+            register(moved if plain else function)  # the latter is refused
+            return function
+
+        return registered
 
     # ---- states
 

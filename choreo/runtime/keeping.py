@@ -1,11 +1,13 @@
-"""What a worker keeps up while it runs: its leases, and the store free of keys that are too old to matter."""
+"""What a worker keeps up while it runs: its leases, and the store free of what is too old to matter."""
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
 
 from choreo.core import messages as m
 from choreo.errors import ChoreoError
+from choreo.instances import TimerStore
 from choreo.record import TopicPartition
 
 if TYPE_CHECKING:
@@ -50,15 +52,24 @@ class Keeper:
             worker.fenced(lost)
 
     async def purge(self) -> None:
-        """Forget keys no duplicate can come for any more; a slice at a time, so that commits come between."""
-        worker = self._worker
-        ttl_ms = int(worker.ports.key_ttl_s * 1000)
+        """Forget keys no duplicate can come for any more, and instances that have long ended."""
+        worker, ports = self._worker, self._worker.ports
+        group, topics = worker.service.group, worker.topics
+        ttl_ms = int(ports.key_ttl_s * 1000)
+        await self._in_slices("old keys", lambda: ports.store.purge(group, topics, ttl_ms))
+        if ports.retention_s is not None:
+            process, retention_ms = worker.service.name, int(ports.retention_s * 1000)
+            store = cast(TimerStore, ports.store)  # or there would be no process
+            await self._in_slices("ended instances", lambda: store.purge_ended(process, group, topics, retention_ms))
+
+    async def _in_slices(self, what: str, delete: Callable[[], Awaitable[int]]) -> None:
+        """Slice by slice, so that commits come between; what is left over is for the next time."""
         try:
             for _ in range(PURGE_SLICES_MAX):
-                if not await worker.ports.store.purge(worker.service.group, worker.topics, ttl_ms):
+                if not await delete():
                     return
         except ChoreoError as error:
-            log.warning("%s: old keys could not be deleted: %s", worker.service.name, error)
+            log.warning("%s: %s could not be deleted: %s", self._worker.service.name, what, error)
 
     def _progress_ms(self) -> dict[TopicPartition, int]:
         """The log time each partition has come to; one without anything left to do, to when that was seen."""

@@ -34,7 +34,10 @@ AGAIN_S_MAX = 60.0
 
 @dataclass(slots=True)
 class Ports:
-    """What a worker runs on."""
+    """What a worker runs on.
+
+    `retention_s`: how long instances of its process are kept when they have ended; None: for ever, or there is none.
+    """
 
     transport: Transport
     store: IdempotencyStore
@@ -43,6 +46,7 @@ class Ports:
     lease_s: float = 30.0
     drain_s: float = 20.0
     key_ttl_s: float = 7 * 86_400.0
+    retention_s: float | None = None
     limits: m.Limits = field(default_factory=m.Limits)
 
 

@@ -4,7 +4,7 @@ import sqlite3
 
 from choreo.errors import ConfigurationError
 
-VERSION = 4
+VERSION = 5
 UNREADABLE = -1
 """Stands for the version of a file that has a table for it and no number in it."""
 _LEASE = """CREATE TABLE choreo_lease (
@@ -52,9 +52,12 @@ _INSTANCE = (
     "CREATE INDEX choreo_intervention_instance ON choreo_intervention (process, key)",
     "CREATE INDEX choreo_intervention_flow ON choreo_intervention (correlation_id)",
 )
+# Those that have ended, oldest first: what retention takes. Those in flight are not in it.
+_ENDED = ("CREATE INDEX choreo_instance_ended ON choreo_instance (process, updated_ms) WHERE ended = 1",)
 NEW = (
     *_KEY,
     *_INSTANCE,
+    *_ENDED,
     _LEASE,
     """CREATE TABLE choreo_outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
@@ -75,6 +78,7 @@ STEPS = {
         "DROP TABLE choreo_key_old",
     ),
     3: _INSTANCE,
+    4: _ENDED,
 }
 """What leads from a version to the next one."""
 

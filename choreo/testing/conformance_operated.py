@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from typing import cast
 
@@ -147,6 +148,64 @@ class OperatedConformance(InstancesConformance):
             )
             assert told[0] is None
             assert told[1] == [] or isinstance(told[1], StoreError)
+
+    # ---- retention
+
+    async def test_ended_instances_go_when_the_group_is_a_retention_beyond_their_end(self) -> None:
+        """In log time, as keys; those in flight stay, those to be woken, and those of another process."""
+        async with self.desk() as desk:
+
+            def some(instances: Instances) -> None:
+                for key in ("1", "2", "woken"):
+                    instances.save(desk.instance(key, state="done", ended=True))
+                instances.set_timer(desk.timer("entry", 2**41, key="woken"))
+                instances.save(desk.instance("open"))
+                instances.save(desk.instance("other", process=f"{desk.process}-other", ended=True))
+
+            await desk.handle(some)
+            end_ms = await desk.now_ms()
+            leases = [await desk.shelf.lease(desk.shelf.p), await desk.shelf.lease(desk.shelf.q)]
+            await desk.shelf.store.renew(leases, 30.0, {desk.shelf.p: end_ms + 20_000})
+            assert await purged(desk, 5_000) == 0, "the other partition's progress is not known yet"
+            await desk.shelf.store.renew(leases, 30.0, {desk.shelf.q: end_ms + 10_000})
+            assert await purged(desk, 15_000) == 0
+            assert await purged(desk, 5_000) == 2
+            assert [each.key for each in await desk.timer_store.instances(desk.process)] == ["open", "woken"]
+            assert await desk.timer_store.instance(f"{desk.process}-other", "other") is not None
+            await desk.handle(lambda instances: instances.cancel_timers(desk.process, "woken"))
+            assert await purged(desk, 5_000) == 1
+
+    async def test_an_instance_that_somebody_takes_up_again_stays(self) -> None:
+        """By hand it is put back into a state, while those that ended are deleted."""
+        async with self.desk() as desk:
+            await desk.handle(lambda instances: instances.save(desk.instance(ended=True)))
+            now_ms, lease = await desk.now_ms(), await desk.shelf.lease(desk.shelf.p)
+            await desk.shelf.store.renew([lease], 30.0, {desk.shelf.p: now_ms + 20_000})
+            taken, loop = asyncio.Event(), asyncio.get_running_loop()
+
+            def take_up(instances: Instances) -> Sequence[Intervention]:
+                found = instances.load(desk.process, "1")
+                assert found is not None
+                loop.call_soon_threadsafe(taken.set)
+                time.sleep(0.2)  # in which the other one looks, or waits
+                instances.save(found._replace(ended=False))
+                return []
+
+            async def delete() -> int:
+                await taken.wait()
+                return await purged(desk, 1_000)
+
+            _, deleted = await asyncio.gather(_operated(desk).intervene(take_up), delete())
+            found = await desk.timer_store.instance(desk.process, "1")
+            assert (deleted, found is not None and found[0].ended) == (0, False)
+
+
+async def purged(desk: Desk, retention_ms: int) -> int:
+    """How many ended instances such a retention lets go of, all calls together."""
+    shelf, total = desk.shelf, 0
+    while gone := await desk.timer_store.purge_ended(desk.process, shelf.group, [shelf.p.topic], retention_ms):
+        total += gone
+    return total
 
 
 def _operated(desk: Desk) -> OperatedStore:

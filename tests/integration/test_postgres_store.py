@@ -127,13 +127,15 @@ async def test_a_schema_newer_than_the_library_is_refused(shelf: Shelf, postgres
 
 
 @asynccontextmanager
-async def older(postgres: str, schema: str) -> AsyncIterator[PostgresStore]:
-    """A store of a choreo that does not know the tables of processes: it plans for its own five."""
+async def older(postgres: str, schema: str, *files: str) -> AsyncIterator[PostgresStore]:
+    """A store of a choreo that knows its first five tables, and what these files add."""
     store = PostgresStore(postgres, schema=schema)
-    store._names.tables = {name: store._names.tables[name] for name in schemas._FIRST}
+    added = {file: schemas._ADDED[file] for file in files}
+    known = (*schemas._FIRST, *(name for names in added.values() for name in names))
+    store._names.there = {name: store._names.there[name] for name in known}
     await store.open()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schemas, "_ADDED", {})
+        patch.setattr(schemas, "_ADDED", added)
         await store.apply()
         assert await store.plan() == []
     yield store
@@ -154,7 +156,7 @@ async def test_tables_of_processes_are_added_while_an_older_choreo_runs(postgres
         with psycopg.connect(postgres) as busy:
             for table in ("key", "lease", "outbox", "version"):  # as a commit of the older one that is under way
                 busy.execute(sql.SQL("SELECT FROM {} FOR UPDATE").format(sql.Identifier(schema, table)))
-            assert len(await store.plan()) == 7
+            assert len(await store.plan()) == 9
             await store.apply()
             assert await store.plan() == []
         assert await store.instances("approval") == []
@@ -163,6 +165,26 @@ async def test_tables_of_processes_are_added_while_an_older_choreo_runs(postgres
         assert (await running.claim(lease, keys[0])).verdict == "done"
         async with older(postgres, schema) as again:
             assert len(await again.pending(lease)) == 2
+        await store.close()
+
+
+async def test_retention_is_added_while_an_older_choreo_keeps_instances(postgres: str) -> None:
+    """What ended before, and what ends under the older one afterwards, is deleted in its time."""
+    schema = f"older {uuid4().hex}"
+    async with older(postgres, schema, "instances", "interventions") as before:
+        desk = Desk(Shelf(before, "group"))
+        store = PostgresStore(postgres, schema=schema)
+        await store.open()
+        assert await desk.handle(lambda instances: instances.save(desk.instance("1", ended=True))) is None
+        assert len(await store.plan()) == 2
+        await store.apply()
+        assert await store.plan() == []
+        assert await desk.handle(lambda instances: instances.save(desk.instance("2", ended=True))) is None
+        assert await desk.handle(lambda instances: instances.save(desk.instance("3"))) is None
+        lease = await desk.shelf.lease(desk.shelf.p)
+        await store.renew([lease], 30.0, {desk.shelf.p: 2**42})
+        assert await store.purge_ended(desk.process, "group", [desk.shelf.p.topic], 0) == 2
+        assert [each.key for each in await before.instances(desk.process)] == ["3"]
         await store.close()
 
 

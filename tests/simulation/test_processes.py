@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,9 @@ from choreo import App, Context, Event, Flow, Service
 from choreo.core import process as core
 from choreo.core.definition import Definition
 from choreo.process.interpreting import Turn
+from choreo.runtime import keeping
 from choreo.runtime.timers import TimerPoller
+from choreo.stores.sqlite import SqliteStore
 from choreo.testing.simulation import Faults, Simulation, World
 from handlers.approval.events import (
     ApprovalEnded,
@@ -19,7 +23,7 @@ from handlers.approval.events import (
     ExpenseSubmitted,
     ExpenseWithdrawn,
 )
-from handlers.approval.process import LARGE_CENTS
+from handlers.approval.process import LARGE_CENTS, Approval
 from handlers.approval.simulation import DAY_MS
 from handlers.approval.simulation import simulation as approval
 from tests.unit import test_saga as shop
@@ -117,6 +121,23 @@ def test_a_timer_is_sent_until_it_has_fired(monkeypatch: pytest.MonkeyPatch) -> 
     """Noted as sent before it is, one whose record is lost on the way is never heard of again."""
     monkeypatch.setattr(TimerPoller, "send_due", noted_first)
     assert any(approval.run(seed).violations for seed in range(1, 61))
+
+
+def test_instances_deleted_at_once_come_to_no_second_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all faults, a second after their end: their starts come again, and are known as handled."""
+    monkeypatch.setattr(Approval, "process_retention", timedelta(seconds=1))
+    monkeypatch.setattr(keeping, "PURGE_S", 1.0)
+    deleted: list[int] = []
+    purge_ended = SqliteStore.purge_ended
+
+    async def counted(self: SqliteStore, *given: Any) -> int:
+        deleted.append(await purge_ended(self, *given))
+        return deleted[-1]
+
+    monkeypatch.setattr(SqliteStore, "purge_ended", counted)
+    for seed in range(1, SEEDS // 4 + 1):
+        assert approval.run(seed).violations == (), seed
+    assert sum(deleted) > SEEDS
 
 
 # ---- a saga

@@ -132,6 +132,11 @@ def test_two_services_in_one_group_are_found() -> None:
         (elsewhere(with_events(GOOD, 1, topic="new")), {("changed_topic", "b.held"), ("changed_topic", "b.paid")}),
         (declared("a.first: placed -> held? refused?", "b.second: held@2"), {("dropped_version", "b.second")}),
         (declared("a.first: placed -> held?", "b.second: held -> paid"), {("dropped_emission", "refused")}),
+        (declared("a.first: placed -> held@2? refused?", "b.second: held held@2"), {("early_emission", "held")}),
+        (
+            declared("a.first: placed -> held?", "b.second: held -> paid refused"),
+            {("narrowed_handler", "a.first")},
+        ),
     ],
 )
 def test_what_a_deploy_would_break_is_found(now: Capability, expected: set[tuple[str, str]]) -> None:
@@ -171,7 +176,29 @@ def test_what_is_new_breaks_nothing() -> None:
         "b.second: held -> paid",
         "c.third: paid",
     )
-    assert against(more, GOOD) == []
+    assert against(on_topic(more, "noted", "notes"), GOOD) == []
+
+
+def test_type_that_is_new_on_a_topic_the_release_reads_is_early() -> None:
+    """The old build passes it over; not where its topic is new to the service, or nobody there takes it."""
+    lines = ("a.first: placed -> held? refused? noted?", "b.second: held -> paid", "b.third: noted")
+    (finding,) = against(declared(*lines), GOOD)
+    assert (finding.id, finding.where) == ("early_emission", "noted")
+    assert "b reads events and passes it over" in finding.message
+    assert against(on_topic(declared(*lines), "noted", "notes"), GOOD) == []
+    assert against(declared(*lines), declared("a.first: placed -> held? refused?", *lines[1:])) == []
+    assert against(declared(*lines[:2]), GOOD) == []
+
+
+def on_topic(capability: Capability, type_: str, topic: str) -> Capability:
+    """With one type on the topic of another."""
+    text = capability.model_dump()
+    for service in text["services"]:
+        refs = [ref for each in service["handlers"] for ref in (*each["consumes"], *each["emits"])]
+        for ref in (*refs, *service["events"]):
+            if ref["type"] == type_:
+                ref["topic"] = topic
+    return Capability.model_validate(text)
 
 
 def test_type_that_moved_to_another_service_is_still_read() -> None:

@@ -16,7 +16,7 @@ from choreo.runtime.clock import SystemClock
 from choreo.sqlite import schema
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-from tests.sqlite_versions import FIRST, KEY, make_first, make_third
+from tests.sqlite_versions import FIRST, KEY, make_first, make_fourth, make_third
 
 P = TopicPartition("orders", 0)
 
@@ -96,6 +96,30 @@ async def test_file_of_the_third_version_gets_the_tables_of_processes(tmp_path: 
         assert await store.claim([lease], [request]) == [Claimed("done")]
         assert await store.instances("approval") == []
         assert await store.due(["approval"], limit=1, claim_s=1.0) == ([], math.inf)
+    assert tables(old) == tables(new)
+
+
+async def test_file_of_the_fourth_version_gets_the_index_of_retention(tmp_path: Path) -> None:
+    """Nothing else is changed, and what has ended is found by it: oldest first, those in flight not looked at."""
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    make_fourth(old)
+    async with opened(new):
+        pass
+    async with opened(old) as store:
+        assert [statement.split()[:3] for statement in await store.plan()][:2] == [
+            ["CREATE", "INDEX", "choreo_instance_ended"],
+            ["CREATE", "TABLE", "IF"],
+        ]
+        await store.apply()
+        assert await store.plan() == []
+        assert [(each.key, each.ended) for each in await store.instances("approval")] == [
+            ("E-1", True),
+            ("E-2", False),
+        ]
+        (lease,) = await store.acquire("kitchen", [P], "me")
+        await store.renew([lease], 30.0, {P: 5_000})
+        assert await store.purge_ended("approval", "kitchen", ["orders"], 1_000) == 1
+        assert [each.key for each in await store.instances("approval")] == ["E-2"]
     assert tables(old) == tables(new)
 
 

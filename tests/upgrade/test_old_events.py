@@ -21,7 +21,7 @@ from tests.handlers_apps import NAMES, handlers_app
 
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted(Path(__file__).parent.glob("records/*.json"))
-UNHANDLED = {"approval.ended.1", "letter.sent.1", "deploy.wanted.1", "pipeline.ended.1"}
+UNHANDLED = {"letter.sent.1", "deploy.wanted.1", "pipeline.ended.1"}
 SHOP = Path(__file__).parent / "shop"
 ORDER = UUID("4c4a36d4-4c0d-4a81-9012-8109a380a3b5")
 

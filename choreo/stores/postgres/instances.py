@@ -8,6 +8,7 @@ import psycopg
 from choreo.errors import StoreError
 from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Intervention, Timer, check_key
 from choreo.stores.postgres.pool import Statement, flush_plain
+from choreo.stores.postgres.queries import OLD_MS, TOLD
 from choreo.stores.postgres.schema import Names
 from choreo.stores.postgres.values import Row, decode, encode
 
@@ -66,6 +67,13 @@ _CENSUS = f"""WITH r AS (
         row_number() OVER (PARTITION BY version, state, ended, timer ORDER BY key) AS at FROM r
 ) SELECT version, state, ended, timer, number, key FROM numbered WHERE at <= {COUNT_KEYS_MAX}
 ORDER BY version, state, ended, timer NULLS FIRST, at"""
+# One that a handler has, or somebody by hand, is locked: it is passed over, and its end is looked at again.
+_PURGE = f"""WITH {TOLD}, gone AS (
+    DELETE FROM {{instance}} WHERE ctid = ANY(ARRAY(
+        SELECT i.ctid FROM {{instance}} i WHERE i.process = %(process)b AND i.ended_ms < {OLD_MS}
+        AND NOT EXISTS (SELECT FROM {{timer}} t WHERE t.process = i.process AND t.key = i.key)
+        ORDER BY i.ended_ms LIMIT %(rows_max)s FOR UPDATE OF i SKIP LOCKED)) RETURNING 1
+) SELECT count(*) FROM gone"""
 _INTERVENTION = "process, key, what, who, why, correlation_id, at_ms"
 _NOTE = f"""INSERT INTO {{intervention}} ({_INTERVENTION})
     VALUES (%(process)b, %(key)b, %(what)b, %(who)b, %(why)b, %(correlation_id)b, %(at_ms)s)"""
@@ -91,6 +99,7 @@ class InstanceQueries:
         self.done, self.done_of_flow = fill(f"{_DONE} {_OF_KEY} ORDER BY id"), fill(_DONE_OF_FLOW)
         self.done_since = fill(f"{_DONE} WHERE at_ms >= %(since_ms)s ORDER BY id")
         self.overdue, self.of_flow = fill(_OVERDUE), fill(_OF_FLOW)
+        self.purge = fill(_PURGE)
 
 
 class PostgresInstances:

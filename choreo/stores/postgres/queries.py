@@ -132,15 +132,17 @@ _UNGUARD = """WITH gone AS (DELETE FROM {guard} WHERE id = %(guard)s RETURNING i
 SELECT CASE WHEN (SELECT count(*) FROM gone) = 1 THEN 0 ELSE ('choreo rolls back: a handler ended the transaction '
     || now()::text)::int END"""
 
-# A claim still in flight may be of an old record; it is kept while its lease lives.
-_PURGE = f"""WITH told AS (
+# The group's progress over `topics`, once all of them have told it: what retention counts from.
+TOLD = """told AS (
     SELECT min(progress_ms) AS progress_ms, count(DISTINCT topic) AS topics, count(progress_ms) = count(*) AS all_told
-    FROM {{lease}} WHERE "group" = %(group)b AND topic = ANY(%(topics)b::bytea[])
-), gone AS (
+    FROM {lease} WHERE "group" = %(group)b AND topic = ANY(%(topics)b::bytea[]))"""
+OLD_MS = "(SELECT progress_ms - %(ttl_ms)s::int8 FROM told WHERE all_told AND topics = %(count)s)"
+# A claim still in flight may be of an old record; it is kept while its lease lives.
+_PURGE = f"""WITH {TOLD}, gone AS (
     DELETE FROM {{key}} WHERE ctid = ANY(ARRAY(
         SELECT k.ctid FROM {{key}} k WHERE k."group" = %(group)b
-        AND k.timestamp_ms < (SELECT progress_ms - %(ttl_ms)s::int8 FROM told WHERE all_told AND topics = %(count)s)
-        AND (k.done OR NOT {_LIVE}) ORDER BY k.timestamp_ms LIMIT %(keys_max)s FOR UPDATE SKIP LOCKED)) RETURNING 1
+        AND k.timestamp_ms < {OLD_MS}
+        AND (k.done OR NOT {_LIVE}) ORDER BY k.timestamp_ms LIMIT %(rows_max)s FOR UPDATE SKIP LOCKED)) RETURNING 1
 ) SELECT count(*) FROM gone"""
 
 _SIZE = """SELECT greatest(c.reltuples::float8, 0), pg_relation_size(c.oid) FROM pg_catalog.pg_class c

@@ -17,14 +17,20 @@ VERSION = 1
 can be made while it runs, and it can be started again beside them."""
 IDENTIFIER_BYTES_MAX = 63
 _FIRST = ("version", "key", "lease", "outbox", "guard")
-_ADDED = {"instances": ("instance", "timer"), "interventions": ("intervention",)}
-"""Tables that were added later, by the name of the file that makes them; all of a file are there, or none."""
-_TABLES = (*_FIRST, *(table for tables in _ADDED.values() for table in tables))
+_ADDED = {
+    "instances": ("instance", "timer"),
+    "interventions": ("intervention",),
+    "retention": ("instance_ended",),
+}
+"""Tables and indexes that were added later, by the name of the file that makes them; what is named here of a file is
+all there, or none of it."""
 _PLACE = re.compile(r"\{(\w+)\}")
 _INDEXES = (
     *("key_age", "key_flow", "outbox_input"),
-    *("instance_state", "timer_wake", "intervention_instance", "intervention_flow"),
+    *("instance_state", "timer_wake", "intervention_instance", "intervention_flow", "instance_ended"),
 )
+_NAMED = (*_FIRST, *(name for names in _ADDED.values() for name in names))
+"""What tells which files are still to be executed."""
 
 
 class Names:
@@ -40,8 +46,9 @@ class Names:
 
     def __init__(self, schema: str, prefix: str) -> None:
         self.schema = checked("schema", schema)
-        self.tables = {name: checked("table", prefix + name) for name in _TABLES}
+        self.tables = {name: checked("table", prefix + name) for name in _NAMED if name not in _INDEXES}
         indexes = {name: checked("index", prefix + name) for name in _INDEXES}
+        self.there = {name: indexes.get(name) or self.tables[name] for name in _NAMED}
         whole = {name: sql.Identifier(schema, table) for name, table in self.tables.items()}
         whole |= {name: sql.Identifier(index) for name, index in indexes.items()}
         self._parts = {name: identifier.as_string(None) for name, identifier in whole.items()}
@@ -91,7 +98,7 @@ async def missing(connection: psycopg.AsyncConnection[Any], names: Names) -> Seq
         await cursor.execute(
             "SELECT ARRAY(SELECT c.relname::text FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid "
             "AND c.relname::text = ANY(%s::text[])) FROM pg_catalog.pg_namespace n WHERE n.nspname = %s",
-            (list(names.tables.values()), names.schema),
+            (list(names.there.values()), names.schema),
         )
         found = await cursor.fetchone()
         there: list[str] = [] if found is None else found[0]
@@ -103,9 +110,9 @@ async def missing(connection: psycopg.AsyncConnection[Any], names: Names) -> Seq
             f"the schema {names.schema!r} has tables {sorted(there)} that are not of choreo's making; "
             "choose another schema or prefix"
         )
-        absent = {name for name, table in names.tables.items() if table not in there}
-        lacking = [file for file, tables in _ADDED.items() if absent.issuperset(tables)]
-        if absent != {table for file in lacking for table in _ADDED[file]}:
+        absent = {name for name, relation in names.there.items() if relation not in there}
+        lacking = [file for file, added in _ADDED.items() if absent.issuperset(added)]
+        if absent != {name for file in lacking for name in _ADDED[file]}:
             raise strange
         try:
             await cursor.execute(names.fill("SELECT max(version) FROM {version}").encode())

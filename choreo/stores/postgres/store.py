@@ -26,6 +26,8 @@ from choreo.stores.postgres.values import Row, emit_of, encode, lease_columns, p
 
 PURGED_MAX = 10_000
 """Keys deleted in one transaction by `purge`."""
+PURGED_INSTANCES_MAX = 2_000
+"""Instances deleted in one transaction by `purge_ended`; their rows are larger."""
 _Result = TypeVar("_Result")
 _Connection = psycopg.AsyncConnection[Any]
 
@@ -194,15 +196,14 @@ class PostgresStore:
 
     async def purge(self, group: str, topics: Sequence[str], ttl_ms: int) -> int:
         """Forget up to 10,000 of the group's oldest keys."""
-        named = sorted({encode(topic) for topic in topics})
-        wanted = {
-            "group": encode(group),
-            "topics": named,
-            "count": len(named),
-            "ttl_ms": ttl_ms,
-            "keys_max": PURGED_MAX,
-        }
+        wanted = _old(group, topics, ttl_ms) | {"rows_max": PURGED_MAX}
         (rows,) = await self._flush((self._queries.purge, wanted))
+        return int(rows[0][0])
+
+    async def purge_ended(self, process: str, group: str, topics: Sequence[str], retention_ms: int) -> int:
+        """Delete up to 2,000 instances of those that ended first."""
+        wanted = _old(group, topics, retention_ms) | {"process": encode(process), "rows_max": PURGED_INSTANCES_MAX}
+        (rows,) = await self._flush((self._instances.purge, wanted))
         return int(rows[0][0])
 
     async def stats(self) -> Mapping[str, StoreStats]:
@@ -306,3 +307,9 @@ class PostgresStore:
                 return await work(connection)
 
         return await self._server.call(on_connection, repeat=repeat)
+
+
+def _old(group: str, topics: Sequence[str], ttl_ms: int) -> dict[str, Any]:
+    """What is older than `ttl_ms` before the progress of the group."""
+    named = sorted({encode(topic) for topic in topics})
+    return {"group": encode(group), "topics": named, "count": len(named), "ttl_ms": ttl_ms}

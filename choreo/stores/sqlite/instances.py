@@ -136,6 +136,16 @@ def interventions(
     return [Intervention(*row) for row in rows]
 
 
+def purge_ended(db: sqlite3.Connection, process: str, before_ms: int, limit: int) -> int:
+    """Delete instances that ended before that, the oldest first; one that is still to be woken stays."""
+    return db.execute(
+        "DELETE FROM choreo_instance WHERE rowid IN (SELECT i.rowid FROM choreo_instance i WHERE i.process = ? "
+        "AND i.ended = 1 AND i.updated_ms < ? AND NOT EXISTS (SELECT 1 FROM choreo_timer t "
+        "WHERE t.process = i.process AND t.key = i.key) ORDER BY i.updated_ms LIMIT ?)",
+        (process, before_ms, limit),
+    ).rowcount
+
+
 def next_wake_ms(db: sqlite3.Connection, processes: Collection[str]) -> int | None:
     """When the next timer is to be sent; None if there is none."""
     query = "SELECT MIN(wake_ms) FROM choreo_timer WHERE process = ?"

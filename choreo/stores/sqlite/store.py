@@ -30,6 +30,7 @@ from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_contro
 from choreo.stores.sqlite.digests import Digests, forget, known, sort_in
 
 PURGE_KEYS_MAX = 10_000
+PURGE_INSTANCES_MAX = 2_000
 """Of one call, so that the write lock is held for a fraction of a second."""
 
 PAGES_KEPT_KB = 32 * 1024
@@ -171,6 +172,17 @@ class SqliteStore:
             ).fetchall()
             forget(db, gone)
             return len(gone)
+
+        return await self._db.write(change)
+
+    async def purge_ended(self, process: str, group: str, topics: Sequence[str], retention_ms: int) -> int:
+        """Delete instances that have long ended, at most PURGE_INSTANCES_MAX of them."""
+
+        def change(db: sqlite3.Connection) -> int:
+            progress_ms = leases.progress(db, group, topics)
+            if progress_ms is None:
+                return 0
+            return instances.purge_ended(db, process, progress_ms - retention_ms, PURGE_INSTANCES_MAX)
 
         return await self._db.write(change)
 

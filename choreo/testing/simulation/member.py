@@ -156,7 +156,16 @@ class Member:
             ) from None
         instrument: Instrument = NoInstrument()
         limits = Limits()
-        ports = Ports(transport, store, instrument, process, lease_s=LEASE_S, drain_s=DRAIN_S, limits=limits)
+        ports = Ports(
+            transport,
+            store,
+            instrument,
+            process,
+            lease_s=LEASE_S,
+            drain_s=DRAIN_S,
+            retention_s=plan.process.retention_s if plan.process is not None else None,
+            limits=limits,
+        )
         wanted = {type_ for bound in plan.handlers for type_ in bound.resources.values()}
         instances = await app.resources.open(world.resources, wanted, self._stack)
         worker = Worker(
