@@ -165,13 +165,16 @@ class Engine:
         new: list[Unit] = []
         for delivery in message.deliveries:
             partition.take_in(delivery, message.now_ms)
-            early_s = delivery.delay_s and due_in_s(
-                delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms
-            )
+            due_s = self._now_s
+            if delivery.delay_s:
+                due_s += due_in_s(delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms)
             for unit in delivery.units:
-                if early_s:
+                lane: Lane = unit.lane
+                if due_s > self._now_s or lane.due_s > self._now_s:
+                    # Not before those that wait ahead of it: one that led them would wait for them, and they for it.
+                    lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
-                    self._alarms.set(unit, self._now_s + early_s)
+                    self._alarms.set(unit, lane.due_s)
                 elif self._leads(unit):
                     new.append(unit)
         self._claim(new)
