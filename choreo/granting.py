@@ -28,6 +28,8 @@ def needs(
     _add(found, outputs, {"Write": "what it emits"})
     _add(found, [topic(service.dlq_topic)], {"Write": "its dead letters"})
     _add(found, [replays], {"Read": "replays ordered of it"})
+    if service.parks:
+        _add(found, [replays], {"Write": "what waited in its queues"})
     if changelog:
         from choreo.stores.changelog import changelog_topic
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import orjson
 from pydantic import ValidationError
@@ -103,39 +103,50 @@ class Looking:
 
 @asynccontextmanager
 async def connected(process: Process, *, store: str | None, broker: str | None) -> AsyncIterator[OperatedStore]:
-    """The store that a process's instances are in, without the process; `CHOREO_STORE` and `CHOREO_BROKER` count.
+    """The store that a process's instances are in, without the process; see `store_of`."""
+    service = process.service
+    async with store_of(process.name, service.group, store=store, broker=broker, keeps="instances") as opened:
+        assert INSTANCES in opened.transaction_types
+        yield cast(OperatedStore, opened)
+
+
+@asynccontextmanager
+async def store_of(
+    service: str, group: str, *, store: str | None, broker: str | None, keeps: Literal["instances", "parked"]
+) -> AsyncIterator[IdempotencyStore]:
+    """The store of a service, without the service; `CHOREO_STORE` and `CHOREO_BROKER` count.
 
     Raises:
-        ConfigurationError: Neither is given, it is not there, keeps no instances, or has an older schema.
+        ConfigurationError: Neither is given, it is not there, does not keep what is wanted, or has an older schema.
     """
+    what = "instances" if keeps == "instances" else "parked keys"
     store = store or os.environ.get("CHOREO_STORE")
     broker = broker or os.environ.get("CHOREO_BROKER")
     opened: IdempotencyStore
     if store is not None:
         kind, _, rest = store.partition(":")
         if kind in ("redis", "rediss", "changelog"):
-            raise ConfigurationError(f"a store in {kind} keeps no instances; they are in PostgreSQL or SQLite")
+            raise ConfigurationError(f"a store in {kind} keeps no {what}; they are in PostgreSQL or SQLite")
         if kind == "sqlite":
-            _require(Path(rest.replace("{service}", process.name)), "--store")
-        opened = open_store(store, process.name, process.service.group, None, clock=SystemClock())
+            _require(Path(rest.replace("{service}", service)), "--store")
+        opened = open_store(store, service, group, None, clock=SystemClock())
     elif broker is not None and broker.startswith("embedded:") and broker != "embedded::memory:":
         path = broker.removeprefix("embedded:")
         _require(Path(path), "--broker")
         opened = SqliteStore(Database(path), SystemClock(), with_log=True)
     else:
         raise ConfigurationError(
-            "say where the instances are: store= (--store) postgresql://... or sqlite:PATH, or broker= (--broker) "
+            f"say where the {what} are: store= (--store) postgresql://... or sqlite:PATH, or broker= (--broker) "
             "embedded:PATH; in memory they are seen by the running app alone"
         )
     await opened.open()
     try:
-        assert INSTANCES in opened.transaction_types
         if await opened.plan():
             raise ConfigurationError(
                 f"the schema of the store {opened.name} is not there or older than this choreo: bring it up to date "
                 "with `choreo store apply`"
             )
-        yield cast(OperatedStore, opened)
+        yield opened
     finally:
         await opened.close()
 

@@ -10,14 +10,15 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from choreo.access import Access
 from choreo.envelope import Envelope
+from choreo.parked import Leaves, Waits
 from choreo.record import ProducerRecord, Record, TopicPartition
 
 Start = Literal["earliest", "latest"] | int
 """Where a group without a committed offset begins: the ends of the log, or a time in ms since the epoch."""
 
-Carries = Literal["offset", "emits", "outbox", "rows"]
+Carries = Literal["offset", "emits", "outbox", "rows", "parked"]
 """What a store's commit makes durable in one transaction beside the keys: the committed offset and the emits on
-the log themselves, an outbox of emits to be sent, the handler's own rows."""
+the log themselves, an outbox of emits to be sent, the handler's own rows, queues of parked keys."""
 
 
 class Clock(Protocol):
@@ -172,7 +173,8 @@ class ClaimRequest(NamedTuple):
     """One unit to claim.
 
     `digest`: 16 bytes, the idempotency key. `fingerprint`: 8 bytes of the payload. `timestamp_ms`: log time of the
-    record, by which the key is kept. `solo`: count this delivery.
+    record, by which the key is kept. `solo`: count this delivery. `queue`: asks whether that is empty; else the event
+    is to wait in it.
     """
 
     partition: TopicPartition
@@ -183,6 +185,7 @@ class ClaimRequest(NamedTuple):
     correlation_id: str
     timestamp_ms: int
     solo: bool = False
+    queue: bytes | None = None
 
 
 class Claimed(NamedTuple):
@@ -191,14 +194,19 @@ class Claimed(NamedTuple):
     fresh: ours to handle; `deliveries` >= 1 counts this one. The first redelivery after a death is counted whatever
     it is claimed with; later ones only when claimed `solo`, so that a batch does not pay for one of its units.
     done: handled before. conflict: handled before with another payload. busy: claimed by a live owner elsewhere.
+    parked: something is in the queue that was asked for.
     """
 
     verdict: Literal["fresh", "done", "busy", "conflict"]
     deliveries: int = 1
+    parked: bool = False
 
 
 class Finished(NamedTuple):
-    """One unit whose result is to be made durable; `emits` in order, with their ids already derived."""
+    """One unit whose result is to be made durable; `emits` in order, with their ids already derived.
+
+    `parking`: what it does to the queue of its key, in the same transaction.
+    """
 
     partition: TopicPartition
     offset: int
@@ -207,6 +215,7 @@ class Finished(NamedTuple):
     outcome: str
     attempts: int = 1
     duration_s: float = 0.0
+    parking: Waits | Leaves | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +440,7 @@ class Span(Protocol):
         """The same for all that runs in the current context from here on, which is the handler's alone."""
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
-        """End it and the sends below it. `outcome`: handled, duplicate, dead_letter, dropped."""
+        """End it and the sends below it. `outcome`: handled, duplicate, dead_letter, parked, dropped."""
 
 
 class Instrument(Protocol):
@@ -470,6 +479,7 @@ class Levels(NamedTuple):
 
     `oldest_s`: age of the oldest event in hand; `running` handlers of at most `running_max`; `lanes` with work;
     `timers_due`: to be sent now, by whichever process; None of a service without a process, or if it is not known.
+    `parked_keys`: of all processes; None of a service without `order="key"`, or if it is not known.
     """
 
     group: str
@@ -479,6 +489,7 @@ class Levels(NamedTuple):
     running_max: int
     lanes: int
     timers_due: int | None = None
+    parked_keys: int | None = None
 
 
 class Backlog(NamedTuple):

@@ -12,11 +12,13 @@ from typing import Any
 from choreo.access import Access, lacking
 from choreo.binding import Around, BoundHandler
 from choreo.core.messages import Limits
+from choreo.core.retry import Delayed
 from choreo.errors import ConfigurationError, DeclarationError
 from choreo.event import Event
 from choreo.instances import INSTANCES, TimerStore
 from choreo.observing import Observing
 from choreo.opening import STORES, open_store, open_transport
+from choreo.parked import ParkedStore
 from choreo.ports import Clock, Guarded, IdempotencyStore, TopicSpec, Transport
 from choreo.process.interpreting import Process
 from choreo.process.timing import due_record
@@ -26,7 +28,7 @@ from choreo.runtime.emitting import Emitter
 from choreo.runtime.health import not_alive, not_ready
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.routing import Router
-from choreo.runtime.timers import POLL_S, TimerPoller
+from choreo.runtime.timers import POLL_S, Heads, TimerPoller
 from choreo.runtime.worker import Ports, Worker
 from choreo.service import Service
 from choreo.sqlite.database import Database
@@ -319,17 +321,18 @@ class Running:
         settings = self.settings
         needed = {topic for plan in self._plans for topic in (*plan.inputs, *plan.outputs)}
         replays = [self._topic(plan.service.replay_topic) for plan in self._plans]
+        parking = {self._topic(plan.service.replay_topic) for plan in self._plans if plan.service.parks}
         there = set(await self.transport.topics([*needed, *replays]))
-        missing = sorted(needed - there)
+        made = set(replays if settings.create_replay_topics else parking if settings.create_topics else ()) - there
+        missing = sorted((needed | parking) - there - made)
         if missing and not settings.create_topics:
             raise ConfigurationError(
                 f"these topics do not exist: {', '.join(missing)}; create them with "
                 "`choreo topics apply MODULE:APP --broker URL`"
             )
         wanted = [TopicSpec(name, settings.partitions) for name in missing]
-        if settings.create_replay_topics:
-            wanted += [TopicSpec(name, 1) for name in replays if name not in there]
-            there.update(replays)
+        wanted += [TopicSpec(name, 1) for name in sorted(made)]
+        there |= made
         if wanted:
             await self.transport.create_topics(wanted)
         self._plans = [
@@ -343,11 +346,25 @@ def delay_topics(service: Service, topic: Callable[[str], str]) -> dict[str, int
     return {topic(service.delay_topic(delay_s)): delay_s for delay_s in service.delays_s}
 
 
-def timers_of(plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S) -> TimerPoller | None:
-    """What wakes the instances of the process that a service runs, if it runs one."""
+def timers_of(
+    plan: Plan, ports: Ports, topic: Callable[[str], str], *, poll_s: float = POLL_S
+) -> TimerPoller[Any] | None:
+    """What wakes the instances of the process that a service runs, if it runs one; or what waits in its queues."""
     process = plan.process
     if process is None:
-        return None
+        handlers = plan.service.handlers.values()
+        if not any(each.order is not None and isinstance(each.retry, Delayed) for each in handlers):
+            return None
+        queues: ParkedStore = ports.store  # type: ignore[assignment]  # `check_pair` has seen to it
+        return TimerPoller(
+            plan.service.name,
+            [],
+            Heads(plan.service.group, queues),
+            ports.transport,
+            ports.clock,
+            lambda head: head.record,
+            poll_s=poll_s,
+        )
     due_topic = topic(process.due.event_topic)
     store: TimerStore = ports.store  # type: ignore[assignment]  # `check_pair` has seen to it
     return TimerPoller(
@@ -373,6 +390,11 @@ def check_pair(plan: Plan, store: IdempotencyStore) -> None:
             raise ConfigurationError(
                 f"{label} belongs to a process, whose instances and timers commit together with its events' keys; "
                 f"the store {store.name} keeps neither. Take a store in PostgreSQL or SQLite"
+            )
+        if bound.handler.order is not None and "parked" not in store.carries:
+            raise ConfigurationError(
+                f'{label} has order="key", and the store {store.name} keeps no queues of parked keys. Take a store '
+                "in PostgreSQL or SQLite, or leave order= out"
             )
         if bound.transacts and bound.transaction not in store.transaction_types:
             offered = ", ".join(sorted(store.transaction_types - {INSTANCES})) or "none"

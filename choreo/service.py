@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from choreo.core.breaker import Breaker
 from choreo.core.retry import Delayed, RetryPolicy
@@ -15,6 +15,7 @@ from choreo.ports import Start
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
 Retry = RetryPolicy | Delayed
+Order = Literal["key"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -30,6 +31,7 @@ class Handler:
     idempotency_key: str | None
     retry: Retry
     breaker: Breaker | None = None
+    order: Order | None = None
 
     @property
     def label(self) -> str:
@@ -89,8 +91,13 @@ class Service:
     @property
     def delays_s(self) -> list[int]:
         """Delays of its delay topics, in seconds: each has one topic, whichever handlers use it."""
-        retries = (handler.retry for handler in self.handlers.values())
+        retries = (handler.retry for handler in self.handlers.values() if handler.order is None)
         return sorted({delay for retry in retries if isinstance(retry, Delayed) for delay in retry.delays_s})
+
+    @property
+    def parks(self) -> bool:
+        """Whether one of its handlers parks keys: then it needs its topic of replays."""
+        return any(handler.order is not None for handler in self.handlers.values())
 
     def delay_topic(self, delay_s: int) -> str:
         """Logical topic of what is handled again `delay_s` seconds later."""
@@ -104,6 +111,7 @@ class Service:
         idempotency_key: str | None = None,
         retry: Retry | None = None,
         breaker: Breaker | None = None,
+        order: Order | None = None,
     ) -> Callable[[_Function], _Function]:
         """Subscribe a function to `events`. The function itself is returned, so that tests can call it.
 
@@ -114,6 +122,8 @@ class Service:
                 value is a duplicate whatever its id.
             retry: `RetryPolicy` or `Delayed`; the service's unless given.
             breaker: When it fails in a row it is left alone for a while, not tried again and again.
+            order: "key": what it gives up is no dead letter but parks its key, and later events of the key wait
+                behind it in the store until it was handled. With `Delayed` the event waits there, too.
         """
         if len(events) == 1 and not isinstance(events[0], type) and callable(events[0]):
             raise DeclarationError(
@@ -125,7 +135,7 @@ class Service:
             self._check_event(event)
 
         def register(function: _Function) -> _Function:
-            self._register(function, events, name, emits, idempotency_key, retry, breaker)
+            self._register(function, events, name, emits, idempotency_key, retry, breaker, order)
             return function
 
         return register
@@ -157,6 +167,7 @@ class Service:
         idempotency_key: str | None,
         retry: Retry | None,
         breaker: Breaker | None,
+        order: Order | None,
     ) -> None:
         if not callable(function):
             raise DeclarationError(f"@{self.name}.handler decorates a function, not {function!r}")
@@ -176,6 +187,8 @@ class Service:
                     )
         if breaker is not None and not isinstance(breaker, Breaker):
             raise DeclarationError(f"{self.name}.{name}: breaker={breaker!r} must be Breaker(failures=5, pause_s=30)")
+        if order is not None:
+            _check_order(f"{self.name}.{name}", order, events)
         if isinstance(emits, type):
             emits = (emits,)
         self.handlers[name] = Handler(
@@ -187,7 +200,19 @@ class Service:
             idempotency_key,
             _checked(f"{self.name}.{name}", retry or self.retry),
             breaker,
+            order,
         )
+
+
+def _check_order(who: str, order: object, events: Sequence[type[Event]]) -> None:
+    if order != "key":
+        raise DeclarationError(f'{who}: order={order!r} must be "key", or left out')
+    for event in events:
+        if event.event_key is None:
+            raise DeclarationError(
+                f'{who}: order="key" keeps the order of the events of a key, and {event.__name__} has none; write '
+                f'class {event.__name__}(Event, ..., key="order_id"), or leave order= out'
+            )
 
 
 def _checked(who: str, retry: object) -> Retry:

@@ -12,6 +12,7 @@ from choreo.cli.export import export as run_export
 from choreo.cli.graph import graph as run_graph
 from choreo.cli.instances import instances as instance_commands
 from choreo.cli.new import new as run_new
+from choreo.cli.parked import parked, release, skip
 from choreo.cli.publish import publish as run_publish
 from choreo.cli.relay import relay as run_relay
 from choreo.cli.replay import replay as run_replay
@@ -50,5 +51,8 @@ for _command in (
 main.add_typer(topic_commands, name="topics")
 main.add_typer(store_commands, name="store")
 main.add_typer(instance_commands, name="instances")
+dlq_commands.command()(parked)
+dlq_commands.command()(release)
+dlq_commands.command()(skip)
 main.add_typer(dlq_commands, name="dlq")
 main.add_typer(schema_commands, name="schemas")

@@ -19,7 +19,8 @@ from choreo.runtime.redriving import Operator, Orders, Reading, Redrive, partiti
 from choreo.runtime.replaying import Mode
 
 dlq = typer.Typer(
-    help="Dead letters: look at them, replay them to the handler that failed, drop them.", no_args_is_help=True
+    help="Dead letters and parked keys: look at them, give them to the handler that failed once more, drop them.",
+    no_args_is_help=True,
 )
 
 Service = Annotated[list[str] | None, typer.Option("--service", help="A service, again for more; all unless given.")]
@@ -32,6 +33,7 @@ Until = Annotated[str | None, typer.Option(metavar="TIME", help="Put aside befor
 StateOption = Annotated[str | None, typer.Option("--state", metavar="|".join(get_args(dead.State)))]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="As `list` prints them; all unless given.")]
 SINCE = "30d"
+HEADS = ("id", "put aside (UTC)", "handler", "type", "key", "reason", "state")
 COLOURS = {"open": "red", "failed_again": "red", "replayed": "green", "dropped": "dim"}
 
 
@@ -63,7 +65,7 @@ def list_(
     visible = found[-limit:] if limit else found
     if len(visible) < len(found):
         out().print(f"the newest {len(visible):,} of {len(found):,}; --limit 0 shows all", highlight=False)
-    _print_lines([_line(letter, reading.fate(letter)) for letter in visible])
+    print_lines(HEADS, [_line(letter, reading.fate(letter)) for letter in visible])
     states = [reading.fate(letter).state for letter in found]
     counts = ", ".join(f"{states.count(each):,} {each.replace('_', ' ')}" for each in COLOURS if each in states)
     out().print(f"{len(found):,} dead letters{': ' if counts else ''}{counts}", highlight=False)
@@ -276,9 +278,8 @@ def _line(letter: Letter, fate: Fate) -> tuple[str, ...]:
     return (*map(shown, cells), f"[{COLOURS[fate.state]}]{shown(said)}[/]")
 
 
-def _print_lines(rows: Sequence[tuple[str, ...]]) -> None:
+def print_lines(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """In columns, and each on one line however narrow the terminal: ids are there to be copied."""
-    heads = ("id", "put aside (UTC)", "handler", "type", "key", "reason", "state")
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     for row in (heads, *rows) if rows else ():
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

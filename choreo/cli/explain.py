@@ -44,7 +44,7 @@ def explain(
 
 
 def explained(app: App, record: Record) -> list[dict[str, Any]]:
-    """A row for each unit of each service; `does`: handle, dead_letter, skip."""
+    """A row for each unit of each service; `does`: handle, dead_letter, park, skip."""
     rows = []
     for name in app.services:
         if record.topic not in app.input_topics(name):
@@ -61,6 +61,9 @@ def explained(app: App, record: Record) -> list[dict[str, Any]]:
 def _of_work(app: App, service: str, work: Work, key: str) -> dict[str, Any]:
     handler = work.bound.handler.label if work.bound else ""
     if work.error is not None:
+        if work.bound is not None and work.bound.handler.order is not None and work.record.key is not None:
+            why = f"parks its key as {work.error.reason}: {work.error.detail}"
+            return _row(service, "park", why, handler=handler, key=key)
         dlq = app.topic(app.services[service].dlq_topic)
         why = f"to {dlq} as {work.error.reason}: {work.error.detail}"
         return _row(service, "dead_letter", why, handler=handler, key=key)

@@ -1,4 +1,4 @@
-"""What `choreo dlq replay | drop` and `choreo replay` share: who orders, asking first, and sending with a bar."""
+"""What commands that order replays share: who orders, asking first, sending with a bar, and saying what was done."""
 
 import getpass
 import socket
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,8 @@ from choreo.runtime.redriving import Operator, Orders, send
 from choreo.runtime.replaying import Mode
 
 MODES = ("if-not-done", "force")
+DONE = {"replay": "replayed", "drop": "dropped", "release": "released", "skip": "skipped"}
+"""What is said of an order when it is given."""
 
 ModeOption = Annotated[
     str,
@@ -87,14 +89,14 @@ def carry_out(
     orders: Orders,
     who: Operator,
     *,
-    mode: Mode,
+    mode: Mode | Literal["release", "skip"],
     rate: float | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Say what is to be done, ask, do it, and say what was done. Exit 1 if something that was meant cannot be."""
-    count, verb = len(orders.records), "drop" if mode == "drop" else "replay"
+    count, verb = len(orders.records), mode if mode in DONE else "replay"
     if not as_json:
         _say(orders, verb, dry_run)
         if mode == "force" and count and not dry_run:
@@ -114,12 +116,12 @@ def carry_out(
         print_json(_told(orders, who, mode, done, took_s))
     elif done:
         speed = f" in {took_s:.1f} s, {done / max(took_s, 0.001):,.0f} a second" if verb == "replay" else ""
-        out().print(f"[green]{done:,} {'dropped' if verb == 'drop' else 'replayed'}[/]{speed}", highlight=False)
+        out().print(f"[green]{done:,} {DONE[verb]}[/]{speed}", highlight=False)
     if orders.impossible:
         raise typer.Exit(FAILED)
 
 
-def _told(orders: Orders, who: Operator, mode: Mode, done: int, took_s: float) -> dict[str, Any]:
+def _told(orders: Orders, who: Operator, mode: str, done: int, took_s: float) -> dict[str, Any]:
     return {
         "mode": mode,
         "by": who.by,

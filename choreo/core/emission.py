@@ -48,6 +48,11 @@ def retry_digest(digest: bytes, number: int) -> bytes:
     return blake2b(digest + number.to_bytes(4, "big"), digest_size=16, person=b"choreo-retry").digest()
 
 
+def queue_digest(service: str, handler: str, key: bytes) -> bytes:
+    """The queue of a handler's events with one record key, 16 bytes."""
+    return _hash(16, b"choreo-queue", service, handler, key.decode("utf-8", "surrogateescape"))
+
+
 def replay_identity(*parts: str) -> str:
     """Names what is replayed, or one replay of it, by what it is made of: 32 hexadecimal digits."""
     return _hash(16, b"choreo-identity", *parts).hex()

@@ -4,15 +4,17 @@ It owns what is in flight and in which order things happen. It must not know bro
 `now_s` comes with every input, and what a handler returned is an opaque value that goes into the commit.
 """
 
-import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from choreo.core import messages as m
+from choreo.core import parking
+from choreo.core.alarms import Alarms
 from choreo.core.breaker import Circuits
 from choreo.core.commit import Commits
 from choreo.core.emission import collision_digest
 from choreo.core.partition import Lane, Partition
+from choreo.core.pressure import Pressure
 from choreo.core.retry import delay_s, due_in_s
 from choreo.core.turns import Turns, counted
 from choreo.core.units import UNFLUSHED, Signal, State, Unit
@@ -25,16 +27,14 @@ class Engine:
     def __init__(self, limits: m.Limits | None = None) -> None:
         self.limits = limits or m.Limits()
         self.partitions: dict[TopicPartition, Partition] = {}
-        self._grown: dict[TopicPartition, Partition] = {}  # may have too much unfinished since the last step
-        self._paused: dict[TopicPartition, Partition] = {}
+        self._pressure = Pressure(self.limits)
         self._circuits = Circuits()
         self._turns = Turns(self.limits, self._circuits)
         self._keys: dict[bytes, Unit] = {}
         self._claiming = 0
         self._commits = Commits(self.limits, self.partitions)
         self._transact_after_s = 0.0
-        self._timers: list[tuple[float, int, Unit]] = []
-        self._timer_number = 0
+        self._alarms = Alarms()
         self._wait_until_s: float | None = None
         self._now_s = 0.0
         self._out: list[m.Effect] = []
@@ -66,7 +66,8 @@ class Engine:
         self._wake()
         self._schedule()
         self._flush_if_due()
-        self._balance()
+        if self._pressure:
+            self._out.extend(self._pressure.balance())
         self._wait()
         return self._out
 
@@ -122,15 +123,13 @@ class Engine:
             partition = self.partitions.pop(id_, None)
             if partition is None:
                 continue
-            self._paused.pop(id_, None)
+            self._pressure.forget(id_)
             flushing = [unit for unit in self._commits.units() if unit.partition == id_]
             self._drop([*partition.units(), *flushing])
             self._commits.forget(id_)
             for lane in partition.lanes.values():
                 lane.units.clear()
-        if any(timer[2].state is State.DROPPED for timer in self._timers):
-            self._timers = [timer for timer in self._timers if timer[2].state is not State.DROPPED]
-            heapq.heapify(self._timers)
+        self._alarms.forget_dropped()
 
     def _drop(self, units: Sequence[Unit]) -> None:
         """Give units up, and let a follower elsewhere take a dropped leader's place."""
@@ -167,17 +166,20 @@ class Engine:
         partition = self.partitions.get(message.partition)
         if partition is None or partition.draining:
             return
-        self._grown[partition.id] = partition
+        self._pressure.grew([partition])
         new: list[Unit] = []
         for delivery in message.deliveries:
             partition.take_in(delivery, message.now_ms)
-            early_s = delivery.delay_s and due_in_s(
-                delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms
-            )
+            due_s = self._now_s
+            if delivery.delay_s:
+                due_s += due_in_s(delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms)
             for unit in delivery.units:
-                if early_s:
+                lane: Lane = unit.lane
+                if due_s > self._now_s or lane.due_s > self._now_s:
+                    # Not before those that wait ahead of it: one that led them would wait for them, and they for it.
+                    lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
-                    self._set_timer(unit, early_s)
+                    self._alarms.set(unit, lane.due_s)
                 elif self._leads(unit):
                     new.append(unit)
         self._claim(new)
@@ -225,7 +227,9 @@ class Engine:
 
     def _fresh(self, unit: Unit, verdict: Any) -> None:
         unit.deliveries = verdict.deliveries
-        if unit.deliveries > self.limits.deliveries_max:
+        if verdict.parked and unit.poison is None:
+            unit.poison = parking.WAITS
+        elif unit.deliveries > self.limits.deliveries_max:
             unit.poison = "crashed"
         suspect = unit.deliveries > self.limits.together_max and not unit.solo and unit.poison is None
         unit.advance(Signal.DIED if suspect else Signal.FRESH)
@@ -240,7 +244,7 @@ class Engine:
         self._turns.end(unit, began=False)
         unit.solo = False
         unit.advance(Signal.BUSY)
-        self._set_timer(unit, delay_s)
+        self._alarms.set(unit, self._now_s + delay_s)
 
     def _duplicate(self, unit: Unit) -> None:
         """Handled before, by whomever: it and what follows it here are done, unless its data is another event's."""
@@ -269,7 +273,7 @@ class Engine:
         if suspect is not None:
             self._claim([suspect], solo=True)
         for unit in self._turns.take(self._now_s):
-            self._out.append(m.Invoke(unit) if unit.poison is None else m.DeadLetter(unit, unit.poison))
+            self._out.append(m.Invoke(unit) if unit.poison is None else parking.aside(unit, unit.poison))
         if self._now_s >= self._transact_after_s:
             self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
 
@@ -299,6 +303,9 @@ class Engine:
         if message.disposition == "wait":
             unit.attempts -= 1  # nothing was tried, and another build may take over meanwhile
         elif hopeless or tried >= policy.attempts_max:
+            if unit.queue is not None:
+                self._give_up(unit, message.reason)
+                return
             if not counted(unit):
                 self._turns.running += 1
                 unit.poison = message.reason
@@ -313,7 +320,20 @@ class Engine:
         wait_s = message.delay_s
         if wait_s is None:
             wait_s = delay_s(policy, attempt=tried, seed=unit.digest)
-        self._set_timer(unit, wait_s)
+        self._alarms.set(unit, self._now_s + wait_s)
+
+    def _give_up(self, unit: Unit, reason: str) -> None:
+        """To be parked in its turn, which is when all before it is durable."""
+        self._turns.end(unit)
+        unit.poison = reason
+        self._ready_again(unit)
+
+    def _ready_again(self, unit: Unit) -> None:
+        unit.advance(Signal.SKIPPED)
+        if self.partitions[unit.partition].draining:
+            self._drop([unit])
+        else:
+            self._turns.enqueue(unit.lane)
 
     def _attempted(self, unit: Unit, *, trips: bool | None) -> None:
         """An attempt is over: its handler's breaker may open or close by it."""
@@ -377,11 +397,7 @@ class Engine:
         self._attempted(unit, trips=None if outcome.result is None else False)
         if outcome.result is None:
             unit.attempts -= 1
-            unit.advance(Signal.SKIPPED)
-            if self.partitions[unit.partition].draining:
-                self._drop([unit])
-            else:
-                self._turns.enqueue(unit.lane)
+            self._ready_again(unit)
             return
         unit.result = outcome.result
         unit.advance(Signal.COMMITTED)
@@ -390,32 +406,29 @@ class Engine:
 
     def _finished(self, unit: Unit) -> None:
         """Durable: whatever followed it with the same key is a duplicate."""
+        if unit.queue is not None:
+            parking.landed(unit)
         self._duplicate(unit)
         self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
         self._commits.fail(message.flush, self._now_s)
-        self._grown.update(self.partitions)
+        self._pressure.grew(self.partitions.values())
 
     def _note_progress(self, partition: Partition) -> None:
         if partition.watermark() > partition.committed:
             self._commits.note(self._now_s)
 
-    # ---- time and balance
+    # ---- time
 
     def _ticked(self, _: m.Tick) -> None:
         """The runtime's timer has rung: early, if the clock was set back meanwhile, and then it is to be set anew."""
         self._wait_until_s = None
 
-    def _set_timer(self, unit: Unit, delay_s: float) -> None:
-        self._timer_number += 1
-        heapq.heappush(self._timers, (self._now_s + delay_s, self._timer_number, unit))
-
     def _wake(self) -> None:
         """Let go on whatever waited for a time that has come."""
         again: list[Unit] = []
-        while self._timers and self._timers[0][0] <= self._now_s:
-            unit = heapq.heappop(self._timers)[2]
+        for unit in self._alarms.ring(self._now_s):
             if unit.state is State.BACKOFF:
                 unit.advance(Signal.DUE)
                 self._turns.enqueue(unit.lane)
@@ -428,27 +441,13 @@ class Engine:
                     unit.advance(Signal.CLAIM)
                     again.append(unit)
                 else:  # one that collided with the same event before it is on its way: as it ends, so does this one
-                    self._set_timer(unit, self.limits.busy_s)
+                    self._alarms.set(unit, self._now_s + self.limits.busy_s)
         self._claim(again)
         self._let_go(self._circuits.due(self._now_s))
 
-    def _balance(self) -> None:
-        """Back-pressure: pause a partition that has too much unfinished, resume it well below."""
-        for id_, partition in self._grown.items():
-            if not partition.paused and partition.over(self.limits):
-                partition.paused = True
-                self._paused[id_] = partition
-                self._out.append(m.Pause(id_))
-        self._grown.clear()
-        for id_, partition in tuple(self._paused.items()):
-            if partition.under(self.limits):
-                partition.paused = False
-                del self._paused[id_]
-                self._out.append(m.Resume(id_))
-
     def _wait(self) -> None:
         commits = self._commits
-        times = [self._timers[0][0]] if self._timers else []
+        times = [] if self._alarms.next_s is None else [self._alarms.next_s]
         if commits.flight is None and commits.due_s is not None:
             times.append(max(commits.due_s, commits.after_s))
         if self._turns.transactable and self._transact_after_s > self._now_s:

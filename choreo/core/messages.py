@@ -91,7 +91,7 @@ class ClaimFailed(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """A handler returned, or a dead letter was made: `result` is what the flush needs."""
+    """A handler returned, or what puts the unit aside was made: `result` is what the flush needs."""
 
     unit: Unit
     result: Any
@@ -205,6 +205,16 @@ class Delay(NamedTuple):
     reason: str
 
 
+class Park(NamedTuple):
+    """Make what the unit does to the queue of its key, and return it as its result; else it is a dead letter.
+
+    `reason`: why it is given up; empty if it only waits behind another.
+    """
+
+    unit: Unit
+    reason: str
+
+
 class Transact(NamedTuple):
     """Invoke these inside one transaction of the store; units of a lane are in order, and nowhere else."""
 
@@ -250,4 +260,4 @@ class Wait(NamedTuple):
     until_s: float
 
 
-Effect = Claim | Invoke | Transact | DeadLetter | Delay | Commit | Pause | Resume | Duplicate | Broken | Wait
+Effect = Claim | Invoke | Transact | DeadLetter | Delay | Park | Commit | Pause | Resume | Duplicate | Broken | Wait

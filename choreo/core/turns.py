@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from choreo.core.breaker import Circuits
 from choreo.core.messages import Limits
+from choreo.core.parking import held
 from choreo.core.partition import Lane
 from choreo.core.units import Signal, State, Unit
 
@@ -47,6 +48,8 @@ class Turns:
             if not lane.unflushed:
                 lane.partition.lanes.pop(lane.key, None)
             return
+        if head.queue is not None and held(head):
+            return
         if head.state is State.SUSPECT:
             queue = self._suspects
         elif head.state is State.READY and counted(head):
@@ -72,7 +75,8 @@ class Turns:
         """Units to begin now: the solo one by itself, else as many as `concurrency` allows."""
         solo = self.solo
         if solo is not None:
-            if solo.state is State.READY and counted(solo):
+            # Its lane may not be queued yet: what was before it is still to be flushed.
+            if solo.state is State.READY and counted(solo) and solo.lane.queued:
                 solo.lane.queued = False
                 self._ready.remove(solo.lane)
                 yield self._begin(solo)
@@ -87,7 +91,6 @@ class Turns:
         solo = self.solo
         if solo is not None:
             at_work = self.running or self.transactions
-            # Its lane may not be queued yet: a result of what was before it is still to be flushed.
             if solo.state is State.READY and not counted(solo) and solo.lane.queued and not at_work:
                 solo.lane.queued = False
                 self._transactable.remove(solo.lane)

@@ -105,7 +105,9 @@ class Unit:
         breaker: That of its handler, or None.
         attempts_before: Attempts in former places, before it came by a delay topic; `attempts` goes on from there.
         delayable: Once its attempts here are used up it goes to a delay topic, not to the dead letters.
-        poison: Reason to dead-letter it without invoking anything, or None.
+        poison: Reason to put it aside without invoking anything, or None.
+        queue: Of its key, where it goes when it is given up; None: to the dead letters. See `choreo.core.parking`.
+        redriven: It comes from its queue.
         work: What the runtime needs to invoke it; the core never looks inside.
     """
 
@@ -126,6 +128,8 @@ class Unit:
         "offset",
         "partition",
         "poison",
+        "queue",
+        "redriven",
         "result",
         "retry",
         "solo",
@@ -151,6 +155,8 @@ class Unit:
         delayable: bool = False,
         breaker: "Breaker | None" = None,
         poison: str | None = None,
+        queue: bytes | None = None,
+        redriven: bool = False,
         work: Any = None,
     ) -> None:
         self.partition = partition
@@ -164,6 +170,8 @@ class Unit:
         self.transacts = transacts
         self.retry = retry
         self.poison = poison
+        self.queue = queue
+        self.redriven = redriven
         self.work = work
         self.state = State.FOLLOWING
         self.attempts = self.attempts_before = attempts_before

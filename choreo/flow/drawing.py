@@ -70,6 +70,10 @@ def outcome(handling: Handling) -> tuple[str, str]:
         return "dead letter" + (f": {reason}" if reason else ""), BAD
     if kind == "delayed":
         return "failed, to be tried again later", OPEN
+    if kind == "parked":
+        return (f"parked: {reason}", BAD) if reason else ("waits: its key is parked", OPEN)
+    if kind == "unparked":
+        return ("dropped from its queue", OPEN) if reason == "drop" else ("its key is parked no more", GOOD)
     return kind, GOOD if kind in ("handled", "done") else BAD
 
 
@@ -122,8 +126,11 @@ def _label(node: Node, begun_ms: int) -> str:
 
 
 def replayed(order: Replayed) -> str:
-    """That somebody ordered it once more, or dropped its dead letter."""
-    what = f"dead letter of {order.handler} dropped" if order.mode == "drop" else f"replayed to {order.handler}"
+    """That somebody ordered it once more, or dropped its dead letter; or that it came from the queue of its key."""
+    if order.mode == "queue":
+        return f"came from the queue of its key to {order.handler}"
+    ways = {"drop": "dead letter of {} dropped", "release": "released to {}", "skip": "skipped for {}"}
+    what = ways.get(order.mode, "replayed to {}").format(order.handler)
     note = f" ({order.note})" if order.note else ""
     return f"{what} by {order.by or 'somebody'}" + (", forced" if order.mode == "force" else "") + note
 

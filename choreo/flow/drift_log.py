@@ -18,6 +18,7 @@ from choreo.flow.drift_seen import (
     SeenUnit,
     earliest,
     grouped,
+    outcome_of,
     service_names,
 )
 from choreo.flow.joining import dead_letter_of, envelope_of, is_retry, replay_of
@@ -143,7 +144,7 @@ class LogReading:
         if order is not None:  # a copy of the event, for one handler: who handled it is told by the store
             if order.base:
                 self._bases.setdefault(key, {}).setdefault(order.base)
-            if not is_retry(record):
+            if not is_retry(record) and order.mode != "queue":
                 self._orders.append(self._ordered(order, record)._replace(event=key, flow=envelope.correlationid))
             return
         event = SeenEvent(
@@ -163,8 +164,9 @@ class LogReading:
 
     def _ordered(self, order: Replayed, record: Record) -> ByHand:
         service = self._replays.get(record.topic, record.topic.removeprefix(self._prefix))
-        kind = "drop" if order.mode == "drop" else "replay"
-        what = f"{kind} {order.handler}" + (", forced" if order.mode == "force" else "")
+        kind = "drop" if order.mode in ("drop", "skip") else "replay"
+        verb = order.mode if order.mode in ("release", "skip") else kind
+        what = f"{verb} {order.handler}" + (", forced" if order.mode == "force" else "")
         return ByHand(service, kind, what, order.by, order.note, record.timestamp_ms)
 
     def _linked(self) -> dict[str, SeenEvent]:
@@ -208,10 +210,12 @@ def _of_rows(history: Iterable[Mapping[str, Any]], places: Mapping[Place, str]) 
         if event is None:
             continue  # older than the window
         service, _, handler = str(row["handler"]).rpartition(".")
-        outcome, _, reason = str(row["outcome"]).partition(":") if row["done"] else (UNFINISHED, "", "")
+        told = outcome_of(str(row["outcome"])) if row["done"] else (UNFINISHED, "")
+        if told is None:
+            continue
         duration_s = float(row["duration_s"])
         at_ms = float(row["done_ms"] or 0) - duration_s * 1000
-        yield SeenUnit(event, service, handler, at_ms, outcome, reason, int(row["attempts"]), duration_s)
+        yield SeenUnit(event, service, handler, at_ms, *told, int(row["attempts"]), duration_s)
 
 
 def _broken(events: Mapping[str, SeenEvent], window: Window, replayed: Collection[str]) -> Iterator[Broken]:

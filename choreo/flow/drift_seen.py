@@ -17,6 +17,8 @@ HANDLED, DEAD_LETTER, DONE, DUPLICATE, DELAYED = "handled", "dead_letter", "done
 UNFINISHED = ""
 _RANK = (HANDLED, DEAD_LETTER, DONE, DUPLICATE, DELAYED, UNFINISHED)
 """What counts of several deliveries: an event that was replayed from the dead letters is handled."""
+SKIPPED = "skipped"
+"""Reason of an event that an operator took out of the queue of its key: it is told as a dead letter is."""
 UNKNOWN_VERSION = "unknown_version"
 """Reason of a dead letter: a handler has no class for the version of its event."""
 
@@ -58,7 +60,7 @@ class SeenUnit(NamedTuple):
         event: `key` of a seen event.
         at_ms: When it began, or where only a store tells it, when it was done.
         outcome: handled, dead_letter, done (one of these two), duplicate (it was handled before), delayed (to be
-            tried again), or empty while it is not finished.
+            tried again, or parked until then), or empty while it is not finished.
         reason: Of a dead letter.
         attempts: None where nobody told.
         duration_s: None where nobody told.
@@ -155,6 +157,16 @@ class Seen:
     def unit(self, event: str, service: str, handler: str) -> SeenUnit | None:
         """What a handler made of an event; a record that its service could not read counts for all its handlers."""
         return self.units.get((event, service, handler)) or self.units.get((event, service, DECODE))
+
+
+def outcome_of(said: str) -> tuple[str, str] | None:
+    """Outcome and reason, as a store or a span tells them; None where no handler had to do with it."""
+    outcome, _, reason = said.partition(":")
+    if outcome == "parked":
+        return DELAYED, reason
+    if outcome == "unparked":
+        return (DEAD_LETTER, SKIPPED) if reason == "drop" else None
+    return outcome, reason
 
 
 def earliest(events: Iterable[SeenEvent]) -> dict[str, SeenEvent]:

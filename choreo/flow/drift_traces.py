@@ -8,7 +8,7 @@ from hashlib import blake2b
 from math import log
 
 from choreo.flow.drift_log import Window, event_key
-from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped, service_names
+from choreo.flow.drift_seen import Broken, Seen, SeenEvent, SeenUnit, earliest, grouped, outcome_of, service_names
 from choreo.flow.model import Capability
 from choreo.flow.sightings import ANCESTORS_MAX
 from choreo.flow.spans import CONVERSATION, KEY, Span
@@ -150,7 +150,7 @@ class _Reading:
     def _processed(self) -> Iterator[SeenUnit]:
         for span in self._spans.values():
             event = self._event_of(span) if span.processes else ""
-            outcome = str(span.attributes.get("choreo.outcome") or "")
+            outcome, _ = outcome_of(str(span.attributes.get("choreo.outcome") or "")) or ("unparked", "")
             if not event or outcome not in ("handled", "dead_letter", "duplicate", "delayed", ""):
                 continue
             yield SeenUnit(

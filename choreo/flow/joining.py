@@ -128,6 +128,8 @@ def replay_of(record: Record, place: Place) -> Replayed | None:
     told = _told(record, REPLAY_PREFIX)
     if "mode" not in told:
         return None
+    if "parked" in told:
+        told["mode"] = "skip" if told["parked"] == "drop" else "release" if told.get("by") else "queue"
     return Replayed(place, *(told.get(name, "") for name in ("handler", "mode", "by", "note", "letter", "base")))
 
 

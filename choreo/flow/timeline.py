@@ -66,7 +66,8 @@ class Replayed(NamedTuple):
     """An order to one handler of a service to handle the event once more, or the mark of a dead letter dropped.
 
     Attributes:
-        mode: if-not-done, force, or drop.
+        mode: if-not-done, force, or drop; of an event in the queue of its key: release, skip, or queue, which nobody
+            ordered.
         by, note: Whose, and what they said.
         letter: Where the dead letter lies, `topic/partition@offset`; empty for an event of the history.
         base: What the ids of its emits are made of, where those are their own.

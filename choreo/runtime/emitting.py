@@ -20,8 +20,9 @@ TRUNCATED = DLQ_PREFIX + "truncated"
 KEPT_VALUE_BYTES = 65_536
 EMIT_BYTES_MAX = 900_000
 """Largest payload of a follow-on event: with its headers it fits the 1 MiB a Kafka topic takes by default."""
-DELAYED_BYTES_MAX = 1_000_000
-"""Largest record of a delay topic, headers and all, for the same reason; what is larger is dead-lettered."""
+COPY_BYTES_MAX = 1_000_000
+"""Largest copy of an event that is to be handled again, headers and all, for the same reason; what is larger is
+dead-lettered."""
 KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
@@ -37,8 +38,8 @@ class Emitter:
     """
 
     def __init__(self, service: Service, topic: Callable[[str], str], propagate: Sequence[str] = ()) -> None:
-        self._service = service
-        self._topic = topic
+        self.service = service
+        self.topic = topic
         self._propagate = tuple(propagate)
 
     def emits(
@@ -64,10 +65,10 @@ class Emitter:
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            id_ = derived_id(self._service.name, handler, cause.source, cause_id, type_, ordinal)
+            id_ = derived_id(self.service.name, handler, cause.source, cause_id, type_, ordinal)
             envelope = Envelope(
                 id_,
-                self._service.source,
+                self.service.source,
                 type_,
                 event.event_version,
                 time,
@@ -77,7 +78,7 @@ class Emitter:
                 tracestate=cause.tracestate,
                 extensions=extensions,
             )
-            topic, payload = self._topic(event.event_topic), event.payload()
+            topic, payload = self.topic(event.event_topic), event.payload()
             if len(payload) > EMIT_BYTES_MAX:
                 # Found out only after its commit, a topic's refusal would stop the service for ever.
                 raise Reject(f"the {type_} it emits has {len(payload)} bytes, the limit is {EMIT_BYTES_MAX}")
@@ -90,23 +91,23 @@ class Emitter:
         self, work: Work, handler: str, reason: str, detail: str, attempts: int, now_s: float, sending: Sending
     ) -> ProducerRecord:
         """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
-        record, topic, replay = work.record, self._topic(self._service.dlq_topic), work.replay
-        where = _where(work)
+        record, topic, replay = work.record, self.topic(self.service.dlq_topic), work.replay
+        lay = where(work)
         traced = sending(topic, work.envelope or Envelope("", "", ""), record.key)
         told = {
             "reason": reason,
             "detail": detail[:1000],
-            "service": self._service.name,
+            "service": self.service.name,
             "handler": handler,
             "attempts": str(attempts),
             "time": cloudevents.rfc3339(now_s),
-            **{f"original-{name}": text for name, text in where.items()},
+            **{f"original-{name}": text for name, text in lay.items()},
         }
         if replay is not None:
             told["replay-id"] = replay.id
             told |= {"replay-base": replay.base} if replay.base else {}
         headers = [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
-        return _again(record, topic, headers, traced)
+        return again(record, topic, headers, traced)
 
     def delayed(self, work: Work, handler: str, attempts: int, sending: Sending) -> ProducerRecord | None:
         """The event for the handler's next delay topic, byte for byte; None if it is too large for one."""
@@ -115,14 +116,12 @@ class Emitter:
         number, retry = work.retried.number if work.retried else 0, work.bound.handler.retry
         delay_s = retry.next_s(number) if isinstance(retry, Delayed) else None
         assert delay_s is not None
-        topic = self._topic(self._service.delay_topic(delay_s))
-        headers = retried_headers(Retried(handler, number + 1, attempts, _where(work)))
+        topic = self.topic(self.service.delay_topic(delay_s))
+        headers = retried_headers(Retried(handler, number + 1, attempts, where(work)))
         if work.replay is not None:
             headers += replay_headers(work.replay)
-        found = _again(work.record, topic, headers, sending(topic, work.envelope, work.record.key))
-        size = len(found.key or b"") + len(found.value or b"")
-        size += sum(len(name) * 4 + len(value or b"") + 8 for name, value in found.headers)
-        return found if size <= DELAYED_BYTES_MAX else None
+        found = again(work.record, topic, headers, sending(topic, work.envelope, work.record.key))
+        return found if size_of(found) <= COPY_BYTES_MAX else None
 
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
         if not (self._propagate and extensions):
@@ -131,13 +130,13 @@ class Emitter:
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
 
 
-def _where(work: Work) -> Mapping[str, str]:
+def where(work: Work) -> Mapping[str, str]:
     """Where the event lay first, whichever ways it came since."""
     sent = work.retried or work.replay
     return origin(work.record) if sent is None else sent.original
 
 
-def _again(record: Record, topic: str, said: Sequence[Header], traced: Envelope) -> ProducerRecord:
+def again(record: Record, topic: str, said: Sequence[Header], traced: Envelope) -> ProducerRecord:
     """The record for another topic: what is said of it is replaced, and the trace is that of the new send."""
     headers = [
         (name, value)
@@ -150,6 +149,12 @@ def _again(record: Record, topic: str, said: Sequence[Header], traced: Envelope)
     if traced.tracestate:
         headers.append(("tracestate", traced.tracestate.encode()))
     return ProducerRecord(topic, record.key, record.value, tuple(headers))
+
+
+def size_of(record: ProducerRecord) -> int:
+    """Bytes that it takes on the log, or a few more."""
+    size = len(record.key or b"") + len(record.value or b"")
+    return size + sum(len(name) * 4 + len(value or b"") + 8 for name, value in record.headers)
 
 
 def truncated(letter: ProducerRecord) -> ProducerRecord | None:

@@ -10,6 +10,7 @@ from choreo.core import messages as m
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
 from choreo.event import Event
+from choreo.parked import Waits
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.runtime.emitting import truncated
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
-COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed"}
+COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parked", "unparked": "unparked"}
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 
 
@@ -35,12 +36,17 @@ class Flusher:
         self._offsets: dict[TopicPartition, tuple[Lease, int]] = {}  # that the broker is still to be told
         self._telling = asyncio.Lock()
 
-    def finished(self, unit: Unit, emits: Sequence[ProducerRecord], outcome: str) -> Finished:
-        """A unit's result as the store takes it."""
+    def finished(
+        self, unit: Unit, emits: Sequence[ProducerRecord], outcome: str, waits: Waits | None = None
+    ) -> Finished:
+        """A unit's result as the store takes it; one that came from a queue leaves it, unless it `waits`."""
         work: Work = unit.work
         now_s = self._worker.ports.clock.now_s()
         duration_s = max(0.0, now_s - work.started_s) if work.started_s else 0.0
-        return Finished(unit.partition, unit.offset, unit.digest, tuple(emits), outcome, unit.attempts, duration_s)
+        parking = self._worker.parker.leaves(unit) if waits is None and unit.redriven and unit.queue else waits
+        return Finished(
+            unit.partition, unit.offset, unit.digest, tuple(emits), outcome, unit.attempts, duration_s, parking
+        )
 
     async def commit(self, effect: m.Commit) -> None:
         """Make one flush durable, and tell the core what became of it."""
@@ -203,7 +209,8 @@ class Flusher:
         worker.counts[COUNTED.get(outcome, "handled")] += 1
         worker.counts["emitted"] += len(finished.emits)
         span = unit.work.span or worker.span(unit)
-        span.finish(outcome, attempts=unit.attempts, error_type=reason or None)
+        error_type = None if outcome == "unparked" else reason or None
+        span.finish(outcome, attempts=unit.attempts, error_type=error_type)
         if unit.work.flow is not None and outcome == "handled":
             worker.ports.instrument.flow(unit.work.flow)
 

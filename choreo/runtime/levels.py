@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from choreo.core.partition import Partition
 from choreo.errors import ChoreoError
+from choreo.parked import ParkedStore
 from choreo.ports import Level, Levels
 from choreo.record import TopicPartition
 from choreo.runtime.unsaid import unsaid
@@ -50,7 +51,19 @@ class Gauge:
             engine.limits.concurrency,
             sum(len(each.lanes) for each in partitions.values()),
             await self._timers_due(),
+            await self._parked_keys(),
         )
+
+    async def _parked_keys(self) -> int | None:
+        worker = self._worker
+        if not worker.service.parks:
+            return None
+        store: ParkedStore = worker.ports.store  # type: ignore[assignment]  # `check_pair` has seen to it
+        try:
+            return await store.parked_keys(worker.service.group)
+        except ChoreoError as error:
+            log.info("%s: how many keys are parked cannot be told: %s", worker.service.name, error)
+            return None
 
     async def _timers_due(self) -> int | None:
         timers = self._worker.timers

@@ -6,6 +6,7 @@ record of it cannot come apart, whatever crashes. A dead letter that was dropped
 a value that nobody handles.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, cast, get_args
@@ -19,6 +20,9 @@ DLQ_PREFIX = "choreo-dlq-"
 DECODE = "(decode)"
 """Stands for a handler's name where a record could not be read, and so no handler was given it."""
 
+About = Literal["", "head", "drop", "closing"]
+"""What a replay is to the queue of a parked key: nothing; its event is to be handled, or to be dropped; nothing else
+was there. See `choreo.runtime.parking`."""
 Mode = Literal["if-not-done", "force", "drop"]
 Key = Literal["replay", "event"]
 """The idempotency key of a replay: one of its own, since the event's is done with its dead letter; or the event's, so
@@ -38,6 +42,8 @@ class Replay:
         letter: Where the dead letter was found, `topic/partition@offset`.
         by, time, note: Who ordered it, when (RFC 3339), and what they said.
         original: Where the event lies or lay: topic, partition, offset, timestamp-ms.
+        parked: What it is to the queue of a parked key, if anything.
+        row, tries: Of which event there, 32 hexadecimal digits, and how often that came back before.
     """
 
     id: str
@@ -51,9 +57,14 @@ class Replay:
     time: str = ""
     note: str = ""
     original: Mapping[str, str] = field(default_factory=dict)
+    parked: About = ""
+    row: str = ""
+    tries: int = 0
 
 
-_TEXTS = tuple(each.name for each in fields(Replay) if each.name != "original")
+_PARKED = ("parked", "row", "tries")
+_ROW = re.compile(r"[0-9a-f]{32}\Z")
+_TEXTS = tuple(each.name for each in fields(Replay) if each.name not in ("original", *_PARKED))
 ORIGINAL = ("topic", "partition", "offset", "timestamp-ms")
 
 
@@ -84,13 +95,21 @@ def read_replay(headers: Headers) -> Replay | None:
     texts = {name: said.get(name, "") for name in _TEXTS}
     mode, key = cast("Mode", texts.pop("mode")), cast("Key", texts.pop("key"))
     original = {name: said.get(f"original-{name}", "") for name in ORIGINAL}
-    return Replay(mode=mode, key=key, original=original, **texts)
+    parked, row, tries = (said.get(name, "") for name in _PARKED)
+    if not parked:
+        return Replay(**texts, mode=mode, key=key, original=original)  # type: ignore[arg-type]
+    if parked not in get_args(About) or not _ROW.match(row) or not (tries.isascii() and tries.isdigit()):
+        return None
+    about = cast("About", parked)
+    return Replay(**texts, mode=mode, key=key, original=original, parked=about, row=row, tries=int(tries[:9]))
 
 
 def replay_headers(replay: Replay) -> list[Header]:
     """What a record of the replay topic says of itself."""
     said = {name: str(getattr(replay, name)) for name in _TEXTS}
     said |= {f"original-{name}": text for name, text in replay.original.items()}
+    if replay.parked:
+        said |= {name: str(getattr(replay, name)) for name in _PARKED}
     return [(REPLAY_PREFIX + name, text.encode("utf-8", "replace")) for name, text in said.items() if text]
 
 

@@ -7,7 +7,15 @@ import orjson
 
 from choreo import envelope as cloudevents
 from choreo.binding import BoundHandler
-from choreo.core.emission import business_digest, fingerprint, is_derived, key_digest, replay_digest, retry_digest
+from choreo.core.emission import (
+    business_digest,
+    fingerprint,
+    is_derived,
+    key_digest,
+    queue_digest,
+    replay_digest,
+    retry_digest,
+)
 from choreo.core.messages import Delivery
 from choreo.core.retry import Delayed
 from choreo.core.units import Unit
@@ -212,6 +220,11 @@ class Router:
             work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
         retry = bound.handler.retry if bound else self._service.retry
         before = work.retried
+        about = work.replay.parked if work.replay is not None and before is None else ""
+        ordered = bound is not None and bound.handler.order is not None
+        queue = None
+        if record.key is not None and (ordered or about):
+            queue = queue_digest(self._service.name, _handler(work), record.key)
         return Unit(
             partition,
             record.offset,
@@ -226,7 +239,9 @@ class Router:
             breaker=bound.handler.breaker if bound else None,
             attempts_before=before.attempts if before else 0,
             delayable=isinstance(retry, Delayed) and retry.next_s(before.number if before else 0) is not None,
-            poison=work.error.reason if work.error else None,
+            poison=about if about in ("drop", "closing") else work.error.reason if work.error else None,
+            queue=queue,
+            redriven=bool(about),
             work=work,
         )
 

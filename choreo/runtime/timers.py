@@ -1,4 +1,4 @@
-"""Sends what wakes instances whose timers are due: found in the store, put on the log, noted as sent.
+"""Sends what is due: found in the store, put on the log, noted as sent. Timers, and events that wait in a queue.
 
 A crash in between sends it again; its id is the same, so that it is handled once. Every process of a service polls.
 """
@@ -6,10 +6,11 @@ A crash in between sends it again; its id is the same, so that it is handled onc
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from choreo.errors import ChoreoError
-from choreo.instances import Timer, TimerStore
+from choreo.parked import Parked, ParkedStore
 from choreo.ports import Clock, Transport
 from choreo.record import ProducerRecord
 
@@ -28,13 +29,52 @@ PAUSE_S = 0.01
 _FAILED_S, _FAILED_S_MAX = 0.5, 10.0
 
 
-class TimerPoller:
-    """Wakes the instances of some processes, until it is cancelled.
+_Due = TypeVar("_Due")
+
+
+class Waiting(Protocol[_Due]):
+    """As `TimerStore`, of timers or of something else that is due at some time."""
+
+    on_timer: list[Callable[[float], None]]
+
+    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[_Due], float]:
+        """What is to be sent now, and in how many seconds the next is."""
+
+    async def due_sent(self, timers: Sequence[_Due], *, again_s: float) -> None:
+        """It is on the log."""
+
+    async def overdue(self, processes: Collection[str]) -> int:
+        """How many are to be sent now."""
+
+
+class Heads:
+    """Heads of a group's queues, as what is due."""
+
+    def __init__(self, group: str, store: ParkedStore) -> None:
+        self.on_timer = store.on_timer
+        self._group = group
+        self._store = store
+
+    async def due(self, _: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Parked], float]:
+        """Of the group."""
+        return await self._store.heads_due(self._group, limit=limit, claim_s=claim_s)
+
+    async def due_sent(self, timers: Sequence[Parked], *, again_s: float) -> None:
+        """They are on the log."""
+        await self._store.heads_sent(timers, again_s=again_s)
+
+    async def overdue(self, _: Collection[str]) -> int:
+        """Not counted: how many keys are parked is."""
+        return 0
+
+
+class TimerPoller(Generic[_Due]):
+    """Sends what is due, until it is cancelled: wakes the instances of some processes, for one.
 
     Args:
         name: The service's, for the log.
         processes: Names of the processes whose timers it looks for.
-        record: Makes the record that wakes an instance; its id is derived from the timer.
+        record: Makes what is sent of one; the same has the same id.
         poll_s: How long it sleeps at most. Infinite where no other process sets timers.
         again_s: How soon a timer that was sent is sent again if it is still there.
     """
@@ -43,10 +83,10 @@ class TimerPoller:
         self,
         name: str,
         processes: Collection[str],
-        store: TimerStore,
+        store: Waiting[_Due],
         transport: Transport,
         clock: Clock,
-        record: Callable[[Timer], ProducerRecord],
+        record: Callable[[_Due], ProducerRecord],
         *,
         poll_s: float = POLL_S,
         again_s: float = SENT_AGAIN_S,

@@ -10,6 +10,7 @@ from typing import Any
 
 from choreo.core import messages as m
 from choreo.core.engine import Engine
+from choreo.core.parking import follows
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost
 from choreo.ports import ClaimRequest, Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
@@ -18,6 +19,7 @@ from choreo.runtime.emitting import Emitter
 from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker, describe, raised
 from choreo.runtime.keeping import Keeper
+from choreo.runtime.parking import TOO_LARGE, Parker
 from choreo.runtime.routing import Router, Work
 from choreo.runtime.runners import Runners
 from choreo.runtime.timers import TimerPoller
@@ -61,7 +63,7 @@ class Worker:
         router: Router,
         emitter: Emitter,
         invoker: Invoker,
-        timers: TimerPoller | None = None,
+        timers: TimerPoller[Any] | None = None,
     ) -> None:
         self.service = service
         self.counts: Counter[str] = Counter()
@@ -84,6 +86,7 @@ class Worker:
         self._timer: asyncio.Task[Any] | None = None
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
+        self.parker = Parker(emitter)
         self.flusher = Flusher(self)
         self._keeper = Keeper(self)
         self.timers = timers
@@ -158,6 +161,8 @@ class Worker:
                 self._spawn(self._dead_letter(unit, reason))
             case m.Delay(unit, reason):
                 self._spawn(self._delay(unit, reason))
+            case m.Park(unit, reason):
+                self._spawn(self._park(unit, reason))
             case m.Duplicate(unit):
                 self.counts["duplicates"] += 1
                 self.span(unit).finish("duplicate", attempts=0)
@@ -323,6 +328,7 @@ class Worker:
                 unit.correlation_id,
                 unit.entry.timestamp_ms,
                 solo,
+                unit.queue if unit.queue is not None and follows(unit) else None,
             )
             for unit in ours
         ]
@@ -372,8 +378,7 @@ class Worker:
 
     async def _dead_letter(self, unit: Unit, reason: str) -> None:
         work: Work = unit.work
-        error = work.error or (unit.result if isinstance(unit.result, BaseException) else None)
-        detail = describe(error) if error is not None else reason
+        error, detail = _why(unit, reason)
         span, now_s = self.span(unit), self.ports.clock.now_s()
         letter = self.emitter.dead_letter(work, unit.handler, reason, detail, unit.attempts, now_s, span.sending)
         bug = error if work.error is None and reason == "handler_failed" else None
@@ -424,6 +429,28 @@ class Worker:
         )
         self.step(m.Returned(unit, self.flusher.finished(unit, (record,), "delayed")))
 
+    async def _park(self, unit: Unit, reason: str) -> None:
+        if unit.redriven and unit.work.replay.parked != "head":  # there is nothing to be done but to leave the queue
+            outcome = "unparked:drop" if unit.work.replay.parked == "drop" else "unparked"
+            self.step(m.Returned(unit, self.flusher.finished(unit, (), outcome)))
+            return
+        error, detail = _why(unit, reason)
+        waits = self.parker.waits(unit, reason, detail)
+        if waits is None:
+            await self._dead_letter(unit, reason or TOO_LARGE)
+            return
+        if reason:
+            name, where = f"{self.service.name}.{unit.handler}", f"{unit.partition}@{unit.offset}"
+            log.warning(
+                "parked: %s for %s, and what comes of its key waits behind it: %s",
+                where,
+                name,
+                detail,
+                exc_info=error if unit.work.error is None else None,
+                extra=self._about(unit),
+            )
+        self.step(m.Returned(unit, self.flusher.finished(unit, (), f"parked:{reason}", waits)))
+
     def span(self, unit: Unit) -> Any:
         """The unit's process span, begun when first asked for."""
         work: Work = unit.work
@@ -432,3 +459,10 @@ class Worker:
             info.new_trace = work.replay is not None and work.retried is None
             work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
         return work.span
+
+
+def _why(unit: Unit, reason: str) -> tuple[BaseException | None, str]:
+    """What a unit was given up for, and how that is told."""
+    work: Work = unit.work
+    error = work.error or (unit.result if isinstance(unit.result, BaseException) else None)
+    return error, describe(error) if error is not None else reason

@@ -54,10 +54,22 @@ _INSTANCE = (
 )
 # Those that have ended, oldest first: what retention takes. Those in flight are not in it.
 _ENDED = ("CREATE INDEX choreo_instance_ended ON choreo_instance (process, updated_ms) WHERE ended = 1",)
+# An event keeps its place in its queue, `seq`, whatever becomes of it there. `wake_ms`: as of a timer.
+_PARKED = (
+    """CREATE TABLE choreo_parked (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, queue BLOB NOT NULL, "group" TEXT NOT NULL, row BLOB NOT NULL UNIQUE,
+    handler TEXT NOT NULL, to_topic TEXT NOT NULL, key BLOB, value BLOB, headers BLOB NOT NULL, reason TEXT NOT NULL,
+    detail TEXT NOT NULL, attempts INTEGER NOT NULL, correlation_id TEXT NOT NULL, parked_ms INTEGER NOT NULL,
+    wake_ms INTEGER
+)""",
+    "CREATE INDEX choreo_parked_queue ON choreo_parked (queue, seq)",
+    'CREATE INDEX choreo_parked_wake ON choreo_parked ("group", wake_ms)',
+)
 NEW = (
     *_KEY,
     *_INSTANCE,
     *_ENDED,
+    *_PARKED,
     _LEASE,
     """CREATE TABLE choreo_outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, "group" TEXT NOT NULL, topic TEXT NOT NULL, "partition" INTEGER NOT NULL,
@@ -78,7 +90,7 @@ STEPS = {
         "DROP TABLE choreo_key_old",
     ),
     3: _INSTANCE,
-    4: _ENDED,
+    4: (*_ENDED, *_PARKED),
 }
 """What leads from a version to the next one."""
 

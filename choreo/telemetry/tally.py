@@ -174,6 +174,12 @@ GAUGES: tuple[Metric, ...] = (
         "Timers of processes that are to fire now.",
         _level(lambda levels: levels.timers_due),
     ),
+    (
+        "choreo.keys.parked",
+        "{key}",
+        'Keys of handlers with order="key" whose events wait.',
+        _level(lambda levels: levels.parked_keys),
+    ),
     ("choreo.outbox.rows", "{row}", "Events in an outbox.", _backlog(lambda backlog: backlog.rows)),
     ("choreo.outbox.lag.time", "s", "Age of its oldest event.", _backlog(lambda backlog: backlog.oldest_s)),
     ("choreo.breaker.open", "{breaker}", "1 while a handler is left alone or probed, then 0.", _breakers),

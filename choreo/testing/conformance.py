@@ -13,6 +13,7 @@ Needs pytest and pytest-asyncio with `asyncio_mode=auto`. A class does not have 
 from choreo.testing.conformance_instances import InstancesConformance
 from choreo.testing.conformance_operated import OperatedConformance
 from choreo.testing.conformance_pair import PairConformance
+from choreo.testing.conformance_parked import ParkedConformance
 from choreo.testing.conformance_shelf import StoreGuarantee
 from choreo.testing.conformance_stage import Conformance, needs
 from choreo.testing.conformance_store import StoreConformance
@@ -23,6 +24,7 @@ __all__ = [
     "InstancesConformance",
     "OperatedConformance",
     "PairConformance",
+    "ParkedConformance",
     "StoreConformance",
     "StoreGuarantee",
     "TransportConformance",

@@ -23,7 +23,7 @@ from choreo.testing.conformance_stage import Conformance
 StoreGuarantee = Carries | Literal["anywhere", "deliveries"]
 """What a store carries; and whether it knows a key from whichever partition it comes, and counts deliveries."""
 
-CARRIES = frozenset({"offset", "emits", "outbox", "rows"})
+CARRIES = frozenset({"offset", "emits", "outbox", "rows", "parked"})
 
 
 class Shelf:

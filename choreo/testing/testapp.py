@@ -1,7 +1,7 @@
 """A whole app in one test: the in-memory broker, virtual time, and a count of what is in flight."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,11 +13,15 @@ from choreo.app import App
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.event import Event
+from choreo.parked import Parked, ParkedStore
 from choreo.publisher import Reference
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.running import Running
 from choreo.runtime.emitting import original
+from choreo.runtime.redriving import Operator
+from choreo.runtime.releasing import orders_for
 from choreo.runtime.unsaid import say_words
+from choreo.service import Service
 from choreo.sqlite import log
 from choreo.testing.clock import VirtualClock
 from choreo.transports.embedded import EmbeddedTransport
@@ -169,6 +173,25 @@ class TestApp:
                 continue
             if envelope.correlationid == correlation_id:
                 found.append((envelope, record))
+        return found
+
+    async def parked(self) -> list[Parked]:
+        """The events that keys are parked behind, the longest parked first."""
+        return [head for _, heads in await self._queues() for head in heads]
+
+    async def release(self) -> None:
+        """Give each of them to its handler once more, as `choreo dlq release` does."""
+        for service, heads in await self._queues():
+            topic, who = self.app.topic(service.replay_topic), Operator("test")
+            orders = orders_for(service, topic, heads, "head", who, self.clock.now_s())
+            await self.running.transport.send(orders.records)
+
+    async def _queues(self) -> list[tuple[Service, Sequence[Parked]]]:
+        found = []
+        for service in self.app.services.values():
+            if service.parks:
+                queues: ParkedStore = self.running.stores[service.name]  # type: ignore[assignment]
+                found.append((service, await queues.parked(service.group)))
         return found
 
     # ---- counting

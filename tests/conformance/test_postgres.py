@@ -11,12 +11,12 @@ from sqlalchemy import text
 from choreo.ports import IdempotencyStore
 from choreo.stores.postgres import PostgresStore
 from choreo.stores.postgres import commit as postgres_commit
-from choreo.testing.conformance import OperatedConformance, StoreConformance
+from choreo.testing.conformance import OperatedConformance, ParkedConformance, StoreConformance
 from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from tests.kafka_server import Unavailable, unavailable
 from tests.postgres_server import pgbouncer
 
-GUARANTEES: frozenset[StoreGuarantee] = frozenset({"outbox", "rows", "anywhere", "deliveries"})
+GUARANTEES: frozenset[StoreGuarantee] = frozenset({"outbox", "rows", "parked", "anywhere", "deliveries"})
 
 
 class OnPostgres(OnShelf):
@@ -82,6 +82,13 @@ class TestInstances(OnPostgres, OperatedConformance):
     guarantees = GUARANTEES
 
 
+class TestParked(OnPostgres, ParkedConformance):
+    """Queues of parked keys, with plain handlers on psycopg."""
+
+    guarantees = GUARANTEES
+    wants = "psycopg.Connection"
+
+
 @pytest.fixture(scope="module")
 def bouncer(postgres: str) -> Iterator[str]:
     """A PgBouncer in transaction mode."""
@@ -114,6 +121,16 @@ class TestPgBouncerSession(TestSession):
 
 class TestPgBouncerInstances(TestInstances):
     """And for processes."""
+
+    guarantees = GUARANTEES
+
+    @pytest.fixture(autouse=True)
+    def _server(self, bouncer: str) -> None:
+        self.url = bouncer
+
+
+class TestPgBouncerParked(TestParked):
+    """And for queues of parked keys."""
 
     guarantees = GUARANTEES
 

@@ -10,12 +10,12 @@ from choreo.ports import IdempotencyStore, Transport
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
-from choreo.testing.conformance import OperatedConformance, StoreConformance
+from choreo.testing.conformance import OperatedConformance, ParkedConformance, StoreConformance
 from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from choreo.transports.embedded import EmbeddedTransport
 
-OUTBOX: frozenset[StoreGuarantee] = frozenset({"outbox", "rows", "anywhere", "deliveries"})
-WITH_LOG: frozenset[StoreGuarantee] = frozenset({"offset", "emits", "rows", "anywhere", "deliveries"})
+OUTBOX: frozenset[StoreGuarantee] = frozenset({"outbox", "rows", "parked", "anywhere", "deliveries"})
+WITH_LOG: frozenset[StoreGuarantee] = frozenset({"offset", "emits", "rows", "parked", "anywhere", "deliveries"})
 
 
 class Outbox(OnShelf):
@@ -86,5 +86,17 @@ class TestOutboxInstances(Outbox, OperatedConformance):
 
 class TestWithLogInstances(WithLog, OperatedConformance):
     """Instances and timers in the file of the embedded log."""
+
+    guarantees = WITH_LOG
+
+
+class TestOutboxParked(Outbox, ParkedConformance):
+    """Queues of parked keys beside a log that is elsewhere."""
+
+    guarantees = OUTBOX
+
+
+class TestWithLogParked(WithLog, ParkedConformance):
+    """Queues of parked keys in the file of the embedded log."""
 
     guarantees = WITH_LOG

@@ -156,7 +156,7 @@ async def test_tables_of_processes_are_added_while_an_older_choreo_runs(postgres
         with psycopg.connect(postgres) as busy:
             for table in ("key", "lease", "outbox", "version"):  # as a commit of the older one that is under way
                 busy.execute(sql.SQL("SELECT FROM {} FOR UPDATE").format(sql.Identifier(schema, table)))
-            assert len(await store.plan()) == 9
+            assert len(await store.plan()) == 12
             await store.apply()
             assert await store.plan() == []
         assert await store.instances("approval") == []
@@ -176,7 +176,7 @@ async def test_retention_is_added_while_an_older_choreo_keeps_instances(postgres
         store = PostgresStore(postgres, schema=schema)
         await store.open()
         assert await desk.handle(lambda instances: instances.save(desk.instance("1", ended=True))) is None
-        assert len(await store.plan()) == 2
+        assert len(await store.plan()) == 5
         await store.apply()
         assert await store.plan() == []
         assert await desk.handle(lambda instances: instances.save(desk.instance("2", ended=True))) is None

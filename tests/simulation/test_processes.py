@@ -11,6 +11,7 @@ import pytest
 from choreo import App, Context, Event, Flow, Service
 from choreo.core import process as core
 from choreo.core.definition import Definition
+from choreo.instances import Timer
 from choreo.process.interpreting import Turn
 from choreo.runtime import keeping
 from choreo.runtime.timers import TimerPoller
@@ -42,7 +43,7 @@ def test_approvals_end_once_and_in_time(pair: str) -> None:
     assert counts > 5 * SEEDS / 4
 
 
-async def noted_first(self: TimerPoller) -> float:
+async def noted_first(self: TimerPoller[Timer]) -> float:
     """Timers are noted as sent before they are."""
     timers, next_s = await self._store.due(self._processes, limit=500, claim_s=5.0)
     await self._store.due_sent(timers, again_s=1e9)

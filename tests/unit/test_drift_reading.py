@@ -67,6 +67,32 @@ def test_record_that_was_sent_twice_is_one_event() -> None:
     assert (unit.outcome, unit.attempts, unit.at_ms) == ("handled", 2, 29_500.0)
 
 
+def test_event_of_a_parked_key_is_one_that_is_still_to_come() -> None:
+    """Until it was handled, from its queue, or skipped; how a queue ends is no handler's. Only orders are by hand."""
+    headers = (("choreo-replay-handler", b"reserve"), ("choreo-replay-mode", b"if-not-done"))
+    queue, released, skipped = (
+        PLACED._replace(topic="stock.replay", offset=n, headers=(*PLACED.headers, *headers, *more))
+        for n, more in enumerate(
+            (
+                (("choreo-replay-parked", b"head"),),
+                (("choreo-replay-parked", b"head"), ("choreo-replay-by", b"me")),
+                (("choreo-replay-parked", b"drop"), ("choreo-replay-by", b"me")),
+            )
+        )
+    )
+    parked = row("stock.reserve", 0, outcome="parked:handler_failed")
+    for more, outcome in (
+        ((), ("delayed", "handler_failed")),
+        ((row("stock.reserve", 0, topic="stock.replay"),), ("handled", "")),
+        ((row("stock.reserve", 0, topic="stock.replay", outcome="unparked"),), ("delayed", "handler_failed")),
+        ((row("stock.reserve", 2, topic="stock.replay", outcome="unparked:drop"),), ("dead_letter", "skipped")),
+    ):
+        seen = read(PLACED, queue, released, skipped, history=(parked, *more))
+        (unit,) = seen.units.values()
+        assert (unit.outcome, unit.reason) == outcome
+        assert [each.what for each in seen.by_hand] == ["release reserve", "skip reserve"]
+
+
 def test_record_that_waited_to_be_tried_again_is_one_event() -> None:
     """What it came to in the end counts, whichever topics it waited on, with all its attempts."""
     waited = PLACED._replace(topic="stock.retry.60", timestamp_ms=PLACED.timestamp_ms + 1)

@@ -12,6 +12,7 @@ import pytest
 
 from choreo import App, Event, Service
 from choreo.core import messages as m
+from choreo.core.alarms import Alarms
 from choreo.core.retry import RetryPolicy
 from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
@@ -297,7 +298,7 @@ async def test_a_bug_that_shows_at_a_tick_stops_the_worker(tmp_path: Path) -> No
     """Silence would be worse: nothing would ever be woken again."""
     async with at_work(tmp_path, desk()) as found:
         worker = found.workers["desk"]
-        worker.engine._timers = [(0.0, 0, None)]  # type: ignore[list-item]
+        worker.engine._alarms.set(None, 0.0)  # type: ignore[arg-type]
         worker._timer = None
         worker._perform(m.Wait(0.0))
 
@@ -305,7 +306,7 @@ async def test_a_bug_that_shows_at_a_tick_stops_the_worker(tmp_path: Path) -> No
             return worker.failure is not None
 
         assert await until(stopped)
-        worker.engine._timers = []
+        worker.engine._alarms = Alarms()
 
 
 async def test_a_service_that_cannot_leave_its_group_does_not_cut_short_another(tmp_path: Path) -> None:

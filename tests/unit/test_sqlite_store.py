@@ -465,8 +465,8 @@ async def test_the_history_of_a_flow_is_told_in_order(shelf: Shelf) -> None:
 
 async def test_what_a_store_carries_depends_on_where_the_log_is(shelf: Shelf, logged: Shelf) -> None:
     """Emits and offset in the commit, or an outbox; the handler's rows in both."""
-    assert shelf.store.carries == {"outbox", "rows"}
-    assert logged.store.carries == {"offset", "emits", "rows"}
+    assert shelf.store.carries == {"outbox", "rows", "parked"}
+    assert logged.store.carries == {"offset", "emits", "rows", "parked"}
     assert shelf.store.transaction_types == {"sqlite3.Connection", INSTANCES}
 
 

@@ -35,10 +35,10 @@ def test_plan_fails_while_there_is_something_to_do(here: Path) -> None:
     """Exit 1 for an old file, 0 after `apply`; people see a line a service, programs JSON."""
     make_first(here / "kitchen.db")
     said = choreo("store", "plan", TARGET, *KITCHEN, code=1).stdout
-    assert "kitchen: 26 statements to run" in said
+    assert "kitchen: 29 statements to run" in said
     found = json.loads(choreo("store", "plan", TARGET, *KITCHEN, "--json", code=1).stdout)
-    assert (found["ok"], list(found["services"]), len(found["services"]["kitchen"])) == (False, ["kitchen"], 26)
-    assert "kitchen: 26 statements done" in choreo("store", "apply", TARGET, *KITCHEN).stdout
+    assert (found["ok"], list(found["services"]), len(found["services"]["kitchen"])) == (False, ["kitchen"], 29)
+    assert "kitchen: 29 statements done" in choreo("store", "apply", TARGET, *KITCHEN).stdout
     assert "kitchen: was up to date" in choreo("store", "apply", TARGET, *KITCHEN).stdout
     assert "kitchen: up to date" in choreo("store", "plan", TARGET, *KITCHEN).stdout
     assert json.loads(choreo("store", "plan", TARGET, *KITCHEN, "--json").stdout)["ok"]

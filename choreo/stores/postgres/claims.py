@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, CommitResult, Finished, Lease
 from choreo.record import TopicPartition
+from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Statement
 from choreo.stores.postgres.queries import Queries
 from choreo.stores.postgres.values import Row, claim_columns, lease_columns
@@ -36,13 +37,20 @@ def slices(requests: Sequence[ClaimRequest]) -> list[Slice]:
     return [slice_ for slice_, _ in made]
 
 
-def statements(queries: Queries, leases: Sequence[Lease], made: Sequence[Slice]) -> list[Statement]:
-    """Which leases are lost; then, a slice, what is new, and what was there."""
+def statements(
+    queries: Queries,
+    parked: ParkedQueries,
+    leases: Sequence[Lease],
+    requests: Sequence[ClaimRequest],
+    made: Sequence[Slice],
+) -> list[Statement]:
+    """Which leases are lost; then, a slice, what is new, and what was there; then, if they were asked for, queues."""
     wanted: list[Statement] = [(queries.lost, lease_columns(leases))]
     for slice_ in made:
         columns = claim_columns(leases, slice_.firsts)
         wanted += [(queries.insert, columns), (queries.take, columns)]
-    return wanted
+    queues = sorted({each.queue for each in requests if each.queue is not None})
+    return [*wanted, (parked.of, {"queues": queues})] if queues else wanted
 
 
 def answers(requests: Sequence[ClaimRequest], made: Sequence[Slice], rows: Sequence[Sequence[Row]]) -> list[Claimed]:
@@ -65,7 +73,11 @@ def answers(requests: Sequence[ClaimRequest], made: Sequence[Slice], rows: Seque
                 same = bytes(fingerprint) == requests[number].fingerprint
                 claimed = Claimed("done" if same else "conflict")
             told[number] = claimed, fingerprint
-    return [told[number][0] for number in range(len(requests))]
+    parked = {bytes(queue) for (queue,) in rows[2 * len(made)]} if len(rows) > 2 * len(made) else set[bytes]()
+    verdicts = [told[number][0] for number in range(len(requests))]
+    if not parked:
+        return verdicts
+    return [each._replace(parked=request.queue in parked) for request, each in zip(requests, verdicts, strict=True)]
 
 
 class InFlight:

@@ -13,6 +13,8 @@ from psycopg import errors
 from choreo.errors import LeaseLost, StoreError
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord, TopicPartition
+from choreo.stores.postgres import parked
+from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Statement
 from choreo.stores.postgres.queries import BEGIN, COMMIT, CONSTRAINTS, LIMITS, Queries
 from choreo.stores.postgres.values import Row, emit_columns, encode, lease_columns
@@ -64,6 +66,7 @@ class Settings(NamedTuple):
     """What the steps of one store have in common."""
 
     queries: Queries
+    parked: ParkedQueries
     limits: Mapping[str, Any]
     """Timeouts of the transaction, as parameters of `LIMITS`."""
 
@@ -77,14 +80,17 @@ class Settings(NamedTuple):
 
 
 class _Writing:
-    """What a flush writes of finished units: keys and emits, then the check of the leases as late as can be."""
+    """What a flush writes of finished units: keys, emits, queues; then the check of the leases as late as can be."""
 
-    def __init__(self, queries: Queries, leases: Sequence[Lease], units: Sequence[Finished]) -> None:
+    def __init__(self, settings: Settings, leases: Sequence[Lease], units: Sequence[Finished]) -> None:
+        queries, held = settings.queries, {lease.partition: lease for lease in leases}
         place = {lease.partition: at for at, lease in enumerate(leases, 1)}
         ordered = sorted(units, key=lambda unit: unit.digest)
         columns = lease_columns(leases)
         self._emits = [(unit.digest, record) for unit in units for record in unit.emits]
-        self.statements: list[Statement] = []
+        changes = [(held[unit.partition], unit.parking) for unit in units if unit.parking is not None]
+        self._changes = len(changes)
+        self.statements: list[Statement] = parked.locks(each for _, each in changes)
         if units:
             parameters = {
                 "leases": [place[unit.partition] for unit in ordered],
@@ -96,15 +102,18 @@ class _Writing:
                 **emit_columns(self._emits),
             }
             self.statements.append((queries.finish, columns | parameters))
+        self.statements += [parked.change(settings.parked, lease, each) for lease, each in changes]
         self.statements.append((queries.fence, columns))
         self.statements.append((COMMIT, {}))
 
     def outbox(self, rows: Sequence[Sequence[Row]]) -> list[tuple[int, ProducerRecord]]:
         """The emits with their row ids; `rows` is what the flush that ended with the statements returned."""
-        if not self._emits:
+        if not (self._emits or self._changes):
             return []
-        ids: list[int] = rows[-3][0][0]
-        return [(id_, record) for id_, (_, record) in zip(sorted(ids), self._emits, strict=True)]
+        changed = len(rows) - 2 - self._changes
+        ids: list[int] = rows[changed - 1][0][0]
+        found = [(id_, record) for id_, (_, record) in zip(sorted(ids), self._emits, strict=True)]
+        return found + [emit for some in rows[changed : len(rows) - 2] for emit in parked.emitted(some)]
 
 
 class _Found(NamedTuple):
@@ -143,7 +152,7 @@ def plain(settings: Settings, request: CommitRequest, refused: frozenset[TopicPa
         if not leases:
             return CommitResult(frozenset(lost))
         writing = _Writing(
-            settings.queries,
+            settings,
             leases,
             [unit for unit in units if unit.partition not in lost and unit.digest not in written],
         )
@@ -188,7 +197,7 @@ def _transaction(
         unit for unit in request.finished if unit.partition not in found.lost and not found.claims[unit.digest]
     ] + list(round_.invoked.values())
     leases = [lease for id_, lease in request.leases.items() if id_ not in found.lost]
-    writing = _Writing(queries, leases, finished)
+    writing = _Writing(settings, leases, finished)
     ending = [(queries.unguard, {"guard": rows[3][0][0]}), (CONSTRAINTS, {})]
     try:
         rows = yield [*ending, *writing.statements]

@@ -21,6 +21,7 @@ _ADDED = {
     "instances": ("instance", "timer"),
     "interventions": ("intervention",),
     "retention": ("instance_ended",),
+    "parked": ("parked",),
 }
 """Tables and indexes that were added later, by the name of the file that makes them; what is named here of a file is
 all there, or none of it."""
@@ -28,6 +29,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 _INDEXES = (
     *("key_age", "key_flow", "outbox_input"),
     *("instance_state", "timer_wake", "intervention_instance", "intervention_flow", "instance_ended"),
+    *("parked_queue", "parked_wake"),
 )
 _NAMED = (*_FIRST, *(name for names in _ADDED.values() for name in names))
 """What tells which files are still to be executed."""

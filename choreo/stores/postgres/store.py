@@ -13,12 +13,15 @@ import psycopg
 
 from choreo.errors import ConfigurationError, LeaseLost
 from choreo.instances import Count, Instance, Instances, Intervention, Timer
-from choreo.ports import Carries, Claimed, ClaimRequest, CommitRequest, CommitResult, Lease, StoreStats
+from choreo.parked import Parked, Waits
+from choreo.ports import Carries, Claimed, ClaimRequest, CommitRequest, CommitResult, Finished, Lease, StoreStats
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import claims, instances, reading
+from choreo.stores.postgres import parked as queues
 from choreo.stores.postgres import schema as schemas
 from choreo.stores.postgres.commit import Settings, Undone, plain
 from choreo.stores.postgres.inside import TRANSACTION_TYPES, Inside
+from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Server, Statement, flush
 from choreo.stores.postgres.queries import COMMIT, LOCK, Queries
 from choreo.stores.postgres.transact import drive
@@ -33,7 +36,7 @@ _Connection = psycopg.AsyncConnection[Any]
 
 
 class PostgresStore:
-    """`IdempotencyStore` and `OperatedStore` on PostgreSQL 13 or newer, or on PgBouncer in transaction mode.
+    """`IdempotencyStore`, `OperatedStore` and `ParkedStore` on PostgreSQL 13 or newer; PgBouncer in transaction mode.
 
     Leases are measured by the server's clock; the members' clocks do not matter.
 
@@ -53,7 +56,7 @@ class PostgresStore:
     """
 
     name = "postgres"
-    carries: frozenset[Carries] = frozenset({"outbox", "rows"})
+    carries: frozenset[Carries] = frozenset({"outbox", "rows", "parked"})
     dedupe_scope: Literal["anywhere", "partition"] = "anywhere"
     transaction_types = TRANSACTION_TYPES
 
@@ -80,7 +83,7 @@ class PostgresStore:
             "statement_ms": str(max(1, int(timeout_s * 900))),
             "idle_ms": str(max(1, int(transaction_idle_s * 1000))),
         }
-        self._settings = Settings(self._queries, limits)
+        self._settings = Settings(self._queries, ParkedQueries(self._names), limits)
         self._instances = instances.InstanceQueries(self._names)
         self._inside = Inside(self._server, self._settings, self._instances)
         self.on_timer: list[Callable[[float], None]] = []
@@ -136,7 +139,9 @@ class PostgresStore:
         """Claim in one flush, whatever the number of requests."""
         made = claims.slices(requests)
         self._in_flight.asked(leases, requests)
-        lost, *rows = await self._flush(*claims.statements(self._queries, leases, made))
+        lost, *rows = await self._flush(
+            *claims.statements(self._queries, self._settings.parked, leases, requests, made)
+        )
         if lost:
             lease = leases[lost[0][0] - 1]
             raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
@@ -152,6 +157,8 @@ class PostgresStore:
             )
         else:
             result = await self._commit_inside(request)
+        units = [each for each in (*request.finished, *result.transacted) if isinstance(each, Finished)]
+        self._tell([each.parking.due_s for each in units if isinstance(each.parking, Waits) and each.parking.due_s])
         self._in_flight.committed(request, result)
         return result
 
@@ -288,6 +295,26 @@ class PostgresStore:
         """Oldest first."""
         (rows,) = await self._flush(instances.done_by_hand(self._instances, process, key, correlation_id, since_ms))
         return list(map(instances.intervention_of, rows))
+
+    async def parked(self, group: str, *, handler: str = "", key: bytes | None = None) -> Sequence[Parked]:
+        """The heads of a group's queues."""
+        (rows,) = await self._flush(queues.heads(self._settings.parked, group, handler, key))
+        return list(map(queues.parked_of, rows))
+
+    async def parked_keys(self, group: str) -> int:
+        """How many queues there are."""
+        (((count,),),) = await self._flush(queues.count(self._settings.parked, group))
+        return int(count)
+
+    async def heads_due(self, group: str, *, limit: int, claim_s: float) -> tuple[Sequence[Parked], float]:
+        """Heads to be sent now, but for those that a commit is about to change."""
+        rows, ((next_ms,),) = await self._flush(*queues.due(self._settings.parked, group, limit, claim_s))
+        return list(map(queues.parked_of, rows)), math.inf if next_ms is None else max(0, next_ms) / 1000
+
+    async def heads_sent(self, heads: Sequence[Parked], *, again_s: float) -> None:
+        """They are on the log."""
+        if heads:
+            await self._flush(queues.sent(self._settings.parked, heads, again_s))
 
     async def close(self) -> None:
         """Disconnect."""

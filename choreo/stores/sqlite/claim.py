@@ -8,6 +8,7 @@ from choreo.ports import Claimed, ClaimRequest, Lease
 from choreo.record import TopicPartition
 from choreo.sqlite import leases
 from choreo.stores.sqlite.digests import Digests
+from choreo.stores.sqlite.parked import is_parked
 
 FRESH = Claimed("fresh")
 _Row = tuple[int, bytes, str, str, int, int, int]
@@ -34,9 +35,12 @@ def claim(
         row = None if id_ is None else _row(db, id_)
         if id_ is None or row is None:
             made[request.digest] = _insert(db, lease, request)
-            answers.append(FRESH)
+            answer = FRESH
         else:
-            answers.append(_again(db, id_, row, lease, request, now_ms))
+            answer = _again(db, id_, row, lease, request, now_ms)
+        if request.queue is not None and is_parked(db, request.queue):
+            answer = answer._replace(parked=True)
+        answers.append(answer)
     return answers
 
 

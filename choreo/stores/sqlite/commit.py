@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from choreo.errors import LeaseLost, StoreError
 from choreo.instances import INSTANCES
+from choreo.parked import Leaves, Waits
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import leases, log
+from choreo.stores.sqlite import parked
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.instances import SqliteInstances
 
@@ -84,9 +86,22 @@ class Commit:
             "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE id = ?",
             [(unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]) for unit in units],
         )
-        emits = [(unit.partition, record) for unit in units for record in unit.emits]
-        if not emits:
-            return
+        emits: list[tuple[TopicPartition, ProducerRecord]] = []
+        for unit in units:
+            emits += [(unit.partition, record) for record in unit.emits]
+            if unit.parking is not None:
+                emits += [(unit.partition, record) for record in self._park(unit.partition, unit.parking)]
+        if emits:
+            self._emit(emits)
+
+    def _park(self, partition: TopicPartition, parking: Waits | Leaves) -> list[ProducerRecord]:
+        if isinstance(parking, Leaves):
+            return parked.leave(self._db, parking, closes=not self._with_log)
+        if parking.due_s is not None:
+            self.timers_due_ms.append(self._now_ms + int(parking.due_s * 1000))
+        return parked.wait(self._db, self._request.leases[partition].group, parking, self._now_ms)
+
+    def _emit(self, emits: Sequence[tuple[TopicPartition, ProducerRecord]]) -> None:
         if self._with_log:
             log.append(self._db, [record for _, record in emits], self._now_ms)
             return

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from choreo.instances import INSTANCES, Count, Instance, Instances, Intervention, Timer
+from choreo.parked import Parked
 from choreo.ports import (
     Carries,
     Claimed,
@@ -25,6 +26,7 @@ from choreo.sqlite import leases, log, schema
 from choreo.sqlite.database import Database
 from choreo.sqlite.schema import SPAN_ROWS
 from choreo.stores.sqlite import instances
+from choreo.stores.sqlite import parked as queues
 from choreo.stores.sqlite.claim import claim
 from choreo.stores.sqlite.commit import OUR_CLAIM, Commit, no_transaction_control
 from choreo.stores.sqlite.digests import Digests, forget, known, sort_in
@@ -45,7 +47,7 @@ FROM span CROSS JOIN choreo_key k ON k.id / {SPAN_ROWS} = span.number AND k.corr
 
 
 class SqliteStore:
-    """`IdempotencyStore` and `OperatedStore` on a `Database`.
+    """`IdempotencyStore`, `OperatedStore` and `ParkedStore` on a `Database`.
 
     Args:
         database: The file; shared with the embedded transport or a service's own.
@@ -61,7 +63,7 @@ class SqliteStore:
     def __init__(self, database: Database, clock: Clock, *, with_log: bool, lease_s: float = 30.0) -> None:
         self.name = "sqlite"
         self.carries: frozenset[Carries] = (
-            frozenset({"offset", "emits", "rows"}) if with_log else frozenset({"outbox", "rows"})
+            frozenset({"offset", "emits", "rows", "parked"}) if with_log else frozenset({"outbox", "rows", "parked"})
         )
         self._db = database
         self._clock = clock
@@ -296,6 +298,33 @@ class SqliteStore:
     ) -> Sequence[Intervention]:
         """Oldest first."""
         return await self._db.read(lambda db: instances.interventions(db, process, key, correlation_id, since_ms))
+
+    async def parked(self, group: str, *, handler: str = "", key: bytes | None = None) -> Sequence[Parked]:
+        """The heads of a group's queues."""
+        return await self._db.read(lambda db: queues.heads(db, group, handler, key))
+
+    async def parked_keys(self, group: str) -> int:
+        """How many queues there are."""
+        return await self._db.read(lambda db: queues.count(db, group))
+
+    async def heads_due(self, group: str, *, limit: int, claim_s: float) -> tuple[Sequence[Parked], float]:
+        """Heads to be sent now; the write lock is taken only if there are some."""
+        now_ms = self._now_ms()
+        wake_ms = await self._db.read(lambda db: queues.next_wake_ms(db, group))
+        if wake_ms is None or wake_ms > now_ms:
+            return [], math.inf if wake_ms is None else (wake_ms - now_ms) / 1000
+
+        def change(db: sqlite3.Connection) -> tuple[list[Parked], int | None]:
+            found = queues.claim_due(db, group, limit, now_ms, now_ms + int(claim_s * 1000))
+            return found, queues.next_wake_ms(db, group)
+
+        found, wake_ms = await self._db.write(change)
+        return found, math.inf if wake_ms is None else max(0, wake_ms - now_ms) / 1000
+
+    async def heads_sent(self, heads: Sequence[Parked], *, again_s: float) -> None:
+        """They are on the log."""
+        if heads:
+            await self._db.write(lambda db: queues.note_sent(db, heads, self._now_ms() + int(again_s * 1000)))
 
     async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
         """Of these keys those it has: True is done, False is claimed. A digest is of one group."""

@@ -46,14 +46,14 @@ def out_of_order(world: "World") -> Iterator[str]:
     """What a service emits of one type for the events of one key comes in the order of those events.
 
     But for those that were replayed: they come after what was handled meanwhile. And but for what a handler with
-    `Delayed` emits: it gives this order up.
+    `Delayed` emits: it gives this order up, unless it has `order="key"`.
     """
     delayed = {
         (service.source, event.event_type)
         for name, service in world.app.services.items()
         for bound in world.app.bound(name)
         for event in bound.emits
-        if isinstance(bound.handler.retry, Delayed)
+        if isinstance(bound.handler.retry, Delayed) and bound.handler.order is None
     }
     causes: dict[str, Record] = {}
     for record, envelope in world.events():
@@ -117,6 +117,12 @@ def unfinished_flows(world: "World") -> Iterator[str]:
                 yield f"{flow.name} {id_} ended at none of its ends: {', '.join(sorted(types[id_]))}"
 
 
+def still_parked(world: "World") -> Iterator[str]:
+    """Every key that was parked was released: nothing is left in any queue."""
+    for group, handler, key, _ in world.parked():
+        yield f"{group} has an event of {key!r} for {handler} in its queue"
+
+
 def undeclared(world: "World") -> Iterator[str]:
     """No service emitted what none of its handlers declares."""
     declared = {
@@ -152,6 +158,7 @@ CHECKERS: tuple[Checker, ...] = (
     owned_twice,
     retries,
     unfinished_flows,
+    still_parked,
     undeclared,
     broken_trees,
 )

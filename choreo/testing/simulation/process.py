@@ -32,13 +32,15 @@ class Process:
         name: `service-number`; the same for its successors.
         skew_s: What its clock is ahead of the world's.
         hangs: Whether it stands still for good.
+        mortal: Whether it may crash in a call: somebody starts it again.
         cut_until_s, store_down_until_s: Until when it cannot reach the broker, the store.
     """
 
-    def __init__(self, world: "World", name: str, service: str) -> None:
+    def __init__(self, world: "World", name: str, service: str, *, mortal: bool = True) -> None:
         self.world = world
         self.name = name
         self.service = service
+        self.mortal = mortal
         self.life = Life()
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self.life)
@@ -89,7 +91,10 @@ class Process:
             await asyncio.sleep(dice.between(f"{place}?", *TIMEOUT_S))
             raise self._unanswered(what, to)
         fault = dice.fault(
-            place, (_READS if not writes else _WRITES if to == "store" else _SENDS)[0 if mortal else 2 * writes :]
+            place,
+            (_READS if not writes else _WRITES if to == "store" else _SENDS)[
+                0 if mortal and self.mortal else 1 + writes :
+            ],
         )
         if fault is None:
             return perform()

@@ -24,7 +24,7 @@ from choreo.testing.simulation.happenings import Happening
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.member import Member
 from choreo.testing.simulation.nemesis import Nemesis
-from choreo.testing.simulation.operators import SimulatedOperator
+from choreo.testing.simulation.operators import ROUNDS, SimulatedOperator
 from choreo.testing.simulation.pairs import PAIRS
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.world import World
@@ -147,7 +147,10 @@ class Simulation:
         nemesis = Nemesis(world, self.upgrade or self.app)
         faulting = asyncio.create_task(nemesis.run())
         publishing = asyncio.create_task(self._publish(world, list(self.publish(chance)), chance))
-        operators = [SimulatedOperator(world, f"operator-{number}") for number in (1, 2) if self.replays]
+        parks = any(service.parks for service in self.app.services.values())
+        operators = [
+            SimulatedOperator(world, f"operator-{number}", pair) for number in (1, 2) if self.replays or parks
+        ]
         replaying = [asyncio.create_task(operator.run()) for operator in operators]
         await asyncio.sleep(FAULTS_S)
         for task in (faulting, *replaying):
@@ -156,8 +159,13 @@ class Simulation:
         nemesis.heal()
         await publishing
         problems = await self._settle(world)
-        for operator in operators[:1]:
+        for operator in operators[:1] if self.replays else ():
             await operator.replay()
+            problems += await self._settle(world)
+        for operator in operators[:1] * ROUNDS:
+            if not world.parked():
+                break
+            await operator.release()
             problems += await self._settle(world)
         world.over = True
         nemesis.stop()

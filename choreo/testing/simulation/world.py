@@ -16,6 +16,7 @@ from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.runtime.replaying import read_replay
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.faults import Dice
 from choreo.testing.simulation.group import SimulatedGroup
@@ -101,7 +102,8 @@ class World:
 
     def inputs(self, service: str) -> list[str]:
         """Topics that a service reads, that of replays among them where there are any."""
-        replays = [self.app.topic(self.app.services[service].replay_topic)] if self.replays else []
+        found = self.app.services[service]
+        replays = [self.app.topic(found.replay_topic)] if self.replays or found.parks else []
         return [*self.app.input_topics(service), *replays]
 
     def group(self, name: str, topics: Sequence[str]) -> SimulatedGroup:
@@ -216,6 +218,8 @@ class World:
             return False
         if self.app.processes and self.rows("SELECT 1 FROM choreo_timer LIMIT 1"):
             return False
+        if any(wake_ms is not None for *_, wake_ms in self.parked()):
+            return False
         workers = [each.worker for each in self.members.values() if each.process is None or not each.process.hangs]
         return all(worker is not None and not worker.engine.unfinished() for worker in workers)
 
@@ -284,13 +288,21 @@ class World:
         return self._events[1]
 
     def replayed(self) -> set[str]:
-        """Ids of the events that were replayed to some handler."""
+        """Ids of the events that were replayed to some handler, out of the order of their key."""
         topics = [self.app.topic(service.replay_topic) for service in self.app.services.values()]
         found = set()
         for record in self.log.scan(topics) if self.replays else ():
+            if (replay := read_replay(record.headers)) is not None and replay.parked:
+                continue  # it was in its place in the order all the time
             with suppress(DecodeError):
                 found.add(cloudevents.read(record.headers, record.value or b"")[0].id)
         return found
+
+    def parked(self) -> list[tuple[Any, ...]]:
+        """What is in queues of parked keys: group, handler, record key, and when it is sent without an order."""
+        if not any(service.parks for service in self.app.services.values()):
+            return []
+        return self.rows('SELECT "group", handler, key, wake_ms FROM choreo_parked')
 
     def done(self, service: str) -> set[bytes]:
         """Idempotency keys that the service's store holds of handled units."""
