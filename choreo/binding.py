@@ -70,8 +70,10 @@ class BoundHandler:
     def arguments(self, context: Context, resources: Mapping[Any, Any], transaction: Any = None) -> dict[str, Any]:
         """Keyword arguments of one call, but for the event."""
         arguments: dict[str, Any] = dict.fromkeys(self.contexts, context)
-        arguments.update(dict.fromkeys(self.transactions, transaction))
-        arguments.update({name: resources[wanted] for name, wanted in self.resources.items()})
+        if self.transactions:
+            arguments.update(dict.fromkeys(self.transactions, transaction))
+        if self.resources:
+            arguments.update({name: resources[wanted] for name, wanted in self.resources.items()})
         return arguments
 
     def emitted(self, result: Any) -> list[Event]:

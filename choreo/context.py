@@ -28,15 +28,8 @@ class Context:
     """
 
     __slots__ = (
-        "_now",
-        "about",
-        "attempt",
-        "correlation_id",
-        "envelope",
-        "flow",
-        "idempotency_key",
-        "log",
-        "transaction",
+        *("_handler", "_log", "_now", "_service"),
+        *("attempt", "correlation_id", "envelope", "flow", "idempotency_key", "transaction"),
     )
 
     def __init__(
@@ -57,15 +50,27 @@ class Context:
         self.transaction = transaction
         self.flow: FlowMark | None = None
         self._now = now
-        self.about = {
-            "service": service,
-            "handler": handler,
-            "event_id": envelope.id,
-            "event_type": envelope.type,
-            "correlation_id": envelope.correlationid,
-            "attempt": attempt,
+        self._service, self._handler = service, handler
+        self._log: _EventLog | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is said of the invocation; made when asked for, as most are never logged about."""
+        return {
+            "service": self._service,
+            "handler": self._handler,
+            "event_id": self.envelope.id,
+            "event_type": self.envelope.type,
+            "correlation_id": self.envelope.correlationid,
+            "attempt": self.attempt,
         }
-        self.log = _EventLog(_log, self.about)
+
+    @property
+    def log(self) -> "_EventLog":
+        """The invocation's logger."""
+        if self._log is None:
+            self._log = _EventLog(_log, self.about)
+        return self._log
 
     def now(self) -> datetime:
         """The time, in UTC, by the app's clock: virtual in `TestApp`. Use it instead of `datetime.now`."""

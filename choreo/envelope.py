@@ -12,9 +12,11 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -28,13 +30,21 @@ TRACESTATE_BYTES_MAX = 512
 SCHEMA_PREFIX = "urn:choreo:"
 CORE = ("specversion", "id", "source", "type", "time", "subject", "dataschema")
 _PREFIX = "ce_"
+_WANTED = (
+    *("ce_specversion", "content-type", "ce_source", "ce_type", "ce_dataschema", "ce_id"),
+    *("ce_time", "ce_subject", "ce_correlationid", "ce_causationid", "traceparent", "tracestate"),
+)
+"""What choreo writes where no extension is propagated."""
+USUAL_BYTES_MAX = 512
+LAYOUTS_MAX = 64
+_USUAL = frozenset(_WANTED)
+_LAYOUTS: dict[tuple[str, ...], Callable[[Sequence[bytes | None]], Sequence[Any]]] = {}
 _EXTENSION = re.compile(r"[a-z0-9]{1,64}\Z")
 _NO_EXTENSIONS: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What is known of an event beside its data.
+class Envelope(NamedTuple):
+    """What is known of an event beside its data. A named tuple as records are, and for the same reason.
 
     Attributes:
         id: Unique within `source`; two events with one `source` and `id` are the same event.
@@ -59,11 +69,11 @@ class Envelope:
     causationid: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
-    extensions: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, str] = _NO_EXTENSIONS
 
     def traced(self, traceparent: str | None, tracestate: str | None) -> "Envelope":
         """The same envelope sent from another span."""
-        return replace(self, traceparent=traceparent, tracestate=tracestate)
+        return Envelope(*self[:9], traceparent, tracestate, self.extensions)
 
 
 def event_type(headers: Mapping[str, bytes | None]) -> str | None:
@@ -83,6 +93,9 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
         DecodeError: `not_cloudevents`, `missing_attribute`, `bad_attribute`, `unsupported_specversion`,
             `unsupported_content_type`, `not_json`.
     """
+    envelope = usual(headers)
+    if envelope is not None:
+        return envelope, value
     by_name = last_headers(headers)
     if is_structured(by_name):
         return _read_structured(by_name, value)
@@ -105,33 +118,59 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
 
 def write(envelope: Envelope) -> Headers:
     """Record headers of an event in binary mode: UTF-8, none null, no name twice."""
+    source, type_, content_type, schema = _constant(
+        envelope.source, envelope.type, envelope.dataschema, envelope.version
+    )
     headers: list[Header] = [
         ("ce_specversion", b"1.0"),
         ("ce_id", envelope.id.encode()),
-        ("ce_source", envelope.source.encode()),
-        ("ce_type", envelope.type.encode()),
-        ("content-type", b"application/json"),
+        source,
+        type_,
+        content_type,
         ("ce_correlationid", envelope.correlationid.encode()),
     ]
-    schema = envelope.dataschema
-    if schema is None and envelope.version is not None:
-        schema = f"{SCHEMA_PREFIX}{envelope.type}:{envelope.version}"
-    optional = (
-        ("ce_time", envelope.time),
-        ("ce_subject", envelope.subject),
-        ("ce_dataschema", schema),
-        ("ce_causationid", envelope.causationid),
-        ("traceparent", envelope.traceparent),
-        ("tracestate", envelope.tracestate),
-    )
-    headers += [(name, text.encode()) for name, text in optional if text]
-    headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
+    if envelope.time:
+        headers.append(("ce_time", envelope.time.encode()))
+    if envelope.subject:
+        headers.append(("ce_subject", envelope.subject.encode()))
+    if schema is not None:
+        headers.append(schema)
+    if envelope.causationid:
+        headers.append(("ce_causationid", envelope.causationid.encode()))
+    if envelope.traceparent:
+        headers.append(("traceparent", envelope.traceparent.encode()))
+    if envelope.tracestate:
+        headers.append(("tracestate", envelope.tracestate.encode()))
+    if envelope.extensions:
+        headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
     return tuple(headers)
+
+
+@lru_cache(maxsize=256)
+def _constant(
+    source: str, type_: str, dataschema: str | None, version: int | None
+) -> tuple[Header, Header, Header, Header | None]:
+    """Headers that are the same for every event of a handler."""
+    schema = dataschema
+    if schema is None and version is not None:
+        schema = f"{SCHEMA_PREFIX}{type_}:{version}"
+    return (
+        ("ce_source", source.encode()),
+        ("ce_type", type_.encode()),
+        ("content-type", b"application/json"),
+        ("ce_dataschema", schema.encode()) if schema else None,
+    )
 
 
 def rfc3339(now_s: float) -> str:
     """A time as CloudEvents wants it."""
-    return datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _rfc3339(round(now_s * 1e6) // 1000)
+
+
+@lru_cache(maxsize=64)
+def _rfc3339(now_ms: int) -> str:
+    moment = datetime.fromtimestamp(now_ms // 1000, UTC).replace(microsecond=now_ms % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]) -> Envelope:
@@ -165,6 +204,59 @@ def _envelope(attributes: Mapping[str, str], by_name: Mapping[str, bytes | None]
         tracestate=_text(tracestate) if tracestate and len(tracestate) <= TRACESTATE_BYTES_MAX else None,
         extensions=extensions or _NO_EXTENSIONS,
     )
+
+
+def usual(headers: Headers) -> Envelope | None:
+    """The envelope of a record as choreo writes it, at a quarter of the price of `read`; None: look more closely."""
+    if not headers:
+        return None
+    names, values = zip(*headers, strict=True)
+    pick = _LAYOUTS.get(names) or _layout(names)
+    if pick is None:
+        return None
+    version, content_type, source, type_, schema, id_, *rest = pick((*values, None))
+    if version != b"1.0" or content_type != b"application/json" or not (id_ and source and type_):
+        return None
+    if len(b"".join(filter(None, values))) > USUAL_BYTES_MAX:
+        return None
+    try:
+        time, subject, correlation, causation, traceparent, tracestate = [
+            None if raw is None else raw.decode() for raw in rest
+        ]
+        id_, constant = id_.decode(), _texts(source, type_, schema)
+    except UnicodeDecodeError:
+        return None
+    source, type_, version, schema = constant
+    return Envelope(
+        id_,
+        source,
+        type_,
+        version,
+        time,
+        subject,
+        schema,
+        correlation or id_,
+        causation or None,
+        traceparent or None,
+        tracestate or None,
+    )
+
+
+def _layout(names: tuple[str, ...]) -> Callable[[Sequence[bytes | None]], Sequence[Any]] | None:
+    """What picks the values of `_WANTED` out of those of headers so called, and a None behind them."""
+    if len(names) > len(_WANTED) or len(set(names)) < len(names) or not _USUAL.issuperset(names):
+        return None
+    pick = itemgetter(*(names.index(name) if name in names else len(names) for name in _WANTED))
+    if len(_LAYOUTS) < LAYOUTS_MAX:
+        _LAYOUTS[names] = pick
+    return pick
+
+
+@lru_cache(maxsize=256)
+def _texts(source: bytes, type_: bytes, schema: bytes | None) -> tuple[str, str, int | None, str | None]:
+    """What is the same for all events of one type from one source."""
+    text = None if schema is None else schema.decode()
+    return source.decode(), type_.decode(), _version(type_.decode(), text), text
 
 
 def _read_structured(by_name: Mapping[str, bytes | None], value: bytes) -> tuple[Envelope, bytes]:

@@ -202,8 +202,7 @@ class Claimed(NamedTuple):
     parked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """One unit whose result is to be made durable; `emits` in order, with their ids already derived.
 
     `parking`: what it does to the queue of its key, in the same transaction.

@@ -3,7 +3,8 @@
 off         no instrument that records: header read and forwarded
 unsampled   tracing on, the event's header says no
 metrics     counted and timed, not traced
-traced      a `process` and a `send` span into a processor that drops them
+traced      a `process` and a `send` span of the SDK's into a processor that drops them
+otlp        the same as they are made for OTLP alone: from a template, encoded
 both        traced, counted and timed
 """
 
@@ -18,6 +19,7 @@ from choreo.envelope import Envelope, write
 from choreo.ports import Instrument, UnitInfo
 from choreo.record import Record
 from choreo.telemetry.metering import meters
+from choreo.telemetry.quick import Quick
 from choreo.telemetry.silent import NoInstrument
 from choreo.telemetry.spans import OtelInstrument
 
@@ -56,11 +58,18 @@ def main() -> None:
     )
     counts = meters(counting, system="kafka")
     traced = OtelInstrument("inventory", tracer_provider=provider, system="kafka")
+    otlp = OtelInstrument(
+        "inventory",
+        tracer_provider=provider,
+        system="kafka",
+        quick=lambda always: Quick(always, provider, [SpanProcessor()]),
+    )
     rows: dict[str, Callable[[], float]] = {
         "off": lambda: cost_us(NoInstrument(), TRACE + "1"),
         "unsampled": lambda: cost_us(traced, TRACE + "0"),
         "metrics": lambda: cost_us(counts.instrument("inventory", NoInstrument()), TRACE + "1"),
         "traced": lambda: cost_us(traced, TRACE + "1"),
+        "otlp": lambda: cost_us(otlp, TRACE + "1"),
         "both": lambda: cost_us(counts.instrument("inventory", traced), TRACE + "1"),
     }
     for name, measure in rows.items():

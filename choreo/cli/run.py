@@ -28,6 +28,7 @@ from choreo.cli.console import (
 )
 from choreo.cli.supervising import WORKERS_MAX, Supervisor
 from choreo.errors import ChoreoError, ConfigurationError
+from choreo.runtime.collector import collect_less
 from choreo.runtime.unsaid import unsaid
 
 log = logging.getLogger("choreo.run")
@@ -79,6 +80,7 @@ def run(
         running = _supervise(_supervisor(target, wanted, workers, told, settings))
     else:
         running = _run(app, wanted, supervised, **settings)
+    collect_less()
     try:
         code = asyncio.run(running)
     except ChoreoError as error:

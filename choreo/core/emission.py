@@ -3,17 +3,25 @@
 Parts are length-prefixed before hashing: ("a", "bc") and ("ab", "c") are different keys.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
-from uuid import UUID
+
+
+def _one(part: str) -> bytes:
+    raw = part.encode("utf-8", "surrogatepass")
+    return len(raw).to_bytes(4, "big") + raw
+
+
+def _joined(*parts: str) -> bytes:
+    return b"".join(map(_one, parts))
+
+
+_known = lru_cache(maxsize=1024)(_joined)
+"""Of parts that come again with every event: names of services, handlers, sources and types."""
 
 
 def _hash(size: int, person: bytes, *parts: str) -> bytes:
-    state = blake2b(digest_size=size, person=person)
-    for part in parts:
-        raw = part.encode("utf-8", "surrogatepass")
-        state.update(len(raw).to_bytes(4, "big"))
-        state.update(raw)
-    return state.digest()
+    return blake2b(_joined(*parts), digest_size=size, person=person).digest()
 
 
 def key_digest(service: str, handler: str, source: str, id_: str) -> bytes:
@@ -22,7 +30,7 @@ def key_digest(service: str, handler: str, source: str, id_: str) -> bytes:
     CloudEvents: two events with one `source` and `id` are duplicates. Service and handler are part of the key,
     since each handler is a unit of its own.
     """
-    return _hash(16, b"choreo-key", service, handler, source, id_)
+    return blake2b(_known(service, handler, source) + _one(id_), digest_size=16, person=b"choreo-key").digest()
 
 
 def business_digest(service: str, handler: str, value: str) -> bytes:
@@ -66,11 +74,12 @@ def derived_id(service: str, handler: str, source: str, id_: str, type_: str, or
     A UUID of version 8 (RFC 9562) over blake2b: what is emitted again has the same id and is dropped by
     whoever handled it before. Four times cheaper than uuid5.
     """
-    digest = _hash(16, b"choreo-id", service, handler, source, id_, type_, str(ordinal))
-    number = int.from_bytes(digest, "big")
-    number = number & ~(0xF << 76) | 0x8 << 76  # version 8
-    number = number & ~(0x3 << 62) | 0x2 << 62  # variant of RFC 9562
-    return str(UUID(int=number))
+    parts = _known(service, handler, source) + _one(id_) + _known(type_, str(ordinal))
+    digest = bytearray(blake2b(parts, digest_size=16, person=b"choreo-id").digest())
+    digest[6] = digest[6] & 0x0F | 0x80  # version 8
+    digest[8] = digest[8] & 0x3F | 0x80  # variant of RFC 9562
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def is_derived(id_: str, causation_id: str | None) -> bool:

@@ -55,9 +55,14 @@ class Engine:
 
     def step(self, message: m.Input, now_s: float) -> list[m.Effect]:
         """Take one input in; returns what is to be done, in order."""
+        return self.steps((message,), now_s)
+
+    def steps(self, messages: Iterable[m.Input], now_s: float) -> list[m.Effect]:
+        """Take in what has come at once, before anything that follows from it is decided."""
         self._now_s = now_s
         self._out = []
-        self._on[type(message)](message)
+        for message in messages:
+            self._on[type(message)](message)
         self._wake()
         self._schedule()
         self._flush_if_due()
@@ -165,13 +170,16 @@ class Engine:
         new: list[Unit] = []
         for delivery in message.deliveries:
             partition.take_in(delivery, message.now_ms)
-            early_s = delivery.delay_s and due_in_s(
-                delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms
-            )
+            due_s = self._now_s
+            if delivery.delay_s:
+                due_s += due_in_s(delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms)
             for unit in delivery.units:
-                if early_s:
+                lane: Lane = unit.lane
+                if due_s > self._now_s or lane.due_s > self._now_s:
+                    # Not before those that wait ahead of it: one that led them would wait for them, and they for it.
+                    lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
-                    self._alarms.set(unit, self._now_s + early_s)
+                    self._alarms.set(unit, lane.due_s)
                 elif self._leads(unit):
                     new.append(unit)
         self._claim(new)

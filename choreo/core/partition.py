@@ -11,7 +11,7 @@ from choreo.record import TopicPartition
 class Lane:
     """Units of one key in one partition, in log order. Order holds within it and nowhere else."""
 
-    __slots__ = ("key", "parking", "partition", "queued", "unflushed", "units")
+    __slots__ = ("due_s", "key", "parking", "partition", "queued", "unflushed", "units")
 
     def __init__(self, key: object, partition: "Partition") -> None:
         self.key = key
@@ -19,6 +19,7 @@ class Lane:
         self.units: deque[Unit] = deque()
         self.unflushed = 0  # returned and not yet durable
         self.queued = False
+        self.due_s = 0.0  # the last one of it is not claimed before
         self.parking: Unit | None = None  # on its way to the queue of its key, and not durable yet
 
     def head(self) -> Unit | None:

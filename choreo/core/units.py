@@ -29,6 +29,8 @@ class State(StrEnum):
     FINISHED = "finished"
     DROPPED = "dropped"  # the partition is no longer ours; somebody else will do it
 
+    __hash__ = str.__hash__  # that of an Enum is a call of Python, at every transition
+
 
 class Signal(StrEnum):
     """What happens to a unit."""
@@ -48,6 +50,8 @@ class Signal(StrEnum):
     COMMITTED = "committed"
     FAILED = "failed"
     REVOKED = "revoked"
+
+    __hash__ = str.__hash__
 
 
 TRANSITIONS: dict[tuple[State, Signal], State] = {

@@ -61,6 +61,7 @@ class Emitter:
         cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
+        time, extensions = cloudevents.rfc3339(now_s), self._propagated(cause.extensions)
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
@@ -69,13 +70,13 @@ class Emitter:
                 id_,
                 self.service.source,
                 type_,
-                version=event.event_version,
-                time=cloudevents.rfc3339(now_s),
+                event.event_version,
+                time,
                 correlationid=correlation_id or cause.correlationid,
                 causationid=cause.id,
                 traceparent=cause.traceparent,
                 tracestate=cause.tracestate,
-                extensions=self._propagated(cause.extensions),
+                extensions=extensions,
             )
             topic, payload = self.topic(event.event_topic), event.payload()
             if len(payload) > EMIT_BYTES_MAX:
@@ -123,6 +124,8 @@ class Emitter:
         return found if size_of(found) <= COPY_BYTES_MAX else None
 
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
+        if not (self._propagate and extensions):
+            return {}
         found = {name: extensions[name] for name in self._propagate if name in extensions}
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
 

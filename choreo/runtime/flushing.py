@@ -208,9 +208,9 @@ class Flusher:
         outcome, _, reason = finished.outcome.partition(":")
         worker.counts[COUNTED.get(outcome, "handled")] += 1
         worker.counts["emitted"] += len(finished.emits)
-        worker.span(unit).finish(
-            outcome, attempts=unit.attempts, error_type=None if outcome == "unparked" else reason or None
-        )
+        span = unit.work.span or worker.span(unit)
+        error_type = None if outcome == "unparked" else reason or None
+        span.finish(outcome, attempts=unit.attempts, error_type=error_type)
         if unit.work.flow is not None and outcome == "handled":
             worker.ports.instrument.flow(unit.work.flow)
 
@@ -321,6 +321,6 @@ def _cut(units: Sequence[Unit], index: int) -> None:
             smaller = truncated(finished.emits[index])
             if smaller is not None:
                 emits = (*finished.emits[:index], smaller, *finished.emits[index + 1 :])
-                unit.result = replace(finished, emits=emits)
+                unit.result = finished._replace(emits=emits)
             return
         index -= len(finished.emits)

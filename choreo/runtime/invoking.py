@@ -43,11 +43,14 @@ class Invoker:
             idempotency_key=(work.outside_key or unit.digest).hex(),
             envelope=work.envelope,
             attempt=unit.attempts,
-            now=lambda: datetime.fromtimestamp(self._clock.now_s(), UTC),
+            now=self._now,
             service=work.bound.handler.service,
             handler=work.bound.handler.name,
             transaction=connection,
         )
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now_s(), UTC)
 
     async def invoke(self, unit: Unit, transaction: Any = None, connection: Any = None) -> list[Event]:
         """Call the handler and collect what it emits; inside a transaction if one is given, and on its connection."""
@@ -56,14 +59,19 @@ class Invoker:
         before = invocation.get()
         invocation.set(context)
         try:
+            if not self._around:
+                return await self._emitted(bound, unit, context, transaction)
             async with AsyncExitStack() as stack:
                 for around in self._around:
                     await stack.enter_async_context(around(context))
-                arguments = bound.arguments(context, self._resources, transaction)
-                return bound.emitted(await self._call(bound, unit.work.event, arguments))
+                return await self._emitted(bound, unit, context, transaction)
             raise AssertionError("a hook in around= swallowed the handler's exception")
         finally:
             invocation.set(before)  # not by token, which another context does not take, as where a loop dies
+
+    async def _emitted(self, bound: BoundHandler, unit: Unit, context: Context, transaction: Any) -> list[Event]:
+        arguments = bound.arguments(context, self._resources, transaction)
+        return bound.emitted(await self._call(bound, unit.work.event, arguments))
 
     async def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
         function = bound.handler.function

@@ -86,6 +86,7 @@ class Router:
         self._service = service
         self._knows_keys = knows_keys
         self._payload_bytes_max = payload_bytes_max
+        self._partitions: dict[tuple[str, int], TopicPartition] = {}  # one object each, rather than one a record
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
             for type_, _ in bound.classes:
@@ -96,7 +97,9 @@ class Router:
     def delivery(self, record: Record) -> tuple[Delivery, str | None]:
         """The record as the core takes it in, and why it was skipped if it was."""
         routed = self.route(record)
-        partition = TopicPartition(record.topic, record.partition)
+        partition = self._partitions.get(record[:2])
+        if partition is None:
+            partition = self._partitions[record[:2]] = TopicPartition(record.topic, record.partition)
         units = [self._unit(partition, work) for work in routed.work]
         size = len(record.value) if record.value else 0
         delay_s = self.delay_topics.get(record.topic, 0)
@@ -148,9 +151,8 @@ class Router:
         value = record.value
         if value is None:
             return Routed(skipped="tombstone")
-        headers = last_headers(record.headers)
-        structured = cloudevents.is_structured(headers)
-        type_ = None if structured else cloudevents.event_type(headers)
+        envelope = cloudevents.usual(record.headers)
+        type_ = self._type_of(record) if envelope is None else envelope.type
         if type_ and type_ not in self._by_type:
             return Routed(skipped="unhandled_type")
         try:
@@ -158,6 +160,8 @@ class Router:
                 raise DecodeError(
                     "payload_too_large", f"the value has {len(value)} bytes, the limit is {self._payload_bytes_max}"
                 )
+            if envelope is not None:
+                return Routed(self._decoded(record, envelope, value))
             envelope, data = cloudevents.read(record.headers, value)
             if envelope.type not in self._by_type:
                 return Routed(skipped="unhandled_type")
@@ -165,8 +169,15 @@ class Router:
         except DecodeError as error:
             return Routed([Work(record, None, None, None, error)])
 
+    def _type_of(self, record: Record) -> str | None:
+        """The type as far as it can be told without reading the event."""
+        headers = last_headers(record.headers)
+        return None if cloudevents.is_structured(headers) else cloudevents.event_type(headers)
+
     def key(self, work: Work) -> bytes:
         """The idempotency key of one unit of work: the event's, or the replay's, or that of a retry of either."""
+        if work.replay is None and work.retried is None:
+            return self._own_key(work)
         key = self._first_key(work)
         return key if work.retried is None else retry_digest(key, work.retried.number)
 

@@ -21,6 +21,7 @@ from choreo.runtime.invoking import Invoker, describe, raised
 from choreo.runtime.keeping import Keeper
 from choreo.runtime.parking import TOO_LARGE, Parker
 from choreo.runtime.routing import Router, Work
+from choreo.runtime.runners import Runners
 from choreo.runtime.timers import TimerPoller
 from choreo.runtime.unsaid import unsaid
 from choreo.service import Service
@@ -81,7 +82,7 @@ class Worker:
         self._assigned: dict[TopicPartition, int] = {}  # which assignment of it this is, counted from 1
         self._assignments = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._running: dict[Unit, asyncio.Task[Any]] = {}
+        self._runners = Runners(self._invoke, self._steps, self._spawn)
         self._timer: asyncio.Task[Any] | None = None
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
@@ -139,14 +140,17 @@ class Worker:
 
     def step(self, message: m.Input) -> None:
         """Give the core an input and set its effects going."""
-        for effect in self.engine.step(message, self.ports.clock.monotonic_s()):
+        self._steps((message,))
+
+    def _steps(self, messages: Sequence[m.Input]) -> None:
+        for effect in self.engine.steps(messages, self.ports.clock.monotonic_s()):
             self._perform(effect)
         self._progress.set()
 
     def _perform(self, effect: m.Effect) -> None:
         match effect:
             case m.Invoke(unit):
-                self._running[unit] = self._spawn(self._invoke(unit))
+                self._runners.add(unit)
             case m.Claim(units, solo):
                 self._spawn(self._claim(units, solo))
             case m.Transact():
@@ -280,7 +284,7 @@ class Worker:
             except TimeoutError:
                 log.warning("%s: %s did not drain in time", self.service.name, ", ".join(map(str, partitions)))
         self.step(m.Revoked(tuple(partitions)))
-        self._cancel_dropped()
+        self._runners.cancel_dropped()
         leases = [self.leases.pop(id_) for id_ in partitions if id_ in self.leases]
         try:
             await self.ports.store.release(leases)
@@ -300,7 +304,7 @@ class Worker:
             if id_ in self._assigned:
                 self.consumer.pause(id_)
                 self._spawn(self._take_again(id_))
-        self._cancel_dropped()
+        self._runners.cancel_dropped()
 
     async def _take_again(self, partition: TopicPartition) -> None:
         # Longer than a heartbeat: a member that was cut off has learnt by then that the partition is gone.
@@ -308,22 +312,18 @@ class Worker:
         if partition in self._assigned:
             await self.assigned([partition])
 
-    def _cancel_dropped(self) -> None:
-        for unit, task in list(self._running.items()):
-            if unit.state is State.DROPPED:
-                task.cancel()
-
     # ---- effects
 
     async def _claim(self, units: Sequence[Unit], solo: bool) -> None:
-        leases = {unit.partition: self.leases.get(unit.partition) for unit in units}
+        leases = {partition: self.leases.get(partition) for partition in {unit.partition for unit in units}}
         ours = [unit for unit in units if leases[unit.partition] is not None]
+        names = {name: f"{self.service.name}.{name}" for name in {unit.handler for unit in ours}}
         requests = [
             ClaimRequest(
                 unit.partition,
                 unit.digest,
                 unit.fingerprint,
-                f"{self.service.name}.{unit.handler}",
+                names[unit.handler],
                 unit.offset,
                 unit.correlation_id,
                 unit.entry.timestamp_ms,
@@ -347,7 +347,7 @@ class Worker:
             return
         self.step(m.Claimed(units, verdicts))
 
-    async def _invoke(self, unit: Unit) -> None:
+    async def _invoke(self, unit: Unit) -> m.Input:
         span, work = self.span(unit), unit.work
         work.started_s = work.started_s or self.ports.clock.now_s()
         try:
@@ -356,18 +356,15 @@ class Worker:
         except asyncio.CancelledError:
             if unit.state is State.DROPPED:
                 raise
-            self.failed(unit, asyncio.CancelledError("the handler cancelled itself"))
+            return self._failed(unit, asyncio.CancelledError("the handler cancelled itself"))
         except Exception as error:
-            self.failed(unit, error)
-        else:
-            self.step(m.Returned(unit, self.flusher.finished(unit, emits, "handled")))
-        finally:
-            self._running.pop(unit, None)
+            return self._failed(unit, error)
+        return m.Returned(unit, self.flusher.finished(unit, emits, "handled"))
 
-    def failed(self, unit: Unit, error: BaseException) -> None:
+    def _failed(self, unit: Unit, error: BaseException) -> m.Input:
         """A handler raised: the core decides whether it is tried again."""
         self.note_failure(unit, error)
-        self.step(raised(unit, error))
+        return raised(unit, error)
 
     def note_failure(self, unit: Unit, error: BaseException) -> None:
         """Remember why, for the log line and the dead letter."""

@@ -17,6 +17,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler
 
 from choreo.telemetry import watching
+from choreo.telemetry.attributes import Attributes
+from choreo.telemetry.quick import Quick
 from choreo.telemetry.sampling import FlowRatio
 from choreo.telemetry.setup import flow_ratio_wanted
 from choreo.telemetry.watching import Watch
@@ -27,14 +29,21 @@ BATCH_DELAY_MS = 1000
 """Where no OTEL_BSP_* is set. Export is serial: with a backend that takes 250 ms, the SDK's own 512 spans a batch
 lose half of 4000 spans/s, and these lose none."""
 
+_FOLLOW_PARENTS = ("", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio")
+
 _lock = threading.Lock()
 _shared: "Pipeline | None" = None
 
 
 class Watched(SpanExporter):
-    """An exporter that never raises, and whose losses are said by its Watch."""
+    """An exporter that never raises, and whose losses are said by its Watch.
 
-    def __init__(self, exporter: SpanExporter, watch: Watch) -> None:
+    Args:
+        encoded: It takes spans that are encoded already, too.
+    """
+
+    def __init__(self, exporter: SpanExporter, watch: Watch, *, encoded: bool = False) -> None:
+        self.encoded = encoded
         self._exporter = exporter
         self._closed = False
         self.watch = watch
@@ -110,16 +119,18 @@ def exporter(name: str, protocol: str, where: str) -> Watched:
     """The exporter called `console` or `otlp`; the latter reads endpoint, headers and the rest from OTEL_*."""
     if name == "console":
         return Watched(ConsoleSpanExporter(out=sys.stdout), Watch("spans", "the console"))
-    made: SpanExporter
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc
+    from choreo.telemetry import exporting
 
-        made = Grpc()
-    else:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as Http
+    return Watched(exporting.otlp(protocol), Watch("spans", where), encoded=exporting.ENCODED)
 
-        made = Http()
-    return Watched(made, Watch("spans", where))
+
+def quick(made: TracerProvider, pipeline: Pipeline, always: Attributes) -> Quick | None:
+    """What records the usual spans of `made` in the quick way; None where more than it does is asked for."""
+    follows_parents = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in _FOLLOW_PARENTS
+    limited = any(name.startswith("OTEL_") and name.endswith("_LIMIT") for name in os.environ)
+    if limited or not follows_parents or not all(each.encoded for each in pipeline.exporters):
+        return None
+    return Quick(always, made, pipeline.processors)
 
 
 def _sampler() -> Sampler | None:

@@ -78,12 +78,18 @@ def _tracing(service: str, settings: Mapping[str, Any], *, alone: bool, shared: 
 
         acquired = pipeline.acquire(lambda: _exporters(names))
         try:
-            provider = pipeline.provider(service, acquired, alone=alone)
+            provider = made = pipeline.provider(service, acquired, alone=alone)
             if shared:
                 from choreo.telemetry.sharing import share
 
                 share(service, provider)
-            return OtelInstrument(service, tracer_provider=provider, on_close=pipeline.release, **settings)
+            return OtelInstrument(
+                service,
+                tracer_provider=provider,
+                quick=lambda always: pipeline.quick(made, acquired, always),
+                on_close=pipeline.release,
+                **settings,
+            )
         except Exception:
             pipeline.release()
             raise

@@ -8,7 +8,6 @@ leave their type behind, never their message or stack, which hold secrets and co
 Nothing here knows exporters or the environment: see `choreo.telemetry.setup`.
 """
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -21,12 +20,11 @@ from choreo.envelope import Envelope
 from choreo.ports import FlowMark, Peer, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
+from choreo.telemetry.quick import Quick, QuickUnit
 from choreo.telemetry.setup import SPLIT_AFTER_S, TraceMode
 from choreo.telemetry.silent import Forward, incoming, nothing
 from choreo.telemetry.traceparent import Parent, parse, parse_state, render
-
-_log = logging.getLogger("choreo.telemetry")
-_warned: set[str] = set()
+from choreo.telemetry.watching import contain
 
 
 class OtelInstrument:
@@ -39,6 +37,7 @@ class OtelInstrument:
         peer: Whom the transport talks to.
         mode: How a `process` span hangs on the `send` span that caused it.
         split_after_s: Age of a record beyond which its unit begins a trace of its own, linked to the sender.
+        quick: Makes what records the usual spans, from the attributes of all; without it they are the provider's.
         on_close: Flushes; without it the provider's spans are left to its owner.
     """
 
@@ -51,6 +50,7 @@ class OtelInstrument:
         peer: Peer | None = None,
         mode: TraceMode = "parent",
         split_after_s: float = SPLIT_AFTER_S,
+        quick: Callable[[Attributes], Quick | None] | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self._tracer = tracer_provider.get_tracer("choreo", schema_url=SCHEMA_URL)
@@ -61,6 +61,7 @@ class OtelInstrument:
         resource = getattr(tracer_provider, "resource", None)
         if resource is None or resource.attributes.get("service.name") != service:
             self._always["choreo.service"] = service
+        self._quick = quick(self._always) if quick is not None and mode == "parent" else None
 
     def process(self, unit: UnitInfo, *, now_s: float) -> ports.Span:
         """A unit begins: a span below the one that sent its event, or nothing where that was not sampled."""
@@ -71,15 +72,17 @@ class OtelInstrument:
                 return _Unrecorded(traceparent, tracestate, parent)
             return self._begin(unit, now_s, parent, tracestate)
         except Exception as error:
-            _contain("process", error)
+            contain("process", error)
             return Forward(traceparent, tracestate)
 
     def _begin(self, unit: UnitInfo, now_s: float, parent: Parent | None, tracestate: str | None) -> ports.Span:
         record = unit.record
         context, links = EMPTY, ()  # type: tuple[otel_context.Context, Sequence[Link]]
         if parent is not None:
-            cause = _remote(parent, tracestate)
             old = record.timestamp_ms > 0 and now_s - record.timestamp_ms / 1000 > self._split_after_s
+            if self._quick is not None and not (old or unit.new_trace or tracestate) and self._quick.takes(unit):
+                return QuickUnit(self._quick, unit, parent)
+            cause = _remote(parent, tracestate)
             context, links = apart(cause) if old or unit.new_trace else below(cause, self._mode)
         span = self._tracer.start_span(
             f"process {record.topic}", context, SpanKind.CONSUMER, of_process(self._always, unit), links
@@ -132,7 +135,7 @@ class OtelInstrument:
 
             return envelope.traced(*_headers(own)), end
         except Exception as error:
-            _contain("publish", error)
+            contain("publish", error)
             return envelope, nothing
 
     def flow(self, mark: FlowMark) -> None:
@@ -148,7 +151,7 @@ class OtelInstrument:
             if on_close is not None:
                 on_close()
         except Exception as error:
-            _contain("close", error)
+            contain("close", error)
 
 
 class _Recorded:
@@ -173,7 +176,7 @@ class _Recorded:
             attributes: Attributes = {"choreo.attempt": attempt, "error.type": type_name(error)}
             self._span.add_event("choreo.attempt_failed", attributes)
         except Exception as failure:
-            _contain("attempt_failed", failure)
+            contain("attempt_failed", failure)
 
     def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         try:
@@ -185,7 +188,7 @@ class _Recorded:
             self._sends[topic, envelope.id] = send
             return envelope.traced(*_headers(send.get_span_context()))
         except Exception as error:
-            _contain("sending", error)
+            contain("sending", error)
             return envelope
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
@@ -217,17 +220,27 @@ class _Unrecorded(Forward):
         self._parent = parent
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        return _within(NonRecordingSpan(_remote(self._parent, self._tracestate)), function)
+        return _within(_Passing(self._parent, self._tracestate), function)
 
     def attach(self) -> None:
-        _attach(NonRecordingSpan(_remote(self._parent, self._tracestate)))
+        _attach(_Passing(self._parent, self._tracestate))
+
+
+class _Passing(NonRecordingSpan):
+    """A sender's span as the current one; its context is made when somebody asks for it, which few handlers do."""
+
+    def __init__(self, parent: Parent, tracestate: str | None) -> None:
+        self._of = parent, tracestate
+
+    def get_span_context(self) -> SpanContext:
+        return _remote(*self._of)
 
 
 def _attach(span: trace.Span) -> None:
     try:
         otel_context.attach(trace.set_span_in_context(span))
     except Exception as error:
-        _contain("attach", error)
+        contain("attach", error)
 
 
 async def _within(span: trace.Span, function: Callable[[], Awaitable[Any]]) -> Any:
@@ -262,11 +275,4 @@ def _end(span: trace.Span, attributes: Attributes | None, error_type: str | None
             span.set_attributes(attributes)
         span.end()
     except Exception as error:
-        _contain("end", error)
-
-
-def _contain(moment: str, error: Exception) -> None:
-    """Say once a moment that tracing failed there; the service goes on."""
-    level = logging.DEBUG if moment in _warned else logging.WARNING
-    _warned.add(moment)
-    _log.log(level, "tracing failed at %s and the service goes on: %s", moment, type_name(error))
+        contain("end", error)

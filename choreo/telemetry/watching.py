@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 from weakref import WeakSet
 
+from choreo.telemetry.attributes import type_name
+
 FLUSH_S_MAX = 2.0
 """Closing waits so long for what is queued to be taken."""
 ABORT_S_MAX = 0.5
@@ -21,6 +23,7 @@ T = TypeVar("T")
 _log = logging.getLogger("choreo.telemetry")
 _local = threading.local()
 _watches: "WeakSet[Watch]" = WeakSet()
+_warned: set[str] = set()
 
 
 class Watch:
@@ -100,6 +103,13 @@ def quieten() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("opentelemetry.exporter.", "opentelemetry.sdk._shared_internal", "urllib3.")):
             logging.getLogger(name).addFilter(_quiet)
+
+
+def contain(moment: str, error: Exception) -> None:
+    """Say once a moment that tracing failed there; the service goes on."""
+    level = logging.DEBUG if moment in _warned else logging.WARNING
+    _warned.add(moment)
+    _log.log(level, "tracing failed at %s and the service goes on: %s", moment, type_name(error))
 
 
 def close(flushes: Sequence[tuple[Callable[[], object], Callable[[], object], Watch]]) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -230,7 +229,7 @@ class ParkedConformance(OnShelf):
         """The same, and its event leaves the queue."""
 
         def left(finished: Finished) -> Finished:
-            return replace(finished, parking=queue.leaves(1))
+            return finished._replace(parking=queue.leaves(1))
 
         def invoke(transaction: Any, connection: Any) -> Finished:
             return left(inside.invoke(transaction, connection))

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -123,7 +122,7 @@ async def test_what_was_written_of_a_commit_that_failed_elsewhere_is_not_written
         await stage.claim(store, p, 1, 2)
         await stage.claim(store, q, 3)
         good = stage.finished(p, 1)
-        huge = replace(stage.finished(p, 2), emits=(ProducerRecord(stage.output, b"k", bytes(1_100_000), ()),))
+        huge = stage.finished(p, 2)._replace(emits=(ProducerRecord(stage.output, b"k", bytes(1_100_000), ()),))
         finished = [good, stage.finished(q, 3), huge]
         leases = {p.partition: p, q.partition: q}
         with pytest.raises(RecordTooLarge) as caught:

@@ -26,8 +26,10 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition as KafkaPartition
 
+from choreo.errors import TransportError
 from choreo.record import Headers, ProducerRecord
 from choreo.transports.kafka import KafkaTransport
+from choreo.transports.kafka.batches import deliver
 from choreo.transports.kafka.client import GatedSubscription, gated_consumer
 from choreo.transports.kafka.closing import discard
 from choreo.transports.kafka.fencing import (
@@ -257,3 +259,76 @@ async def test_discarded_producer_leaves_nothing_behind(kafka: str) -> None:
     await asyncio.gather(sending, return_exceptions=True)
     await transport.close()
     assert [repr(task) for task in asyncio.all_tasks() if "aiokafka" in repr(task)] == []
+
+
+class StubProducer:
+    """As much of AIOKafkaProducer as `deliver` touches, and no broker behind it."""
+
+    def __init__(self, batch_size: int = 16_384) -> None:
+        self._message_accumulator = MessageAccumulator(None, batch_size, 0, 30.0)
+        self._metadata = self
+        self._partitioner = partition_of
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        return {0, 1}
+
+    def available_partitions_for_topic(self, topic: str) -> set[int]:
+        return {0, 1}
+
+    def batches(self, partition: int) -> list[MessageBatch]:
+        return list(self._message_accumulator._batches.get(KafkaPartition("t", partition), ()))
+
+
+def record_in(partition: int, value: bytes, headers: Headers = ()) -> ProducerRecord:
+    return ProducerRecord("t", b"k", value, headers, partition)
+
+
+async def test_delivery_hands_over_in_one_step_and_in_order() -> None:
+    """Two calls at once share an open batch; a full one, and one of odd records, is followed by another."""
+    producer = StubProducer(batch_size=300)
+    firsts = [record_in(0, b"%d" % number * 60) for number in range(4)]
+    first = asyncio.create_task(deliver(producer, [*firsts, record_in(1, b"x")]))
+    second = asyncio.create_task(deliver(producer, [record_in(0, b"odd", ODD), record_in(0, b"last")]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    batches = producer.batches(0)
+    assert [batch.record_count for batch in batches] == [3, 1, 1, 1]
+    values = [each[1] for batch in batches for each in read(LenientRecords(bytes(batch.get_data_buffer())))]
+    assert values == [record.value for record in firsts] + [b"odd", b"last"]
+    (alone,) = producer.batches(1)
+    for batch in (*batches, alone):
+        batch.done(7)
+    assert (await first, await second) == ({}, {})
+
+
+async def test_a_batch_that_fails_fails_whoever_has_records_in_it() -> None:
+    """By index, in order; what else the caller sent is acknowledged."""
+    producer = StubProducer()
+    first = asyncio.create_task(deliver(producer, [record_in(1, b"a"), record_in(0, b"b"), record_in(1, b"c")]))
+    second = asyncio.create_task(deliver(producer, [record_in(1, b"d")]))
+    third = asyncio.create_task(deliver(producer, [record_in(1, b"e")]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    third.cancel()  # its record goes with the others, and they are not cancelled with it
+    await asyncio.gather(third, return_exceptions=True)
+    (good,), (bad,) = producer.batches(0), producer.batches(1)
+    assert bad.record_count == 4
+    good.done(7)
+    bad.failure(errors.NotLeaderForPartitionError())
+    failed = await first
+    assert list(failed) == [0, 2]
+    assert {type(error) for error in failed.values()} == {errors.NotLeaderForPartitionError}
+    assert list(await second) == [0]
+
+
+async def test_nothing_is_handed_to_a_producer_that_is_closed_or_dead() -> None:
+    """As `AIOKafkaProducer.send` has it."""
+    producer = StubProducer()
+    producer._message_accumulator._exception = errors.ProducerFenced()
+    with pytest.raises(errors.ProducerFenced):
+        await deliver(producer, [record_in(0, b"a")])
+    producer._message_accumulator._closed = True
+    with pytest.raises(errors.ProducerClosed):
+        await deliver(producer, [record_in(0, b"a")])
+    with pytest.raises(TransportError, match="no partition 9"):
+        await deliver(StubProducer(), [record_in(9, b"a")])

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Coroutine, Generator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +48,7 @@ async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
             await span.call(fails)
         span.finish("handled", attempts=1)
         assert trace.get_current_span() is ambient
-        published, end = instrument.publish("orders", replace(event("o-2", "order.placed"), traceparent=SAMPLED))
+        published, end = instrument.publish("orders", event("o-2", "order.placed")._replace(traceparent=SAMPLED))
         end(TimeoutError("card 4111"))
         end(None)
     instrument.close()

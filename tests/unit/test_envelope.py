@@ -1,14 +1,14 @@
 """CloudEvents on Kafka headers: ours, those of others, and those of attackers."""
 
 import base64
-from dataclasses import replace
+from itertools import combinations
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choreo.envelope import CORE, ID_BYTES_MAX, TRACESTATE_BYTES_MAX, Envelope, event_type, read, write
+from choreo.envelope import CORE, ID_BYTES_MAX, TRACESTATE_BYTES_MAX, Envelope, event_type, read, usual, write
 from choreo.errors import DecodeError
 from choreo.record import Header, Headers, last_headers
 
@@ -50,6 +50,7 @@ def without(name: str) -> Headers:
         version=st.none() | st.integers(1, 10**9 - 1),
         time=st.none() | _TEXT,
         subject=st.none() | _TEXT,
+        dataschema=st.none(),
         correlationid=_TEXT,
         causationid=st.none() | _TEXT,
         traceparent=st.none() | _TEXT,
@@ -66,7 +67,52 @@ def test_what_is_written_is_read(envelope: Envelope) -> None:
     assert len(set(names)) == len(names)
     assert all(value is not None and value.decode() is not None for _, value in headers)
     schema = None if envelope.version is None else f"urn:choreo:{envelope.type}:{envelope.version}"
-    assert read(headers, b"{}") == (replace(envelope, dataschema=schema), b"{}")
+    assert read(headers, b"{}") == (envelope._replace(dataschema=schema), b"{}")
+
+
+ODD_NAMES = ("ce_more", "CE_ID", "other")
+ODD_VALUES = (
+    None,
+    b"",
+    b"1.0",
+    b"application/json",
+    b"\xff",
+    b"urn:choreo:a:2",
+    b"x" * 300,
+    b"x" * 600,
+    b"x" * 1_100,
+)
+
+
+def test_the_quick_way_to_read_is_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any two headers missing, doubled or odd: the same envelope, or the same error."""
+    usual_headers = dict(write(Envelope("i", "/s", "a", 2, "t", "s", None, "c", "d", "p", "q")))
+    names = [*usual_headers, *ODD_NAMES]
+    changes: list[Headers] = [((name, value),) for name in names for value in ODD_VALUES]
+    changes += [((name, b"again"), (name, b"and again")) for name in names] + [()]
+
+    def outcome(headers: Headers) -> object:
+        try:
+            return read(headers, b"{}")
+        except DecodeError as error:
+            return error.reason, error.detail
+
+    given_headers: list[Headers] = []
+    for first, second in combinations(changes, 2):
+        changed = {**usual_headers, **dict(first[:1]), **dict(second[:1])}
+        whole = (*changed.items(), *first[1:], *second[1:])
+        touched = {name for name, _ in first}
+        given_headers += [whole, tuple(header for header in whole if header[0] not in touched)]
+    quick = [outcome(headers) for headers in given_headers]
+    assert sum(usual(headers) is not None for headers in given_headers) > 1_000
+    monkeypatch.setattr("choreo.envelope.usual", lambda _: None)
+    for headers, found in zip(given_headers, quick, strict=True):
+        assert outcome(headers) == found, headers
+
+
+def test_most_records_are_read_the_quick_way() -> None:
+    """Those of choreo, as long as no extension is propagated."""
+    assert usual(write(Envelope("i", "/s", "t", 1, correlationid="c", causationid="d", traceparent="e"))) is not None
 
 
 def test_the_headers_of_an_event_are_those_of_the_kafka_binding() -> None:
@@ -215,7 +261,7 @@ def test_a_long_tracestate_is_dropped_and_a_broken_traceparent_kept_for_the_trac
 def test_traced_changes_the_span_and_nothing_else() -> None:
     """The same event sent from another span."""
     envelope = Envelope("1", "/shop", "order.placed", traceparent="a", tracestate="b")
-    assert envelope.traced("c", None) == replace(envelope, traceparent="c", tracestate=None)
+    assert envelope.traced("c", None) == envelope._replace(traceparent="c", tracestate=None)
 
 
 def test_a_structured_event() -> None:

@@ -17,6 +17,7 @@ log = logging.getLogger("choreo.changelog")
 Progress = Callable[[TopicPartition, int], None]
 """Called while an input partition is restored, with the number of keys read so far."""
 
+FRESH = Claimed("fresh")
 SAY_EVERY_S = 3.0
 READ_ATTEMPTS_MAX = 5
 READ_AGAIN_S = 1.0
@@ -135,7 +136,7 @@ class HeldPartition:
         if known is not None:
             return Claimed("done" if known == request.fingerprint else "conflict")
         self._claims[request.digest] = request.fingerprint, request.timestamp_ms
-        return Claimed("fresh")
+        return FRESH
 
     def part(self, units: Sequence[tuple[int, Finished]], offset: int | None) -> Part | None:
         """What to write of these units, each with its first emit's place in the flush; None if one is not claimed.
@@ -152,8 +153,8 @@ class HeldPartition:
             claim = self._claims.get(unit.digest)
             if claim is None:
                 return None
-            for ordinal, emit in enumerate(unit.emits):
-                part.append(emit, place + ordinal)
+            part.records += unit.emits
+            part.places += range(place, place + len(unit.emits))
             fingerprint, timestamp_ms = claim
             keys.append(Key(unit.digest, fingerprint, unit.offset, timestamp_ms, unit.outcome))
         for packed, value in pack(keys):

@@ -10,6 +10,7 @@ from choreo.sqlite import leases
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.parked import is_parked
 
+FRESH = Claimed("fresh")
 _Row = tuple[int, bytes, str, str, int, int, int]
 
 
@@ -34,7 +35,7 @@ def claim(
         row = None if id_ is None else _row(db, id_)
         if id_ is None or row is None:
             made[request.digest] = _insert(db, lease, request)
-            answer = Claimed("fresh")
+            answer = FRESH
         else:
             answer = _again(db, id_, row, lease, request, now_ms)
         if request.queue is not None and is_parked(db, request.queue):

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from choreo.errors import LeaseLost, StoreError
 from choreo.instances import INSTANCES
@@ -56,9 +56,9 @@ class Commit:
                 self._gone.add(each.digest)
             elif state:
                 self._written.add(each.digest)  # by this very request, which is repeated
-        for unit in request.finished:
-            if unit.partition not in refused and unit.digest not in self._written:
-                self._finish(unit)
+        self._finish(
+            [unit for unit in request.finished if unit.partition not in refused and unit.digest not in self._written]
+        )
         transacted = self._transact(refused)
         offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
         if self._with_log and offsets:
@@ -81,14 +81,19 @@ class Commit:
         self._rows[digest] = id_
         return bool(row[0])
 
-    def _finish(self, unit: Finished) -> None:
-        self._db.execute(
+    def _finish(self, units: Sequence[Finished]) -> None:
+        """Their keys are done, and their emits stand in the log or the outbox, in order; one statement for all."""
+        self._db.executemany(
             "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE id = ?",
-            (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]),
+            [(unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]) for unit in units],
         )
-        self._emit(unit.partition, unit.emits)
-        if unit.parking is not None:
-            self._emit(unit.partition, self._park(unit.partition, unit.parking))
+        emits: list[tuple[TopicPartition, ProducerRecord]] = []
+        for unit in units:
+            emits += [(unit.partition, record) for record in unit.emits]
+            if unit.parking is not None:
+                emits += [(unit.partition, record) for record in self._park(unit.partition, unit.parking)]
+        if emits:
+            self._emit(emits)
 
     def _park(self, partition: TopicPartition, parking: Waits | Leaves) -> list[ProducerRecord]:
         if isinstance(parking, Leaves):
@@ -97,26 +102,23 @@ class Commit:
             self.timers_due_ms.append(self._now_ms + int(parking.due_s * 1000))
         return parked.wait(self._db, self._request.leases[partition].group, parking, self._now_ms)
 
-    def _emit(self, partition: TopicPartition, emits: Iterable[ProducerRecord]) -> None:
+    def _emit(self, emits: Sequence[tuple[TopicPartition, ProducerRecord]]) -> None:
         if self._with_log:
-            log.append(self._db, tuple(emits), self._now_ms)
+            log.append(self._db, [record for _, record in emits], self._now_ms)
             return
-        lease = self._request.leases[partition]
-        for record in emits:
-            cursor = self._db.execute(
-                'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    lease.group,
-                    *partition,
-                    record.topic,
-                    record.key,
-                    record.value,
-                    log.encode_headers(record.headers),
-                ),
-            )
-            assert cursor.lastrowid is not None
-            self._outbox.append((cursor.lastrowid, record))
+        groups = {id_: lease.group for id_, lease in self._request.leases.items()}
+        self._db.executemany(
+            'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (groups[id_], *id_, record.topic, record.key, record.value, log.encode_headers(record.headers))
+                for id_, record in emits
+            ],
+        )
+        # Nobody else writes meanwhile, so their ids are in a row.
+        (last,) = self._db.execute("SELECT last_insert_rowid()").fetchone()
+        rows = range(last - len(emits) + 1, last + 1)
+        self._outbox += [(row, record) for row, (_, record) in zip(rows, emits, strict=True)]
 
     def _transact(self, refused: set[TopicPartition]) -> list[Finished | BaseException | None]:
         results: list[Finished | BaseException | None] = []
@@ -148,7 +150,7 @@ class Commit:
             finished: Finished = unit.invoke(transaction, self._db)
             if not self._db.in_transaction:
                 raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
-            self._finish(finished)
+            self._finish([finished])
         except (Exception, asyncio.CancelledError) as error:  # a plain handler's own: nobody cancels a thread
             if _file_failed(error) or not self._db.in_transaction:
                 raise StoreError(f"the transaction was lost: {error}") from error

@@ -110,7 +110,7 @@ class _LeaseStore(SqliteStore):
 
     async def commit(self, request: CommitRequest) -> CommitResult:
         """Keys only."""
-        return await super().commit(replace(request, finished=[replace(each, emits=()) for each in request.finished]))
+        return await super().commit(replace(request, finished=[each._replace(emits=()) for each in request.finished]))
 
 
 class _Rows:

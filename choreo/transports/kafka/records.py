@@ -221,7 +221,5 @@ def is_raw(record: ProducerRecord) -> bool:
 
 
 def _has_raw_key(headers: Headers) -> bool:
-    for key, _ in headers:
-        if not key.isascii() and any("\udc80" <= letter <= "\udcff" for letter in key):
-            return True
-    return False
+    names = "".join([key for key, _ in headers])
+    return not names.isascii() and any("\udc80" <= letter <= "\udcff" for letter in names)

@@ -18,6 +18,7 @@ from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.transports.kafka import closing as kafka_closing
+from choreo.transports.kafka.batches import deliver
 from choreo.transports.kafka.errors import denied, reason
 from choreo.transports.kafka.fencing import (
     CONNECT_BACKOFF_S,
@@ -33,7 +34,7 @@ from choreo.transports.kafka.fencing import (
     older_than_4_0,
     transactional_id,
 )
-from choreo.transports.kafka.producer import TOO_LARGE, deliver, partition_of, refuse_oversized, too_large
+from choreo.transports.kafka.producer import TOO_LARGE, partition_of, refuse_oversized, too_large
 from choreo.transports.kafka.reading import read_to_end
 from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import TRANSACTION_DEFAULTS, KafkaTransactionSettings
