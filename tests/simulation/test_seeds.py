@@ -1,8 +1,10 @@
 """Many seeds in processes of their own, on a small app in a folder of its own; what does not come of the seed."""
 
+import asyncio
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from choreo.core.units import TRANSITIONS
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.testing.simulation import Faults, Unsimulated, seeds
+from choreo.testing.simulation.loop import PROCESS, Life, SimulationLoop
 from choreo.testing.simulation.seeds import Tally, check_twice, find, first_difference, run_seeds
 
 MODULE = '''
@@ -193,3 +196,31 @@ def test_a_simulation_is_found_by_its_name(here: Path, target: str, said: str) -
     with pytest.raises(ConfigurationError, match=said):
         find(target)
     assert find("brewing:good").members == 1
+
+
+def test_what_is_unwound_at_the_end_is_in_the_simulated_loop() -> None:
+    """Outside of it `asyncio.gather` would make a loop of its own, which nobody closes."""
+    loop, life = SimulationLoop(0.0), Life()
+    seen: list[asyncio.AbstractEventLoop] = []
+
+    async def dies() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.append(asyncio.get_running_loop())
+
+    context = copy_context()
+    context.run(PROCESS.set, life)
+    task = loop.create_task(dies(), context=context)
+    loop.run_until_complete(_moment())
+    life.kill()
+    loop.abandon(life)
+    loop.close()
+    assert seen == [loop]
+    assert not task.done()
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+
+
+async def _moment() -> None:
+    await asyncio.sleep(0.1)

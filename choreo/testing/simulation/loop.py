@@ -150,10 +150,14 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     def abandon(self, life: Life) -> None:
         """At the end: unwind what a dead process left, where nothing it does can be seen any more."""
-        for task in life.tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with suppress(BaseException):
-                task.get_coro().close()
+        asyncio._set_running_loop(self)  # else what asks for a loop while it is unwound makes one, never closed
+        try:
+            for task in life.tasks:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with suppress(BaseException):
+                    task.get_coro().close()
+        finally:
+            asyncio._set_running_loop(None)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise Unsimulated(
