@@ -198,7 +198,7 @@ class Group:
         """Wait until a handler of every published event has ended."""
         until_s = time.monotonic() + within_s
         while missing := set(self.published) - {number for number, _ in self.calls("end")}:
-            assert time.monotonic() < until_s, f"{len(missing)} not handled; {[map(self.log, self.processes)]}"
+            assert time.monotonic() < until_s, f"{len(missing)} not handled; {[self.log(name) for name in self.processes]}"
             await asyncio.sleep(0.2)
 
     async def outcome(self) -> Outcome:
