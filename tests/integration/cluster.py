@@ -198,7 +198,8 @@ class Group:
         """Wait until a handler of every published event has ended."""
         until_s = time.monotonic() + within_s
         while missing := set(self.published) - {number for number, _ in self.calls("end")}:
-            assert time.monotonic() < until_s, f"{len(missing)} not handled; {[self.log(name) for name in self.processes]}"
+            logs = [self.log(name) for name in self.processes] if time.monotonic() > until_s else []
+            assert not logs, f"{len(missing)} not handled; {logs}"
             await asyncio.sleep(0.2)
 
     async def outcome(self) -> Outcome:
