@@ -121,7 +121,7 @@ class Group:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         codes = [await asyncio.to_thread(process.wait, 40) for process in self.processes.values()]
-        assert not any(codes), [self.log(name) for name in self.processes]
+        assert not any(codes), f"{codes}: {[self.log(name) for name in self.processes]}"
 
     def owned(self, name: str) -> int:
         """How many partitions the process of this name has."""

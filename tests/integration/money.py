@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,10 +175,12 @@ class Teller:
         self._command += ["--service", service, *arguments]
         self._environment = {**os.environ, **QUICK_SESSIONS, **environment, "PYTHONPATH": str(ROOT)}
         self._process: subprocess.Popen[bytes] | None = None
+        self._begun = 0
 
     def start(self) -> None:
         """Start it; its log goes on where it was."""
         with open(self._log, "ab") as said:
+            self._begun = said.tell()
             self._process = subprocess.Popen(self._command, env=self._environment, cwd=ROOT, stdout=said, stderr=said)
 
     def kill(self) -> None:
@@ -190,6 +193,12 @@ class Teller:
     def drain(self) -> int:
         """Tell it to stop; its exit code."""
         assert self._process is not None
+        until_s = time.monotonic() + 30
+        while (
+            "choreo.run: running" not in self.log()[self._begun :]
+        ):  # until then SIGTERM ends it as it does any process
+            assert time.monotonic() < until_s, self.log()[-4000:]
+            time.sleep(0.05)
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(40)
 
