@@ -12,6 +12,7 @@ from choreo.cli.run import LogJson, LogLevel, checked_level, stop_on_signals, un
 from choreo.errors import ChoreoError
 from choreo.outbox.relay import Relay, RelaySettings
 from choreo.outbox.table import TABLE, OutboxTable
+from choreo.runtime.unsaid import unsaid
 
 log = logging.getLogger("choreo.relay")
 
@@ -49,8 +50,8 @@ def relay(
     except ChoreoError as error:
         log.error("%s", error)
         raise typer.Exit(exit_code(error)) from None
-    except Exception:
-        log.exception("stopped by an error")
+    except Exception as error:
+        log.error("stopped by an error", exc_info=unsaid(error))
         raise typer.Exit(FAILED) from None
 
 

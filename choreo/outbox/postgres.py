@@ -18,7 +18,7 @@ from choreo.errors import ConfigurationError, StoreError
 from choreo.outbox.rows import BACKLOG, TAKE, OutboxRow, backlog_of
 from choreo.outbox.table import OutboxTable
 from choreo.ports import Backlog
-from choreo.stores.postgres.pool import shown
+from choreo.stores.postgres.pool import said, shown
 
 T = TypeVar("T")
 CALL_S_MAX = 30.0
@@ -128,5 +128,4 @@ class PostgresRows:
                 "outbox.attach(metadata) adds it to, or the statement that outbox.ddl() returns"
             ) from None
         except (psycopg.Error, OSError, TimeoutError) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise StoreError(f"{self.shown} failed: {said}") from error
+            raise StoreError(f"{self.shown} failed: {said(error)}") from error

@@ -440,13 +440,14 @@ class Worker:
             await self._dead_letter(unit, reason or TOO_LARGE)
             return
         if reason:
+            bug = error if unit.work.error is None else None
             name, where = f"{self.service.name}.{unit.handler}", f"{unit.partition}@{unit.offset}"
             log.warning(
                 "parked: %s for %s, and what comes of its key waits behind it: %s",
                 where,
                 name,
                 detail,
-                exc_info=error if unit.work.error is None else None,
+                exc_info=None if bug is None else unsaid(bug),
                 extra=self._about(unit),
             )
         self.step(m.Returned(unit, self.flusher.finished(unit, (), f"parked:{reason}", waits)))

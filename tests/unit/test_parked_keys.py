@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -117,6 +118,17 @@ def on_log(topic: str) -> list[Record]:
 def cups() -> list[int]:
     """What was poured for Ada, in order."""
     return [json.loads(each.value or b"")["cups"] for each in on_log("pours") if each.key == b"Ada"]
+
+
+def test_log_has_the_stack_of_what_failed_and_not_its_words(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of a dead letter: what an exception says may hold a secret."""
+    caplog.set_level(logging.INFO, "choreo.exceptions")
+    publish("Cyd", 10)
+    assert handle(1)["parked"] == 1
+    assert "parked: asks/" in caplog.text
+    assert "ConnectionError" in caplog.text
+    assert "parked_for_tests.py" in caplog.text
+    assert "ConnectionError: a secret" not in caplog.text
 
 
 def test_parked_says_what_waits_and_why(here: Path) -> None:

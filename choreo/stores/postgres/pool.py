@@ -65,7 +65,7 @@ class Server:
                 await (await self.connect()).close()
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise StoreError(
-                f"{self.shown} cannot be reached: {_said(error)}; check that the server runs, the address, the "
+                f"{self.shown} cannot be reached: {said(error)}; check that the server runs, the address, the "
                 "user's password and pg_hba.conf"
             ) from error
         self._pool = AsyncConnectionPool(self.url, kwargs=self.settings, open=False, **self._limits())
@@ -181,7 +181,7 @@ class Server:
                 await self._replace_lost()
                 if not repeat or isinstance(error, (errors.QueryCanceled, PoolTimeout)):
                     raise
-                log.info("%s: once more after: %s", self.shown, _said(error))
+                log.info("%s: once more after: %s", self.shown, said(error))
                 return await work()
         except ChoreoError:
             raise
@@ -198,20 +198,20 @@ class Server:
         """A failure as the store's own error: what failed, why, what to do."""
         if isinstance(error, _MISSING):
             return StoreError(
-                f"{self.shown} has no tables of choreo in the schema {self._schema!r} ({_said(error)}); "
+                f"{self.shown} has no tables of choreo in the schema {self._schema!r} ({said(error)}); "
                 "run `choreo store apply`"
             )
         if isinstance(error, PoolTimeout):
             reason = await self._unreachable()
             return StoreError(f"{self.shown}: no connection in {self.timeout_s:g} s: {reason}")
-        return StoreError(f"{self.shown} failed: {_said(error)}; it is tried again; see the server's log")
+        return StoreError(f"{self.shown} failed: {said(error)}; it is tried again; see the server's log")
 
     async def _unreachable(self) -> str:
         try:
             async with asyncio.timeout(2.0):
                 await (await self.connect()).close()
         except (psycopg.Error, OSError, TimeoutError) as error:
-            return f"{_said(error)}; check that the server runs"
+            return f"{said(error)}; check that the server runs"
         return f"all {self.connections_max} are at work; raise connections_max"
 
 
@@ -251,7 +251,7 @@ def shown(url: str) -> str:
     return f"postgresql://{user}{parts.get('host') or 'localhost'}{port}/{parts.get('dbname') or ''}"
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """What the server said; not its DETAIL, which quotes values."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return f"{error.diag.message_primary} ({error.sqlstate})"

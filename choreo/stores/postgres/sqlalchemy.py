@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 
 from choreo.errors import StoreError
-from choreo.stores.postgres.pool import Server
+from choreo.stores.postgres.pool import Server, said
 from choreo.stores.postgres.transact import AsyncTransaction, PlainTransaction
 
 _URL = "postgresql+psycopg://"
@@ -108,7 +108,6 @@ class Sessions:
 
 
 def _told(error: Exception, server: Server) -> StoreError:
-    """A failure outside of any handler: what psycopg said of it."""
+    """A failure outside of any handler: what the server said of it."""
     cause = getattr(error, "orig", None) or error
-    message = " ".join(str(cause).split())
-    return StoreError(f"{server.shown} failed: {message}; it is tried again; see the server's log")
+    return StoreError(f"{server.shown} failed: {said(cause)}; it is tried again; see the server's log")
