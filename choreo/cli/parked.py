@@ -111,9 +111,9 @@ def _orders(
         heads = [each.head for each in found if each.service == name]
         some = orders_for(service, app.topic(service.replay_topic), heads, what, who, time.time())
         every.records += some.records
-        for mine, more in ((every.handlers, some.handlers), (every.left_out, some.left_out)):
-            mine.update(more)
-        every.impossible.update(some.impossible)
+        every.handlers += some.handlers
+        every.left_out += some.left_out
+        every.impossible += some.impossible
     return every
 
 

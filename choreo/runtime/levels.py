@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from choreo.core.partition import Partition
 from choreo.errors import ChoreoError
@@ -59,18 +59,17 @@ class Gauge:
         if not worker.service.parks:
             return None
         store: ParkedStore = worker.ports.store  # type: ignore[assignment]  # `check_pair` has seen to it
-        try:
-            return await store.parked_keys(worker.service.group)
-        except ChoreoError as error:
-            log.info("%s: how many keys are parked cannot be told: %s", worker.service.name, error)
-            return None
+        return await self._asked("how many keys are parked", store.parked_keys(worker.service.group))
 
     async def _timers_due(self) -> int | None:
         timers = self._worker.timers
+        return None if timers is None else await self._asked("how many timers are due", timers.overdue())
+
+    async def _asked(self, what: str, answer: Awaitable[int]) -> int | None:
         try:
-            return None if timers is None else await timers.overdue()
+            return await answer
         except ChoreoError as error:
-            log.info("%s: how many timers are due cannot be told: %s", self._worker.service.name, error)
+            log.info("%s: %s cannot be told: %s", self._worker.service.name, what, error)
             return None
 
     async def _ends(self) -> Mapping[TopicPartition, int]:

@@ -9,8 +9,6 @@ from random import getrandbits
 from time import time_ns
 from typing import Any
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 
@@ -19,6 +17,7 @@ from choreo.ports import UnitInfo
 from choreo.telemetry import encoding
 from choreo.telemetry.attributes import Attributes, of_process, of_send, type_name
 from choreo.telemetry.live import LiveSpan
+from choreo.telemetry.nesting import attach, within
 from choreo.telemetry.traceparent import RANDOM, SAMPLED, Parent
 from choreo.telemetry.watching import contain
 
@@ -160,24 +159,12 @@ class QuickUnit:
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """With the span as the current one."""
         self._sends.clear()
-        return self._within(function)
+        return within(self._seen(), function)
 
     def attach(self) -> None:
         """The same, in a context that is the handler's alone."""
         self._sends.clear()
-        otel_context.attach(trace.set_span_in_context(self._seen()))
-
-    async def _within(self, function: Callable[[], Awaitable[Any]]) -> Any:
-        token = otel_context.attach(trace.set_span_in_context(self._seen()))
-        try:
-            result = await function()
-        except GeneratorExit:
-            raise  # closed from another context, where the token means nothing
-        except BaseException:
-            otel_context.detach(token)
-            raise
-        otel_context.detach(token)
-        return result
+        attach(self._seen())
 
     def _seen(self) -> LiveSpan:
         if self._live is None:

@@ -20,6 +20,7 @@ from choreo.envelope import Envelope
 from choreo.ports import FlowMark, Peer, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
+from choreo.telemetry.nesting import attach, within
 from choreo.telemetry.quick import Quick, QuickUnit
 from choreo.telemetry.setup import SPLIT_AFTER_S, TraceMode
 from choreo.telemetry.silent import Forward, incoming, nothing
@@ -193,11 +194,11 @@ class _Recorded:
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         self._sends.clear()
-        return _within(self._span, function)
+        return within(self._span, function)
 
     def attach(self) -> None:
         self._sends.clear()
-        _attach(self._span)
+        attach(self._span)
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         if self._finished:
@@ -220,10 +221,10 @@ class _Unrecorded(Forward):
         self._parent = parent
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        return _within(_Passing(self._parent, self._tracestate), function)
+        return within(_Passing(self._parent, self._tracestate), function)
 
     def attach(self) -> None:
-        _attach(_Passing(self._parent, self._tracestate))
+        attach(_Passing(self._parent, self._tracestate))
 
 
 class _Passing(NonRecordingSpan):
@@ -234,26 +235,6 @@ class _Passing(NonRecordingSpan):
 
     def get_span_context(self) -> SpanContext:
         return _remote(*self._of)
-
-
-def _attach(span: trace.Span) -> None:
-    try:
-        otel_context.attach(trace.set_span_in_context(span))
-    except Exception as error:
-        contain("attach", error)
-
-
-async def _within(span: trace.Span, function: Callable[[], Awaitable[Any]]) -> Any:
-    token = otel_context.attach(trace.set_span_in_context(span))
-    try:
-        result = await function()
-    except GeneratorExit:
-        raise  # closed from another context, where the token means nothing
-    except BaseException:
-        otel_context.detach(token)
-        raise
-    otel_context.detach(token)
-    return result
 
 
 def _remote(parent: Parent, tracestate: str | None) -> SpanContext:

@@ -1,7 +1,6 @@
 """Inventory with its rows in PostgreSQL: goods are held, released or issued in the transaction of the event's key."""
 
 import json
-from collections import Counter
 from importlib.resources import files
 from typing import Any
 
@@ -50,9 +49,7 @@ def tables(db: Db) -> None:
 @inventory.handler(OrderPlaced, idempotency_key="order_id")
 def reserve(order: OrderPlaced, db: Db) -> StockReserved | StockRejected:
     """Hold all lines of an order, or none. Articles are locked by their numbers, so that orders wait in no ring."""
-    wanted: Counter[str] = Counter()
-    for line in order.lines:
-        wanted[line.sku] += line.quantity
+    wanted = shelf.quantities(order.lines)
     rows = db.execute(
         "SELECT sku, available FROM inventory_stock WHERE sku = ANY(%s) ORDER BY sku FOR UPDATE", (list(wanted),)
     )
@@ -64,13 +61,7 @@ def reserve(order: OrderPlaced, db: Db) -> StockReserved | StockRejected:
     for sku, quantity in wanted.items():
         _move(db, sku, available=-quantity, held=quantity)
         db.execute("INSERT INTO inventory_hold VALUES (%s, %s, %s)", (str(order.order_id), sku, quantity))
-    return StockReserved(
-        order_id=order.order_id,
-        customer_id=order.customer.id,
-        total=order.total,
-        payment_token=order.payment_token,
-        region=order.region,
-    )
+    return shelf.reserved(order)
 
 
 @inventory.handler(PaymentDeclined, ShipmentCancelled)

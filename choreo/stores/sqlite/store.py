@@ -7,7 +7,7 @@ there is no outbox. The handler's own rows are part of it in both cases.
 import math
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from choreo.instances import INSTANCES, Count, Instance, Instances, Intervention, Timer
 from choreo.parked import Parked
@@ -45,6 +45,8 @@ _HISTORY = f"""WITH RECURSIVE span (number, last) AS (
     UNION ALL SELECT number + 1, last FROM span WHERE number < last
 ) SELECT handler, topic, "partition", offset, done, outcome, attempts, deliveries, duration_s, done_ms
 FROM span CROSS JOIN choreo_key k ON k.id / {SPAN_ROWS} = span.number AND k.correlation_id = ? ORDER BY done_ms"""
+
+_Due = TypeVar("_Due", Timer, Parked)
 
 
 class SqliteStore:
@@ -235,19 +237,29 @@ class SqliteStore:
         return await self._db.read(query)
 
     async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
-        """Timers to be sent now; the write lock is taken only if there are some."""
+        """Timers to be sent now."""
         now_ms = self._now_ms()
-        wake_ms = await self._db.read(lambda db: instances.next_wake_ms(db, processes))
-        if wake_ms is None:
-            return [], math.inf
-        if wake_ms > now_ms:
-            return [], (wake_ms - now_ms) / 1000
+        return await self._taken(
+            now_ms,
+            lambda db: instances.next_wake_ms(db, processes),
+            lambda db: instances.claim_due(db, processes, limit, now_ms, now_ms + int(claim_s * 1000)),
+        )
 
-        def change(db: sqlite3.Connection) -> tuple[list[Timer], int | None]:
-            found = instances.claim_due(db, processes, limit, now_ms, now_ms + int(claim_s * 1000))
-            return found, instances.next_wake_ms(db, processes)
+    async def _taken(
+        self,
+        now_ms: int,
+        next_wake_ms: Callable[[sqlite3.Connection], int | None],
+        claim_due: Callable[[sqlite3.Connection], list[_Due]],
+    ) -> tuple[list[_Due], float]:
+        """What is due, and seconds until more is; the write lock is taken only if something is."""
 
-        found, wake_ms = await self._db.write(change)
+        def take(db: sqlite3.Connection) -> tuple[list[_Due], int | None]:
+            return claim_due(db), next_wake_ms(db)
+
+        found: list[_Due] = []
+        wake_ms = await self._db.read(next_wake_ms)
+        if wake_ms is not None and wake_ms <= now_ms:
+            found, wake_ms = await self._db.write(take)
         return found, math.inf if wake_ms is None else max(0, wake_ms - now_ms) / 1000
 
     async def due_sent(self, timers: Sequence[Timer], *, again_s: float) -> None:
@@ -311,18 +323,13 @@ class SqliteStore:
         return await self._db.read(lambda db: queues.count(db, group))
 
     async def heads_due(self, group: str, *, limit: int, claim_s: float) -> tuple[Sequence[Parked], float]:
-        """Heads to be sent now; the write lock is taken only if there are some."""
+        """Heads to be sent now."""
         now_ms = self._now_ms()
-        wake_ms = await self._db.read(lambda db: queues.next_wake_ms(db, group))
-        if wake_ms is None or wake_ms > now_ms:
-            return [], math.inf if wake_ms is None else (wake_ms - now_ms) / 1000
-
-        def change(db: sqlite3.Connection) -> tuple[list[Parked], int | None]:
-            found = queues.claim_due(db, group, limit, now_ms, now_ms + int(claim_s * 1000))
-            return found, queues.next_wake_ms(db, group)
-
-        found, wake_ms = await self._db.write(change)
-        return found, math.inf if wake_ms is None else max(0, wake_ms - now_ms) / 1000
+        return await self._taken(
+            now_ms,
+            lambda db: queues.next_wake_ms(db, group),
+            lambda db: queues.claim_due(db, group, limit, now_ms, now_ms + int(claim_s * 1000)),
+        )
 
     async def heads_sent(self, heads: Sequence[Parked], *, again_s: float) -> None:
         """They are on the log."""

@@ -60,13 +60,7 @@ def reserve(order: OrderPlaced, ctx: Context, db: sqlite3.Connection) -> StockRe
     if (refused := hold(order.order_id, order.lines, ctx, db)) is not None:
         reason, sku = refused
         return StockRejected(order_id=order.order_id, customer_id=order.customer.id, reason=reason, sku=sku)
-    return StockReserved(
-        order_id=order.order_id,
-        customer_id=order.customer.id,
-        total=order.total,
-        payment_token=order.payment_token,
-        region=order.region,
-    )
+    return reserved(order)
 
 
 @inventory.handler(PaymentDeclined, ShipmentCancelled)
@@ -94,7 +88,7 @@ def hold(
     order_id: UUID, lines: tuple[OrderLine, ...], ctx: Context, db: sqlite3.Connection
 ) -> tuple[Rejected, str] | None:
     """Hold all lines or none; why not, and the first article that could not be."""
-    wanted = _quantities(lines)
+    wanted = quantities(lines)
     for sku, quantity in wanted.items():
         if reason := _why_not(db, sku, quantity):
             _enter(db, ctx, order_id, "reject", reason)
@@ -120,7 +114,18 @@ def put_back(order_id: UUID, reason: Released, ctx: Context, db: sqlite3.Connect
     return bool(held)
 
 
-def _quantities(lines: tuple[OrderLine, ...]) -> Counter[str]:
+def reserved(order: OrderPlaced) -> StockReserved:
+    """What others are told of an order whose goods are on hold."""
+    return StockReserved(
+        order_id=order.order_id,
+        customer_id=order.customer.id,
+        total=order.total,
+        payment_token=order.payment_token,
+        region=order.region,
+    )
+
+
+def quantities(lines: tuple[OrderLine, ...]) -> Counter[str]:
     """Pieces by article: customers do order one article on two lines."""
     wanted: Counter[str] = Counter()
     for line in lines:
