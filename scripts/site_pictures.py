@@ -5,6 +5,7 @@ Of Mermaid it knows what the pages have: flowcharts as `choreo graph` writes the
 
 import re
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from choreo.flow.picture import Edge, Node, Picture
@@ -67,7 +68,7 @@ class _Flowchart(_Diagram):
         else:
             parts = EDGE.split(line)
             ids = [self._read(part) for part in parts[::3]]
-            for number, (source, target) in enumerate(zip(ids, ids[1:], strict=False)):
+            for number, (source, target) in enumerate(pairwise(ids)):
                 arrow, label = parts[number * 3 + 1 : number * 3 + 3]
                 self.edge(source, target, _plain(label or ""), sure=arrow == "-->")
 

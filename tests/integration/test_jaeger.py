@@ -149,7 +149,7 @@ def fleet_trace(fleet: Fleet, *arguments: str) -> str:
 def test_commands_of_the_page_bring_up_a_trace(
     tmp_path: Path, jaeger: Jaeger, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The section on Jaeger in docs/tracing.md but for its ports; the same tree where each hop is a trace of its own."""
+    """As docs/tracing.md has them, but for ports; the same tree where each hop is a trace of its own."""
     monkeypatch.setenv("CHOREO_TRACE_MODE", mode)
     readme = (ROOT / "README.md").read_text()
     flow = re.search(r"^<!-- orders.py -->\n```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)

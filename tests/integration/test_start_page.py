@@ -1,4 +1,4 @@
-"""docs/start.md is done from nothing: a new virtual environment, a new project, a Kafka of its own, a flow, its trace."""
+"""docs/start.md is done from nothing: a new virtual environment, a new project, a Kafka, a flow, and its trace."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def a_newcomers_environment() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_from_nothing_to_a_traced_flow_on_kafka(beside: Path) -> None:
-    """Every command of the page in its order, in one shell; what it says that a command prints, the command prints."""
+    """Every command of the page in its order, in one shell; what it says a command prints, the command prints."""
     script, shown = ["set -euo pipefail"], {}
     for _, language, text in BLOCK.findall(PAGE):
         if language == "sh":
