@@ -8,6 +8,8 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from pymdownx.superfences import SuperFencesException
+
 from choreo.flow.picture import Edge, Node, Picture
 from choreo.flow.svg import svg
 
@@ -18,10 +20,17 @@ MARKS = {"starts": "starts", "ends": "ends", "last": "ends"}
 
 
 def fence(source: str, *_: Any, **__: Any) -> str:
-    """A formatter of pymdownx.superfences."""
+    """A formatter of pymdownx.superfences.
+
+    Raises:
+        SuperFencesException: A line is none of those it knows. Any other exception would leave the block as text.
+    """
     read = _State() if source.startswith("stateDiagram") else _Flowchart()
     for line in source.splitlines()[1:]:
-        read.line(line.strip())
+        try:
+            read.line(line.strip())
+        except (KeyError, TypeError, ValueError) as error:
+            raise SuperFencesException(f"scripts/site_pictures.py does not know the line {line!r}") from error
     said = "".join(f"<figcaption>{escape(note)}</figcaption>" for note in read.notes)
     return f'<figure class="diagram"><div>{svg(read.picture())}</div>{said}</figure>'
 
@@ -75,7 +84,7 @@ class _Flowchart(_Diagram):
     def _read(self, text: str) -> str:
         found = NODE.fullmatch(text)
         if not found:
-            raise ValueError(f"no node of a flowchart that scripts/site_pictures.py knows: {text!r}")
+            raise ValueError(text)
         id_, bracket, label, mark = found.groups()
         marks = {MARKS[mark]: True} if mark else {}
         if not bracket:
@@ -91,7 +100,7 @@ class _State(_Diagram):
             return
         found = re.fullmatch(r"(\S+) --> ([^\s:]+)(?:: (.*))?", line)
         if not found:
-            raise ValueError(f"no line of a state diagram that scripts/site_pictures.py knows: {line!r}")
+            raise ValueError(line)
         source, target, label = found.groups()
         if source == "[*]":
             self.node(target, starts=True)
