@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = "README.md"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", "": "text"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
 
 def on_files(files: Files, *, config: Any) -> Files:
@@ -56,14 +56,15 @@ def _uri(path: str) -> str:
     """Where on the site a file of the repository is."""
     if path == FIRST:
         return "index.md"
-    path = path.removeprefix("docs/")
-    return path if path.endswith((".md", ".png", ".svg")) else f"{path}.md"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return path if path.endswith(".md") else f"{path}.md"
 
 
 def _file(path: str, config: Any) -> File:
     text = (ROOT / path).read_text()
     if not path.endswith(".md"):
-        text = f"# {path}\n\n````{LANGUAGES[PurePosixPath(path).suffix]}\n{text}````\n"
+        text = f"# {path}\n\n````{LANGUAGES.get(PurePosixPath(path).suffix, 'text')}\n{text}````\n"
     file = File.generated(config, _uri(path), content=text, inclusion=InclusionLevel.INCLUDED)
     if not path.endswith(".md"):
         file.inclusion = InclusionLevel.NOT_IN_NAV
