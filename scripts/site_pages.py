@@ -1,4 +1,4 @@
-"""What the site has beside docs/: the README as its first page, and whatever of the repository a page links to.
+"""What the site has beside docs/: the README as its first page, whatever of the repository a page links to, commands.
 
 A hook of MkDocs. Links are written as they are on disk, and so work in a checkout too; a file that is no Markdown
 becomes a page that shows it.
@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import typer
 from mkdocs.structure.files import File, Files, InclusionLevel
+from typer.cli import get_docs_for_click
+
+from choreo.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = "README.md"
@@ -19,7 +23,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the README, and whatever is linked to from there on."""
+    """Add the commands' own help, the README, and whatever is linked to from there on."""
     todo = [FIRST, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     seen = set(todo)
     while todo:
@@ -30,6 +34,7 @@ def on_files(files: Files, *, config: Any) -> Files:
             if target not in seen and not target.startswith("docs/") and (ROOT / target).is_file():
                 seen.add(target)
                 todo.append(target)
+    files.append(File.generated(config, "commands.md", content=_commands()))
     return files
 
 
@@ -44,6 +49,12 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             new = os.path.relpath(_uri(target), here)
             markdown = re.sub(rf"(?<=\]\(){re.escape(link)}(?=[)#])", new, markdown)
     return markdown
+
+
+def _commands() -> str:
+    command = typer.main.get_command(main)
+    context = typer.Context(command, info_name="choreo")
+    return get_docs_for_click(obj=command, ctx=context, name="choreo", title="Commands")
 
 
 def _links(path: str, markdown: str) -> Iterator[tuple[str, str]]:

@@ -144,6 +144,8 @@ def test_there_are_commands_to_look_at() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_paths_exist(name: str) -> None:
-    """Files of the repository that a page names in words."""
-    for path in re.findall(r"`((?:choreo|tests|scripts|deploy|handlers|docs)/[\w./-]+)`", PAGES[name].read_text()):
+    """Files of the repository that a page names in words, or runs."""
+    text = PAGES[name].read_text()
+    named = re.findall(r"`((?:choreo|tests|scripts|deploy|handlers|docs)/[\w./-]+)`", text)
+    for path in named + re.findall(r"\bpython3? (scripts/[\w/]+\.py)", text):
         assert (ROOT / path.rstrip("/")).exists(), path

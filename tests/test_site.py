@@ -94,6 +94,13 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert not missing
 
 
+def test_every_command_has_its_help(site: Path) -> None:
+    """Those of groups too, with their options."""
+    page = re.sub(r"<[^>]+>", "", article(site, "commands.md"))
+    assert "choreo dlq replay" in page
+    assert "--run" in page.partition("choreo dlq replay [OPTIONS]")[2].partition("choreo dlq")[0]
+
+
 def test_the_map_has_every_layer() -> None:
     """In the order of the contract that import-linter holds; and each of them is there."""
     table = MAP.partition("| layer |")[2].partition("\n\n")[0]
