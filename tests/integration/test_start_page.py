@@ -56,7 +56,7 @@ def test_from_nothing_to_a_traced_flow_on_kafka(beside: Path) -> None:
             for line in text.splitlines():
                 line = line.replace("CORRELATION_ID", "$(cut -d' ' -f6 said)")  # as publish printed it
                 line += " | tee said" if line.startswith("choreo publish") else ""
-                script += [f"printf '\\n{MARK}{len(script)}\\n'", line]
+                script += [f"echo '{MARK}{len(script)}'", line]
         else:
             shown[len(script) - 2] = text
     done = subprocess.run(
@@ -72,6 +72,6 @@ def test_from_nothing_to_a_traced_flow_on_kafka(beside: Path) -> None:
     said = dict(re.findall(rf"^{MARK}(\d+)\n(.*?)(?=^{MARK}|\Z)", done.stdout, re.DOTALL | re.MULTILINE))
     assert len(shown) == 2
     for number, text in shown.items():
-        assert plain(said[str(number)].strip()) == plain(text)
+        assert plain(said[str(number)]) == plain(text)
     assert "4 passed" in done.stdout
     assert (beside / ".venv" / "bin" / "choreo").exists()
