@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy deploy-check clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy rolling-restart deploy-check clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -28,6 +28,7 @@ help:
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make rolling-deploy  1,000 instances in flight from version 1 to 2, back, and to 2 again: docs/definitions.md"
+	@echo "make rolling-restart  every process of the order flow restarted under load, two minutes (RESTART_WAYS=all: seven): docs/deploying.md"
 	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
 	@echo "make deploy-check  build the image and run deploy/README.md line by line; needs Docker with Compose"
 	@echo "make bench      cost of the engine's core, of telemetry, and of four services on the embedded broker"
@@ -108,6 +109,11 @@ chaos: $(STAMP)
 rolling-deploy: $(STAMP)
 	ROLLING_WRITE=1 ROLLING_INSTANCES=1000 ROLLING_PER_S=15 ROLLING_DAY_S=40 ROLLING_LOOK_S=5 ROLLING_HOLD_S=10 \
 	    $(BIN)/python -m pytest -s tests/integration/test_rolling_deploy.py $(PYTEST_ARGS)
+
+rolling-restart: $(STAMP)
+	RESTART_WRITE=1 RESTART_PROCESSES=$(or $(RESTART_PROCESSES),2) RESTART_AT_ONCE=1 RESTART_CALM_S=5 \
+	    RESTART_WAYS="$(or $(RESTART_WAYS),aiokafka kip-848)" \
+	    $(BIN)/python -m pytest -s tests/integration/test_rolling_restart.py $(PYTEST_ARGS)
 
 outbox-chaos: $(STAMP)
 	OUTBOX_CHAOS_S=$(or $(OUTBOX_CHAOS_S),120) $(BIN)/python -m pytest -s tests/integration/test_outbox_chaos.py $(PYTEST_ARGS)
