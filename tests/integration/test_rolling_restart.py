@@ -20,7 +20,7 @@ STORES = os.environ.get("RESTART_STORES", "postgresql").split()
 PROCESSES = int(os.environ.get("RESTART_PROCESSES", "1"))
 AT_ONCE = int(os.environ.get("RESTART_AT_ONCE", "4"))
 CALM_S = float(os.environ.get("RESTART_CALM_S", "1"))
-PER_S, PARTITIONS = 10.0, 4
+PER_S, PARTITIONS = 5.0, 4
 RUN_S_MAX = 300.0
 
 

@@ -24,7 +24,7 @@ from choreo.testing.otlp import OtlpReceiver, tree
 from deploy.kafka.node import free_ports
 from handlers.order_fulfilment.app import app as services
 from handlers.order_fulfilment.events import OrderPlaced
-from tests.integration.outbox_stage import Process, log_at, logged
+from tests.integration.outbox_stage import Process, fresh_database, log_at, logged
 from tests.integration.test_order_flow_trace import DECLINED, send
 from tests.integration.tracing import unset_otel
 
@@ -40,18 +40,12 @@ ORDER = {
 
 @pytest.fixture
 def database(postgres: str) -> Iterator[str]:
-    """A database of the test's own: the application's tables are in the default schema."""
-    name = f"web_{uuid4().hex[:12]}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        url = f"{postgres.rpartition('/')[0]}/{name}"
-        try:
-            for _ in range(2):  # as each release does
-                command = [sys.executable, "-m", "handlers.web_orders.tables"]
-                subprocess.run(command, env={**os.environ, "WEB_ORDERS_DATABASE": url}, check=True, timeout=60)
-            yield url
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    """A database with the application's tables."""
+    with fresh_database(postgres) as url:
+        for _ in range(2):  # as each release does
+            command = [sys.executable, "-m", "handlers.web_orders.tables"]
+            subprocess.run(command, env={**os.environ, "WEB_ORDERS_DATABASE": url}, check=True, timeout=60)
+        yield url
 
 
 @contextmanager
