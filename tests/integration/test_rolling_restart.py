@@ -26,7 +26,7 @@ RUN_S_MAX = 300.0
 
 async def test_every_process_is_restarted(kafka: str, postgres: str, tmp_path: Path) -> None:
     """Whatever may not be found is not; and each of it would have been."""
-    runs = []
+    runs = list[Run]()
     for store in STORES:
         for way in WAYS if NAMES == ["all"] else NAMES:
             folder = tmp_path / str(len(runs))
