@@ -1,6 +1,7 @@
 """The order flow on Kafka and PostgreSQL, some processes a service, restarted one after another under load."""
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -35,6 +36,8 @@ from tests.integration.restart_outcome import Outcome, Restart, Told, opening, p
 TARGET = "handlers.order_stores.app:app"
 READY_S = SETTLED_S = 120.0
 PRESSES = 4
+RUSH, RUSH_S_MAX = 50, 0.3
+"""Customers that come all at once before a process is told to stop, and at most how long before."""
 AGAIN_SHARE = 0.1
 """Of what is published, once more under its id."""
 WITHOUT_ROWS = ("payments", "shipping", "notifications")
@@ -102,7 +105,7 @@ class Stage:
     """Topics, tables, processes and load of one run.
 
     Args:
-        per_s: Customers a second, of whom each presses the button four times.
+        per_s: Customers a second, of whom each presses the button four times; at each restart some more.
         changelog: Services without rows keep their keys on Kafka, not in PostgreSQL.
     """
 
@@ -132,6 +135,8 @@ class Stage:
         self._transport = KafkaTransport(servers)
         self._publisher = Publisher(self._transport, NoInstrument(), SystemClock(), topic=self._topic, source="/shop")
         self._chance = random.Random(run)
+        self._orders = self._all_orders()
+        self._tasks: asyncio.TaskGroup
 
     def _topic(self, logical: str) -> str:
         return self._prefix + logical
@@ -194,11 +199,12 @@ class Stage:
         began_ms = now_ms()
         if self._way.surge:
             await self._replica(service).start()
-            drained_s = await replica.stop()
+        await self._rush()
+        drained_s = await replica.stop()
+        if self._way.surge:
             self._replicas[service].remove(replica)
             replica.close()
         else:
-            drained_s = await replica.stop()
             await replica.start()
         return Restart(service, began_ms, now_ms(), drained_s)
 
@@ -212,8 +218,8 @@ class Stage:
     async def load(self, *, calm_s: float) -> AsyncIterator[None]:
         """Customers come all the while; for the first seconds nothing else happens."""
         stop = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._customers(tasks, stop))
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._customers(stop))
             try:
                 await asyncio.sleep(1.0)  # first connections
                 began_ms = now_ms()
@@ -223,16 +229,22 @@ class Stage:
             finally:
                 stop.set()
 
-    async def _customers(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
-        orders, begun_s = self._orders(), time.monotonic()
-        for number, order in enumerate(orders):
+    async def _customers(self, stop: asyncio.Event) -> None:
+        begun_s = time.monotonic()
+        for number in itertools.count():
             await asyncio.sleep(max(0.0, begun_s + number / self._per_s - time.monotonic()))
             if stop.is_set():
                 return
-            tasks.create_task(self._customer(order))
+            self._tasks.create_task(self._customer(next(self._orders), pause_s=1.0))
+
+    async def _rush(self) -> None:
+        """So that the process has something in hand, queues of keys among it, when it is told to stop."""
+        for _ in range(RUSH):
+            self._tasks.create_task(self._customer(next(self._orders), pause_s=0.0))
+        await asyncio.sleep(self._chance.uniform(0.0, RUSH_S_MAX))
 
     @staticmethod
-    def _orders() -> Iterator[OrderPlaced]:
+    def _all_orders() -> Iterator[OrderPlaced]:
         """Each order once: the file has some twice."""
         known: set[UUID] = set()
         for _, order in shop_orders():
@@ -240,7 +252,7 @@ class Stage:
                 known.add(order.order_id)
                 yield order
 
-    async def _customer(self, order: OrderPlaced) -> None:
+    async def _customer(self, order: OrderPlaced, *, pause_s: float) -> None:
         """Presses the button, and again: each time an event of its own, of which the flow must serve one."""
         key = str(order.order_id)
         self.presses[key] = 0
@@ -249,7 +261,7 @@ class Stage:
             for _ in range(times):
                 await self._publisher.publish(order, id=press(key, number))
             self.presses[key] += 1
-            await asyncio.sleep(self._chance.uniform(0.2, 1.0))
+            await asyncio.sleep(self._chance.uniform(0.2, 1.0) * pause_s)
 
     # ---- what came of it
 
