@@ -30,7 +30,7 @@ help:
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make rolling-deploy  1,000 instances in flight from version 1 to 2, back, and to 2 again: docs/definitions.md"
-	@echo "make rolling-restart  every process of the order flow restarted under load, two minutes (RESTART_WAYS=all: seven): docs/deploying.md"
+	@echo "make rolling-restart  every process of the order flow restarted under load, some two minutes (RESTART_WAYS=all: more): docs/deploying.md"
 	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
 	@echo "make deploy-check  build the image and run deploy/README.md line by line; needs Docker with Compose"
 	@echo "make bench      cost of the engine's core, of telemetry, and of four services on the embedded broker"

@@ -53,7 +53,10 @@ def tables(db: Db) -> None:
 # A customer who pressed the button twice has two events with two ids and one order.
 @inventory.handler(OrderPlaced, idempotency_key="order_id")
 def reserve(order: OrderPlaced, db: Db) -> StockReserved | StockRejected:
-    """Hold all lines of an order, or none. Articles are locked by their numbers, so that orders wait in no ring."""
+    """Hold all lines of an order, or none. Articles are locked by their numbers, so that two orders wait in no ring.
+
+    Two commits of several orders each may; PostgreSQL ends one of them, which is an attempt.
+    """
     wanted = shelf.quantities(order.lines)
     rows = db.execute(
         "SELECT sku, available FROM inventory_stock WHERE sku = ANY(%s) ORDER BY sku FOR UPDATE", (list(wanted),)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from tests.integration.outbox_stage import ROOT
+from tests.integration.restart_load import PRESSES, RUSH
 from tests.integration.restart_outcome import Outcome, Restart, longest_s, pauses_s
 
 PAGE = ROOT / "docs" / "deploying.md"
@@ -19,9 +20,10 @@ TEXT = """\
 Written by `make rolling-restart`: the four services of [the order flow](../handlers/order_stores/README.md),
 {processes} processes each, on one Kafka broker, {partitions} partitions a topic, and PostgreSQL; the changelog
 store, where it is named, for the three services without rows. {per_s:g} customers a second place an order and press
-the button four times: four events, of which the flow must serve one. One publication in ten is repeated under its
-id. Every process is replaced, one after the other: a new one is started, and when it is ready an old one gets
-SIGTERM, as of a Deployment; a static member is stopped and started again under its name, as of a StatefulSet.
+the button {presses} times: {presses} events, of which the flow must serve one. One publication in ten is repeated
+under its id. Every process is replaced, one after the other: a new one is started, and when it is ready {rush}
+customers come at once and an old one gets SIGTERM, as of a Deployment; a static member is stopped and started again
+under its name, as of a StatefulSet.
 
 **Pause**: the longest time for which a partition had an event for the service and the service finished none of that
 partition, at each restart of a process of it, over all partitions that it reads. *At rest*: the same in {calm_s:g}
@@ -72,6 +74,8 @@ def markdown(runs: Sequence[Run], *, processes: int, partitions: int, per_s: flo
     """The section of the page."""
     return TEXT.format(
         heading=HEADING,
+        presses=PRESSES,
+        rush=RUSH,
         processes=processes,
         partitions=partitions,
         per_s=per_s,

@@ -1,21 +1,19 @@
 """The order flow on Kafka and PostgreSQL, some processes a service, restarted one after another under load."""
 
 import asyncio
-import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 
@@ -25,21 +23,15 @@ from choreo.telemetry.silent import NoInstrument
 from choreo.transports.kafka import KafkaTransport
 from deploy.kafka.node import free_ports
 from handlers.order_fulfilment.app import PROVIDER_DB
-from handlers.order_fulfilment.events import OrderPlaced
 from handlers.order_fulfilment.ledger import StockRow
 from handlers.order_fulfilment.payments.fake_provider import FakePaymentProvider
 from handlers.order_stores.app import app
-from tests.integration.chaos.load import shop_orders
 from tests.integration.outbox_stage import ROOT, Process
-from tests.integration.restart_outcome import Outcome, Restart, Told, opening, press
+from tests.integration.restart_load import Customers, now_ms
+from tests.integration.restart_outcome import Outcome, Restart, Told, opening
 
 TARGET = "handlers.order_stores.app:app"
 READY_S = SETTLED_S = 120.0
-PRESSES = 4
-RUSH, RUSH_S_MAX = 50, 0.3
-"""Customers that come all at once before a process is told to stop, and at most how long before."""
-AGAIN_SHARE = 0.1
-"""Of what is published, once more under its id."""
 WITHOUT_ROWS = ("payments", "shipping", "notifications")
 """Services that a store on Kafka itself would do for; inventory has rows in PostgreSQL."""
 
@@ -105,7 +97,7 @@ class Stage:
     """Topics, tables, processes and load of one run.
 
     Args:
-        per_s: Customers a second, of whom each presses the button four times; at each restart some more.
+        per_s: Customers a second; at each restart some more.
         changelog: Services without rows keep their keys on Kafka, not in PostgreSQL.
     """
 
@@ -113,10 +105,8 @@ class Stage:
         self, folder: Path, servers: str, postgres: str, way: Way, *, per_s: float, changelog: bool = False
     ) -> None:
         run = uuid4().hex[:8]
-        self.presses: dict[str, int] = {}
         self.restarts: list[Restart] = []
-        self.calm_ms = (0, 0)
-        self._folder, self._way, self._per_s = folder, way, per_s
+        self._folder, self._way = folder, way
         self._prefix, self._schema, self._postgres = f"restart-{run}.", f"restart_{run}", postgres
         self._broker = f"{way.scheme}://{servers}"
         search = f"choreo_schema={self._schema}&options=-csearch_path%3D{self._schema}"
@@ -133,10 +123,8 @@ class Stage:
         self._replicas: dict[str, list[Replica]] = {service: [] for service in app.services}
         self._started = 0
         self._transport = KafkaTransport(servers)
-        self._publisher = Publisher(self._transport, NoInstrument(), SystemClock(), topic=self._topic, source="/shop")
-        self._chance = random.Random(run)
-        self._orders = self._all_orders()
-        self._tasks: asyncio.TaskGroup
+        publisher = Publisher(self._transport, NoInstrument(), SystemClock(), topic=self._topic, source="/shop")
+        self.customers = Customers(publisher, per_s=per_s)
 
     def _topic(self, logical: str) -> str:
         return self._prefix + logical
@@ -199,7 +187,7 @@ class Stage:
         began_ms = now_ms()
         if self._way.surge:
             await self._replica(service).start()
-        await self._rush()
+        await self.customers.rush()
         drained_s = await replica.stop()
         if self._way.surge:
             self._replicas[service].remove(replica)
@@ -211,57 +199,6 @@ class Stage:
     async def stop(self) -> None:
         """All of them."""
         await asyncio.gather(*(each.stop() for found in self._replicas.values() for each in found))
-
-    # ---- load
-
-    @asynccontextmanager
-    async def load(self, *, calm_s: float) -> AsyncIterator[None]:
-        """Customers come all the while; for the first seconds nothing else happens."""
-        stop = asyncio.Event()
-        async with asyncio.TaskGroup() as self._tasks:
-            self._tasks.create_task(self._customers(stop))
-            try:
-                await asyncio.sleep(1.0)  # first connections
-                began_ms = now_ms()
-                await asyncio.sleep(calm_s)
-                self.calm_ms = (began_ms, now_ms())
-                yield
-            finally:
-                stop.set()
-
-    async def _customers(self, stop: asyncio.Event) -> None:
-        begun_s = time.monotonic()
-        for number in itertools.count():
-            await asyncio.sleep(max(0.0, begun_s + number / self._per_s - time.monotonic()))
-            if stop.is_set():
-                return
-            self._tasks.create_task(self._customer(next(self._orders), pause_s=1.0))
-
-    async def _rush(self) -> None:
-        """So that the process has something in hand, queues of keys among it, when it is told to stop."""
-        for _ in range(RUSH):
-            self._tasks.create_task(self._customer(next(self._orders), pause_s=0.0))
-        await asyncio.sleep(self._chance.uniform(0.0, RUSH_S_MAX))
-
-    @staticmethod
-    def _all_orders() -> Iterator[OrderPlaced]:
-        """Each order once: the file has some twice."""
-        known: set[UUID] = set()
-        for _, order in shop_orders():
-            if order.order_id not in known:
-                known.add(order.order_id)
-                yield order
-
-    async def _customer(self, order: OrderPlaced, *, pause_s: float) -> None:
-        """Presses the button, and again: each time an event of its own, of which the flow must serve one."""
-        key = str(order.order_id)
-        self.presses[key] = 0
-        for number in range(PRESSES):
-            times = 2 if self._chance.random() < AGAIN_SHARE else 1
-            for _ in range(times):
-                await self._publisher.publish(order, id=press(key, number))
-            self.presses[key] += 1
-            await asyncio.sleep(self._chance.uniform(0.2, 1.0) * pause_s)
 
     # ---- what came of it
 
@@ -283,7 +220,7 @@ class Stage:
         with FakePaymentProvider(self._folder / "provider.db") as provider:
             statement = provider.statement()
         return Outcome(
-            presses=dict(self.presses),
+            presses=dict(self.customers.presses),
             records=[each for each in found if not each.topic.endswith(".dlq")],
             told=self._told(),
             stock=[StockRow(sku, began[sku], *rest) for sku, *rest in rows],
@@ -301,8 +238,3 @@ class Stage:
                     at = datetime.fromisoformat(said["time"])
                     found.append(Told(int(at.timestamp() * 1000), said["event_id"]))
         return found
-
-
-def now_ms() -> int:
-    """Since the epoch."""
-    return int(time.time() * 1000)

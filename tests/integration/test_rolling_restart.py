@@ -21,7 +21,7 @@ PROCESSES = int(os.environ.get("RESTART_PROCESSES", "1"))
 AT_ONCE = int(os.environ.get("RESTART_AT_ONCE", "4"))
 CALM_S = float(os.environ.get("RESTART_CALM_S", "1"))
 PER_S, PARTITIONS = 5.0, 4
-RUN_S_MAX = 300.0
+RUN_S_MAX = 600.0
 
 
 async def test_every_process_is_restarted(kafka: str, postgres: str, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ async def test_every_process_is_restarted(kafka: str, postgres: str, tmp_path: P
             folder.mkdir()
             stage = Stage(folder, kafka, postgres, WAYS[way], per_s=PER_S, changelog=store == "changelog")
             async with asyncio.timeout(RUN_S_MAX):
-                runs.append(Run(WAYS[way].title, store, await rolled(stage), stage.restarts, stage.calm_ms))
+                runs.append(Run(WAYS[way].title, store, await rolled(stage), stage.restarts, stage.customers.calm_ms))
             print(runs[-1].pauses(), runs[-1].counts(), sep="\n")
     for run in runs:
         assert run.outcome.problems() == [], f"{run.way}, {run.store}"
@@ -47,7 +47,7 @@ async def test_every_process_is_restarted(kafka: str, postgres: str, tmp_path: P
 async def rolled(stage: Stage) -> Outcome:
     """One rolling restart, and what is there when all has come to its end."""
     async with stage.prepared(processes=PROCESSES, partitions=PARTITIONS):
-        async with stage.load(calm_s=CALM_S):
+        async with stage.customers.coming(calm_s=CALM_S):
             await stage.roll(at_once=AT_ONCE)
         await stage.settled()
         await stage.stop()
