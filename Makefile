@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy rolling-restart deploy-check clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy rolling-restart deploy-check docs clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make audit      bandit, and known vulnerabilities of what is installed (asks PyPI; not part of make check)"
+	@echo "make docs       the pages as a site in build/site, to be read without a network"
 	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
@@ -60,6 +61,11 @@ audit: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml choreo handlers deploy scripts
 	$(BIN)/pip-audit --strict --skip-editable --path $(VENV)/lib/python*/site-packages
+
+# Not `--quiet`, which keeps warnings from `--strict`. The variable silences an advertisement of the theme's.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "build/site/index.html; to search it, serve it: $(BIN)/python -m http.server --directory build/site"
 
 schemas: $(STAMP)
 	$(BIN)/choreo schemas export $(APPS) --out schemas

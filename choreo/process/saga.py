@@ -82,7 +82,8 @@ class Saga:
         starts: The event that begins it.
         by: Field of every event of it that names the instance.
         steps: At least one.
-        completed, compensated: Events it ends with, made of its data, if anybody is to know.
+        completed: The event it ends with when all is done, made of its data, if anybody is to know.
+        compensated: The same, when all was undone.
         version: Raised when steps change while instances are in flight.
         previous: Sagas of the same name and older versions, whose instances may be in flight.
         retention: How long an instance is kept when it has ended, in log time; None: for ever.
