@@ -1,6 +1,5 @@
 """The composition root: declarations put together and checked, then run on a broker and a store."""
 
-import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from choreo.looking import Looking
 from choreo.ports import TopicSpec
 from choreo.process import Join, ProcessManager, Saga, Watch
 from choreo.process.interpreting import Process
+from choreo.publisher.stamping import topic_names
 from choreo.running import Plan, Resources, Running, Settings, delay_topics
 from choreo.runtime.routing import Router
 from choreo.service import Flow, Service
@@ -38,7 +38,8 @@ class App:
         resources: What handlers ask for by type: instances, or a mapping of type to instance or async generator
             function.
         around: Async context managers about each invocation, outermost first; each is called with the Context.
-        topics: Logical to actual topic name; `CHOREO_TOPIC_PREFIX` is put before either.
+        topics: Logical to actual topic name, or to a `choreo.topic.Topic` that says what its records are;
+            `CHOREO_TOPIC_PREFIX` is put before either.
         propagate: CloudEvents extensions copied from an event to what it causes.
         name: CloudEvents source of what `publish` sends, `/<name>`.
 
@@ -74,7 +75,7 @@ class App:
         self.propagate = tuple(propagate)
         self.around = tuple(around)
         self._topics = dict(topics or {})
-        self._prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
+        self._actual = topic_names(self._topics)
         self._bound = {
             each.name: [bind(handler) for handler in each.handlers.values()] for each in self.services.values()
         }
@@ -91,7 +92,7 @@ class App:
 
     def topic(self, logical: str) -> str:
         """The actual name of a logical topic."""
-        return self._prefix + self._topics.get(logical, logical)
+        return self._actual(logical)
 
     def bound(self, service: str) -> list[BoundHandler]:
         """The handlers of one service, ready to call."""
@@ -103,6 +104,7 @@ class App:
         return Router(
             found,
             self._bound[service],
+            topic=self.topic,
             replay_topic=self.topic(found.replay_topic),
             delay_topics=delay_topics(found, self.topic),
             knows_keys=knows_keys,
@@ -125,7 +127,9 @@ class App:
     def input_topics(self, service: str) -> list[str]:
         """Actual topics one service subscribes to, beside that of replays, which it reads where it is there."""
         logical = {event.event_topic for bound in self._bound[service] for event in bound.handler.events}
-        return sorted(map(self.topic, logical)) + list(delay_topics(self.services[service], self.topic))
+        return sorted(str(self.topic(each)) for each in logical) + list(
+            delay_topics(self.services[service], self.topic)
+        )
 
     def own_topics(self) -> set[str]:
         """Actual topics that hold copies of events: dead letters, replays and delayed retries."""
@@ -137,7 +141,7 @@ class App:
 
     def topic_specs(self, partitions: int = 4, replication: int = 1) -> list[TopicSpec]:
         """Every topic the app reads or writes, by actual name; `own_topics` are among them."""
-        names = sorted({self.topic(event.event_topic) for event in self._events()})
+        names = sorted({str(self.topic(event.event_topic)) for event in self._events()})
         specs = [TopicSpec(name, partitions, replication) for name in names]
         for service in self.services.values():
             config = (("max.message.bytes", DLQ_BYTES_MAX),)
@@ -152,7 +156,7 @@ class App:
         from choreo.flow.declared import declared  # not needed, and not imported, to run services
 
         pairs = [(service, self._bound[name]) for name, service in self.services.items()]
-        return declared(pairs, self.flows, lambda logical: self._topics.get(logical, logical))
+        return declared(pairs, self.flows, lambda logical: str(self._topics.get(logical, logical)))
 
     @asynccontextmanager
     async def running(
@@ -235,7 +239,7 @@ class App:
         ]
 
     def _outputs(self, name: str) -> list[str]:
-        emitted = {self.topic(event.event_topic) for bound in self._bound[name] for event in bound.emits}
+        emitted = {str(self.topic(event.event_topic)) for bound in self._bound[name] for event in bound.emits}
         return sorted(emitted | {self.topic(self.services[name].dlq_topic)})
 
     def _events(self) -> list[type[Event]]:
