@@ -33,7 +33,7 @@ from tests.redis_server import LocalRedis  # noqa: E402
 from tests.upgrade import stored_dumps as dumps  # noqa: E402
 from tests.upgrade.stored_app import Asked, make_app  # noqa: E402
 from tests.upgrade.stored_flows import leave_flows  # noqa: E402
-from tests.upgrade.stored_story import HANDLED, LETTER, PRINT, TIME_MS, leave  # noqa: E402
+from tests.upgrade.stored_story import GROUP, HANDLED, LETTER, PRINT, TIME_MS, goes_on, leave  # noqa: E402
 
 
 async def of_sqlite(folder: Path, scratch: Path) -> None:
@@ -49,6 +49,21 @@ async def of_sqlite(folder: Path, scratch: Path) -> None:
         await leave_flows(t)
         assert t.running.database is not None
         (folder / "embedded.sql").write_text(t.running.database.read_inline(dumps.sqlite_text))
+
+
+async def statements_of_sqlite(folder: Path, scratch: Path) -> None:
+    """What is executed on a store's file, values and all: later schemas have to bear it while this one still runs."""
+    database, said = Database(str(scratch / "statements.db")), list[str]()
+    store = SqliteStore(database, SystemClock(), with_log=False)
+    await store.open()
+    await store.apply()
+    made = await database.read(dumps.sqlite_text)
+    await database.read(lambda db: db.set_trace_callback(said.append))
+    await leave(store)
+    await goes_on(store)
+    kept = {"made": made, "executed": said, "stats": (await store.stats())[GROUP]._asdict()}
+    await store.close()
+    (folder / "sqlite-statements.json").write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
 
 
 async def of_postgres(folder: Path, url: str) -> None:
@@ -114,6 +129,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         asyncio.run(of_sqlite(folder, scratch))
+        asyncio.run(statements_of_sqlite(folder, scratch))
         with fresh_postgres() as postgres:
             asyncio.run(of_postgres(folder, postgres.url))
         server = LocalRedis(scratch)

@@ -21,6 +21,7 @@ from choreo.flow.model import from_json
 from choreo.flow.released import against
 from choreo.opening import open_transport
 from choreo.outbox import Outbox
+from choreo.ports import StoreStats
 from choreo.record import Record
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
@@ -34,16 +35,19 @@ from choreo.testing.clock import START_S, VirtualClock
 from tests.upgrade import stored_dumps as dumps
 from tests.upgrade.stored_app import Asked, make_app
 from tests.upgrade.stored_flows import ESCALATED, OVERDUE, flows_go_on, timers_go_off
-from tests.upgrade.stored_story import HANDLED, LETTER, PRINT, TIME_MS, goes_on
+from tests.upgrade.stored_story import GROUP, HANDLED, LETTER, PRINT, TIME_MS, P, goes_on
 
 ROOT = Path(__file__).parents[2]
-RELEASES = sorted(path for path in (ROOT / "tests" / "upgrade" / "stored").iterdir() if path.is_dir())
+RELEASES = sorted((ROOT / "tests" / "upgrade" / "stored").iterdir())
 LATER_S = 7200.0
 """Long enough for members that were killed to be given up."""
 FILES = {
     *("embedded.sql", "sqlite.sql", "postgres.sql", "postgres-log.sql", "redis.json", "changelog.json", "outbox.sql"),
-    *("capability.json", "definitions.json", "definitions-short.json"),
+    *("capability.json", "definitions.json", "definitions-short.json", "sqlite-statements.json"),
 }
+HERE = Path(__file__).parent
+STATEMENTS = [HERE / "statements" / "sqlite-4.json", *(path / "sqlite-statements.json" for path in RELEASES)]
+"""Of a choreo whose schema had version 4, and of every release."""
 
 each_release = pytest.mark.parametrize("kept", RELEASES, ids=lambda path: path.name)
 
@@ -84,6 +88,25 @@ async def test_a_sqlite_store_goes_on(kept: Path, tmp_path: Path) -> None:
     await store.apply()
     await goes_on(store)
     await store.close()
+
+
+@pytest.mark.parametrize("path", STATEMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+async def test_an_older_choreo_goes_on_in_a_file_that_is_migrated_meanwhile(path: Path, tmp_path: Path) -> None:
+    """Statement by statement as it executes them, and today's finds what it did."""
+    kept = json.loads(path.read_bytes())  # noqa: ASYNC240  # nothing else runs
+    with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as older:
+        older.executescript(kept["made"])
+        store = SqliteStore(Database(str(tmp_path / "store.db")), SystemClock(), with_log=False)
+        await store.open()
+        await store.apply()
+        assert await store.plan() == []
+        for statement in kept["executed"]:
+            older.execute(statement).fetchall()
+        assert (await store.stats())[GROUP] == StoreStats(**kept["stats"])
+        (lease,) = await store.acquire(GROUP, [P], "newest")
+        assert lease.epoch == 3
+        assert await store.pending(lease) == []
+        await store.close()
 
 
 @each_release
