@@ -1,5 +1,6 @@
 """The composition root: declarations put together and checked, then run on a broker and a store."""
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,10 @@ from choreo.looking import Looking
 from choreo.ports import TopicSpec
 from choreo.process import Join, ProcessManager, Saga, Watch
 from choreo.process.interpreting import Process
-from choreo.publisher.stamping import topic_names
 from choreo.running import Plan, Resources, Running, Settings, delay_topics
 from choreo.runtime.routing import Router
 from choreo.service import Flow, Service
+from choreo.topic import prefixed
 
 if TYPE_CHECKING:
     from choreo.flow.model import Capability
@@ -75,7 +76,7 @@ class App:
         self.propagate = tuple(propagate)
         self.around = tuple(around)
         self._topics = dict(topics or {})
-        self._actual = topic_names(self._topics)
+        self._prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
         self._bound = {
             each.name: [bind(handler) for handler in each.handlers.values()] for each in self.services.values()
         }
@@ -92,7 +93,7 @@ class App:
 
     def topic(self, logical: str) -> str:
         """The actual name of a logical topic."""
-        return self._actual(logical)
+        return prefixed(self._prefix, self._topics.get(logical, logical))
 
     def bound(self, service: str) -> list[BoundHandler]:
         """The handlers of one service, ready to call."""

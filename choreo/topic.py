@@ -123,10 +123,6 @@ class Topic(str):
         vars(topic).update(given)
         return topic
 
-    def prefixed(self, prefix: str) -> "Topic":
-        """The same of another name."""
-        return Topic(prefix + self, **vars(self))
-
     def incoming(self, record: Record, lay: Mapping[str, str] | None = None) -> Record | None:
         """The record as choreo would have found it; None if it holds no event.
 
@@ -174,6 +170,11 @@ class Topic(str):
 
     def _unreadable(self, word: str, what: str) -> DecodeError:
         return DecodeError("unreadable", f"{word} of the topic {self!s} {what}")
+
+
+def prefixed(prefix: str, name: str) -> str:
+    """The name with the prefix before it; a `Topic` stays one."""
+    return Topic(prefix + name, **vars(name)) if isinstance(name, Topic) else prefix + name
 
 
 def wire_value(topic: str, envelope: Envelope, payload: bytes) -> bytes:

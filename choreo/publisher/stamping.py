@@ -9,7 +9,7 @@ from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError
 from choreo.event import Event
-from choreo.topic import Topic, wire_value
+from choreo.topic import prefixed, wire_value
 
 
 class Reference(NamedTuple):
@@ -66,8 +66,5 @@ def topic_names(topics: Mapping[str, str] | None) -> Callable[[str], str]:
     What is a `Topic` stays one.
     """
     prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
-    names = {
-        logical: name.prefixed(prefix) if isinstance(name, Topic) else prefix + name
-        for logical, name in (topics or {}).items()
-    }
+    names = {logical: prefixed(prefix, name) for logical, name in (topics or {}).items()}
     return lambda logical: names.get(logical) or prefix + logical
