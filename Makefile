@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy rolling-restart deploy-check docs clean
+.PHONY: help demo test test-fast check audit schemas flows bench bench-kafka bench-stores bench-timers bench-architectures bench-outbox guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy rolling-restart deploy-check docs keep-stored clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -34,6 +34,7 @@ help:
 	@echo "make rolling-restart  every process of the order flow restarted under load, some two minutes (RESTART_WAYS=all: more): docs/deploying.md"
 	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
 	@echo "make deploy-check  build the image and run deploy/README.md line by line; needs Docker with Compose"
+	@echo "make keep-stored  before a release: keep what it stores in tests/upgrade/stored, for later ones to read"
 	@echo "make bench      cost of the engine's core, of telemetry, and of four services on the embedded broker"
 	@echo "make bench-kafka  cost of an event on Kafka, beside a loop written by hand: docs/performance.md (BENCH_KAFKA_ARGS)"
 	@echo "make bench-stores  cost of an event in stores of 10^3 and of 10^6 keys; on the servers the tests find"
@@ -128,6 +129,9 @@ outbox-chaos: $(STAMP)
 
 deploy-check: $(STAMP)
 	CHOREO_DOCKER=1 $(BIN)/python -m pytest tests/integration/test_deploy_containers.py $(PYTEST_ARGS)
+
+keep-stored: $(STAMP)
+	$(BIN)/python scripts/keep_stored.py
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml
