@@ -34,6 +34,8 @@ class Step:
         undo: Command that undoes it, once a later step has failed.
         undone: The event that says so. Until it comes the command is sent again: a compensation never gets lost.
         timeout: Without an answer for so long it counts as failed, and is undone, too, since it may have been done.
+            `undo` then needs no field that only `ok` has. None: the saga waits in this step for as long as it takes,
+            also where the command has become a dead letter, until that is replayed.
         make: Makes the command, if its fields are not found by name in the events so far.
 
     Raises:
@@ -227,17 +229,25 @@ class Saga:
         """Each command's fields are found in the start or an answer that came before it."""
         known = set(self._starts.model_fields)
         for step in self._steps:
-            wanted = [step.command] if step.make is None else []
-            for command in [*wanted, *([step.undo] if step.undo else [])]:
-                have = known | (set(step.ok.model_fields) if command is step.undo else set())
-                needed = [name for name, field in command.model_fields.items() if field.is_required()]
-                missing = [name for name in needed if name not in have]
-                if missing:
-                    raise DeclarationError(
-                        f"Saga({self.name!r}): {command.__name__} needs {', '.join(missing)}, and no event before it "
-                        "has a field of that name; give Step(make=) a function of the data so far"
-                    )
-            known |= set(step.ok.model_fields)
+            answered = known | set(step.ok.model_fields)
+            if step.make is None and (missing := _missing(step.command, known)):
+                raise DeclarationError(
+                    f"Saga({self.name!r}): {step.command.__name__} needs {missing}, and no event before it has a "
+                    "field of that name; give Step(make=) a function of the data so far"
+                )
+            late = f" when {step.command.__name__} has timed out without {step.ok.__name__}" if step.timeout else ""
+            if step.undo is not None and (missing := _missing(step.undo, known if late else answered)):
+                raise DeclarationError(
+                    f"Saga({self.name!r}): {step.undo.__name__} needs {missing}, and no event before it has a field "
+                    f"of that name{late}; give the field a default, and let the service find it by the others"
+                )
+            known = answered
+
+
+def _missing(command: type[Event], known: set[str]) -> str:
+    """Fields it must have and that are not known."""
+    needed = [name for name, field in command.model_fields.items() if field.is_required()]
+    return ", ".join(name for name in needed if name not in known)
 
 
 def _function(

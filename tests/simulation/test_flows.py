@@ -36,6 +36,14 @@ def test_orders_reconcile_whoever_is_in_charge(orders: Simulation, pair: str) ->
         assert replace(orders, pair=pair).run(seed).violations == (), seed
 
 
+@pytest.mark.parametrize("seed", [2957])
+def test_seeds_of_the_saga_that_failed_once(seed: int) -> None:
+    """2957: a charge fails five times, and its saga stands still until an operator replays the command."""
+    assert order_saga.run(seed).violations == ()
+    alone = replace(order_saga, replays=False).run(seed)
+    assert "is in the state charge-payment for ever" in alone.violations[-1]
+
+
 @pytest.mark.parametrize("pair", SEEDS)
 def test_commits_are_deployed_only_when_they_may(pair: str) -> None:
     """With all faults; decisions that overtake the steps, or never come."""

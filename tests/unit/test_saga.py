@@ -1,5 +1,6 @@
 """A saga driven event by event: in order, undone from the step that failed, and no compensation gets lost."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -177,6 +178,21 @@ def test_a_step_without_an_answer_is_undone_too() -> None:
     assert saga.take(CardRefunded(order_id="o")) == [ReleaseStock(order_id="o", shelf="s7")]
 
 
+def test_an_undo_that_cannot_be_made_in_time_is_refused() -> None:
+    """Nothing but the answer has the shelf: once the step has timed out its undo could never be sent."""
+    late = replace(STOCK, timeout=timedelta(minutes=5))
+    with pytest.raises(DeclarationError, match=r"ReleaseStock needs shelf.*ReserveStock has timed out without Stock"):
+        Saga("s", starts=OrderPlaced, by="order_id", steps=[late])
+
+    class PutBack(Command, type="shop.put-back", version=1, topic="stock-commands", key="order_id"):
+        order_id: str
+        shelf: str = ""
+
+    saga = Driven(Saga("s", starts=OrderPlaced, by="order_id", steps=[replace(late, undo=PutBack)]).manager)
+    saga.take(PLACED)
+    assert saga.wait(timedelta(minutes=5)) == [PutBack(order_id="o")]
+
+
 def test_a_compensation_that_fails_never_vanishes() -> None:
     """Sent every minute for an hour, then said to be stuck and sent on every ten; its answer ends it at any time."""
     saga = driven()
@@ -206,6 +222,9 @@ def test_what_does_not_hold_together_is_refused() -> None:
     """Fields from nowhere; an undo nobody confirms; a timeout nobody can undo; no steps."""
     with pytest.raises(DeclarationError, match="ShipGoods needs shelf"):
         Saga("s", starts=OrderPlaced, by="order_id", steps=[SHIP])
+    without = replace(STOCK, ok=StockReleased)
+    with pytest.raises(DeclarationError, match="ReleaseStock needs shelf, and no event before it has"):
+        Saga("s", starts=OrderPlaced, by="order_id", steps=[without])
     with pytest.raises(DeclarationError, match="would not be noticed"):
         Step(ReserveStock, ok=StockReserved, undo=ReleaseStock)
     with pytest.raises(DeclarationError, match="has to be undone"):
