@@ -17,8 +17,8 @@ def endless(processes: Sequence[Process]) -> Iterator[Finding]:
         if states and not {rule.event for rule in process.newest.definition.starts} <= watched:
             message = (
                 f"it waits in {', '.join(states)} for the answer to a command, and has no timer there: if the "
-                "command becomes a dead letter it stands still until somebody replays that; give the state a timer (in a "
-                "saga Step(timeout=)), or have a watch tell of it (@overdue of a Flow with a deadline)"
+                "command becomes a dead letter it stands still until somebody replays that; give the state a timer, "
+                "in a saga Step(timeout=), or have a watch tell of it (@overdue of a Flow with a deadline)"
             )
             yield Finding("endless_wait", process.name, message)
 
