@@ -10,7 +10,7 @@ import time
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import psycopg
 
@@ -47,12 +47,19 @@ class Poured(Event, type="kill.poured", version=1, topic="cups", key="who"):
 
 
 class Point(NamedTuple):
-    """Where to kill it: calls are counted from when a key is about to be `parked`, or to be `released`."""
+    """Where to kill it: at the first call of `target` once an event `waits`, or `leaves`, for the `nth` time.
 
-    since: str
+    Or once the key is about to be `released`.
+    """
+
+    since: Literal["waits", "leaves", "released"]
+    nth: int
     moment: str
     target: str
-    call: int
+
+    def arm(self) -> None:
+        """From now on."""
+        arm(CrashPoint(self.target, self.moment, self.target))
 
 
 class Job(TypedDict):
@@ -108,8 +115,8 @@ async def _run(job: Job) -> None:
     name, mended = job["name"], Mended(job["mended"])
     app = app_of(name, mended, delayed=job["delayed"])
     point = Point(*job["point"]) if job["point"] else None
-    if point is not None and point.since == "parked":
-        _arm_when_parked(point)
+    if point is not None and point.since != "released":
+        _arm_later(point)
     limits = Limits(flush_units=2, transact_units=2, together_max=1_000, deliveries_max=1_000)
     # So many processes at once would have all the connections that a server of default settings gives.
     store = f"{job['store']}{'&' if '?' in job['store'] else '?'}choreo_connections_max=1"
@@ -123,7 +130,7 @@ async def _run(job: Job) -> None:
             for number in range(BEFORE, AFTER):
                 await services.publish(Asked(who=who, number=number), id=f"{name}-{who}-{number}")
         if point is not None and point.since == "released":
-            arm(CrashPoint(point.target, point.moment, point.target, point.call))
+            point.arm()
         while heads := await queues.parked(name):
             # What has no reason is on its way already; that it comes is not for an operator to see to.
             failed = [] if job["delayed"] else [head for head in heads if head.reason]
@@ -146,19 +153,17 @@ async def _finished(services: Running, name: str) -> None:
         await asyncio.sleep(0.05)
 
 
-def _arm_when_parked(point: Point) -> None:
-    """With the first event that is given up: nothing before it counts."""
-    real, armed = Parker.waits, False
+def _arm_later(point: Point) -> None:
+    real, calls = getattr(Parker, point.since), 0
 
-    def waits(self: Parker, *given: Any) -> Any:
-        nonlocal armed
-        if armed:
-            return real(self, *given)
-        armed = True
-        arm(CrashPoint(point.target, point.moment, point.target, point.call))
-        return Parker.waits(self, *given)  # which may be the point
+    def told(self: Parker, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == point.nth:
+            point.arm()
+        return real(self, *given)
 
-    Parker.waits = waits  # type: ignore[method-assign, assignment]
+    setattr(Parker, point.since, told)
 
 
 def live(job: Job) -> int:

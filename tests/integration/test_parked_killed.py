@@ -29,6 +29,7 @@ from tests.integration.parked_child import (
     LIFE_S_MAX,
     Asked,
     Job,
+    Mended,
     Point,
     Poured,
     app_of,
@@ -37,36 +38,30 @@ from tests.integration.parked_child import (
 from tests.integration.test_parked_kafka import database
 
 STORE = "choreo.stores.postgres:PostgresStore."
-CLAIM, COMMIT, CONFIRM = STORE + "claim", STORE + "commit", STORE + "sent"
+CLAIM, CONFIRM = STORE + "claim", STORE + "sent"
 SEND, OFFSET = "choreo.transports.kafka:KafkaTransport.send", "choreo.transports.kafka.consumer:KafkaConsumer.commit"
-GIVEN_UP, DONE = "choreo.runtime.parking:Parker.waits", "choreo.runtime.parking:Parker.leaves"
 QUEUE = "choreo.stores.postgres.parked:change"
-DUE, TOLD = STORE + "heads_due", STORE + "heads_sent"
+"""Within the commit."""
+NOTED = STORE + "heads_sent"
 QUICK = {"CHOREO_KAFKA_SESSION_TIMEOUT_MS": "6000", "CHOREO_KAFKA_GROUP_PROTOCOL": "classic"}
 
-
-def after(since: str, target: str, *calls: int) -> list[Point]:
-    """A step is done, and the next one is not; what was decided or written within a transaction is not committed."""
-    return [Point(since, "after", target, call) for call in calls]
-
-
-BY_HAND = [
-    *after("parked", GIVEN_UP, 1, 2),
-    *after("parked", QUEUE, 1, 2),
-    *after("parked", COMMIT, 1, 3),
-    *after("parked", OFFSET, 1, 2),
-    Point("released", "before", SEND, 1),
-    *after("released", SEND, 1, 3, 5),
-    *after("released", DONE, 1, 2, 4, 6),
-    *after("released", COMMIT, 2, 4, 6, 8),
-    *after("released", CONFIRM, 1, 2, 4),
+PARKED = [
+    Point("waits", nth, moment, target)
+    for nth in (1, 2)  # the event that failed, and the one behind it
+    for moment, target in (("before", QUEUE), ("after", QUEUE), ("before", OFFSET), ("after", OFFSET))
 ]
+RELEASED = [Point("released", 1, *each) for each in (("before", SEND), ("after", SEND), ("after", CLAIM))]
+FOLLOWED = [
+    Point("leaves", nth, moment, target)
+    for nth in (1, 3, AFTER - 1)  # the event that failed, one behind it, the last one
+    for moment, target in (("after", QUEUE), ("before", SEND), ("after", SEND), ("after", CONFIRM))
+]
+CLOSED = [Point("leaves", AFTER, *each) for each in (("after", QUEUE), ("before", OFFSET))]
+BY_HAND = [*PARKED, *RELEASED, *FOLLOWED, *CLOSED]
 BY_ITSELF = [
-    *after("parked", COMMIT, 1),
-    Point("released", "before", DUE, 1),
-    *after("released", DUE, 1),
-    *after("released", TOLD, 1),
-    *after("released", DONE, 2),
+    Point("released", 1, "before", NOTED),
+    Point("released", 1, "after", NOTED),
+    Point("leaves", 1, "before", SEND),
 ]
 KILLED = 0.8
 """At least so many of them; where others were faster, a process had done everything before it came to its point."""
