@@ -131,15 +131,17 @@ async def _run(job: Job) -> None:
                 await services.publish(Asked(who=who, number=number), id=f"{name}-{who}-{number}")
         if point is not None and point.since == "released":
             point.arm()
-        while heads := await queues.parked(name):
+        heads = await queues.parked(name)
+        while True:
             # What has no reason is on its way already; that it comes is not for an operator to see to.
             failed = [] if job["delayed"] else [head for head in heads if head.reason]
-            orders = orders_for(
-                app.services[name], f"{name}.replay", failed, "head", Operator("me", "mended"), time.time()
-            )
+            me, now_s = Operator("me", "mended"), time.time()
+            orders = orders_for(app.services[name], f"{name}.replay", failed, "head", me, now_s)
             await send(services.transport, orders.records, SystemClock())
             await asyncio.sleep(0.3)
             await _finished(services, name)
+            if not (heads := await queues.parked(name)):
+                break
 
 
 async def _finished(services: Running, name: str) -> None:
