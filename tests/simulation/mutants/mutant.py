@@ -23,7 +23,7 @@ FLOWS = {
     "order_saga": order_saga,
     "orders": orders,
     "parked": parked_parcels.day(parked_parcels.app, "outbox"),
-    "parked, late": parked_parcels.late_day(),
+    "parked late": parked_parcels.late_day(),
 }
 
 

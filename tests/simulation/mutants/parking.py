@@ -107,7 +107,7 @@ PARKING = (
     Mutant(
         "queues not closed",
         "the last event's emits come before the next event",
-        "parked, late",
+        "parked late",
         "outbox",
         queues_are_not_closed,
     ),
