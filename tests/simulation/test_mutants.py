@@ -50,7 +50,14 @@ def test_rows_of_mutants_that_were_not_asked_for_stay(tmp_path: Path) -> None:
         "| gone | x | orders, outbox | 1 | lost |",
     )
     page.write_text(f"{gone}\n{old}\n")
-    script = [sys.executable, ROOT / "scripts" / "mutants.py", "--only", "next not sent", "--write", page]
+    script: list[str | Path] = [
+        sys.executable,
+        ROOT / "scripts" / "mutants.py",
+        "--only",
+        "next not sent",
+        "--write",
+        page,
+    ]
     subprocess.run(script, check=True, capture_output=True, timeout=120)
     rows = [line for line in page.read_text().splitlines() if line.startswith("| ")][1:]
     assert rows == [old, "| next not sent | who leaves a queue sends the next | parked, outbox | 1 | still_parked |"]
