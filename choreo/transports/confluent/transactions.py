@@ -24,6 +24,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -61,6 +62,7 @@ COMMIT_S = 7.0
 ROUNDS_MAX = 6
 STALE_WAIT_S = 0.5
 READ_STALL_S = 90.0
+ABORT_S = 30.0
 
 CLOSE_S = 5.0
 """For ending a transaction that failed, at the close; after that it is the broker's (TRANSACTION_S, and some)."""
@@ -362,11 +364,22 @@ class ConfluentTransactions:
         return self._producer
 
     def _discard(self, producer: Producer | None) -> None:
-        """Never used on after an error, and nothing aborted: its successor's start does that."""
+        """Never used on after an error; its successor's start ends what it had begun, if its own abort does not."""
         if self._producer is producer:
             self._producer = None
         if producer is not None:
-            producer.purge(in_queue=True, in_flight=True, blocking=False)
             box = [producer]
             del producer
-            threading.Thread(target=box.clear, daemon=True).start()  # disconnecting may take a while
+            threading.Thread(target=_abort_and_drop, args=(box,), daemon=True).start()
+
+
+def _abort_and_drop(box: list[Producer]) -> None:
+    """Disconnecting may take a while, so on a thread of its own.
+
+    Aborted first: librdkafka 2.16 may die of an assertion (rdkafka_txnmgr.c, `txn_req_cnt > 0`) when a producer is
+    destroyed while a request of its transaction is under way, and an abort waits for these.
+    """
+    with suppress(KafkaException):
+        box[0].abort_transaction(ABORT_S)
+    box[0].purge(in_queue=True, in_flight=True, blocking=False)
+    box.clear()
