@@ -256,6 +256,16 @@ def test_a_stuck_saga_is_mended_by_hand() -> None:
     assert saga.memory.kept["checkout", "o"].ended
 
 
+def test_a_command_that_nobody_answers_is_sent_anew_by_hand() -> None:
+    """A step without a timeout waits for as long as it takes; its state is entered once more."""
+    saga = Driven(checkout().manager)
+    saga.take(PLACED)
+    assert saga.wait(timedelta(days=400)) == []
+    set_state(saga.memory, saga.process, "o", "reserve-stock", Hand("ann", "its letter was dropped"), entry=True)
+    assert saga.wait(timedelta(0)) == [ReserveStock(order_id="o")]
+    assert saga.take(StockReserved(order_id="o", shelf="s7")) == [ChargeCard(order_id="o", cents=5)]
+
+
 def test_a_saga_ended_by_hand_says_so() -> None:
     """The entry of a final state is called too, once."""
     saga = driven()
