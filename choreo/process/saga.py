@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.process.declaring import RETENTION, ProcessManager
+from choreo.process.fields import check_fields
 from choreo.process.states import Declared, check_events
 
 Make = Callable[[Mapping[str, Any]], Event]
@@ -131,7 +132,7 @@ class Saga:
             self._forward(number)
             self._backward(number)
         made.starts(starts, to=self._commands[0])(self._begin())
-        self._check_fields()
+        check_fields(name, starts, steps, completed, compensated)
 
     def migrate(self, *, from_version: int) -> Callable[[Move], Move]:
         """How an instance of an older version becomes one of this: called by `choreo instances migrate`.
@@ -224,30 +225,6 @@ class Saga:
             saga.data = {**saga.data, **_data(event)}
 
         return _function(name, take, {**self._self, "event": reduce(or_, events)}, returns=None)
-
-    def _check_fields(self) -> None:
-        """Each command's fields are found in the start or an answer that came before it."""
-        known = set(self._starts.model_fields)
-        for step in self._steps:
-            answered = known | set(step.ok.model_fields)
-            if step.make is None and (missing := _missing(step.command, known)):
-                raise DeclarationError(
-                    f"Saga({self.name!r}): {step.command.__name__} needs {missing}, and no event before it has a "
-                    "field of that name; give Step(make=) a function of the data so far"
-                )
-            late = f" when {step.command.__name__} has timed out without {step.ok.__name__}" if step.timeout else ""
-            if step.undo is not None and (missing := _missing(step.undo, known if late else answered)):
-                raise DeclarationError(
-                    f"Saga({self.name!r}): {step.undo.__name__} needs {missing}, and no event before it has a field "
-                    f"of that name{late}; give the field a default, and let the service find it by the others"
-                )
-            known = answered
-
-
-def _missing(command: type[Event], known: set[str]) -> str:
-    """Fields it must have and that are not known."""
-    needed = [name for name, field in command.model_fields.items() if field.is_required()]
-    return ", ".join(name for name in needed if name not in known)
 
 
 def _function(

@@ -193,6 +193,26 @@ def test_an_undo_that_cannot_be_made_in_time_is_refused() -> None:
     assert saga.wait(timedelta(minutes=5)) == [PutBack(order_id="o")]
 
 
+def test_an_end_that_cannot_be_made_on_every_way_is_refused() -> None:
+    """An order that failed at its first step has no shelf; one that went all the way has."""
+
+    class Cancelled(Event, type="shop.put-back-from", version=1, topic="shop", key="order_id"):
+        order_id: str
+        shelf: str
+
+    def saga(*steps: Step, completed: type[Event] | None = None, compensated: type[Event] | None = None) -> Saga:
+        return Saga("s", starts=OrderPlaced, by="order_id", steps=steps, completed=completed, compensated=compensated)
+
+    saga(STOCK, SHIP, completed=Cancelled)
+    with pytest.raises(DeclarationError, match=r"Cancelled needs shelf, .* after StockRejected; give the field a"):
+        saga(STOCK, SHIP, compensated=Cancelled)
+    saga(replace(STOCK, failed=()), SHIP, compensated=Cancelled)
+    with pytest.raises(DeclarationError, match=r"needs shelf, .* after ChargeCard has timed out"):
+        saga(replace(CARD, failed=()), compensated=Cancelled)
+    with pytest.raises(DeclarationError, match="Cancelled needs shelf, and no event before it has a field of that"):
+        saga(CARD, completed=Cancelled)
+
+
 def test_a_compensation_that_fails_never_vanishes() -> None:
     """Sent every minute for an hour, then said to be stuck and sent on every ten; its answer ends it at any time."""
     saga = driven()
