@@ -58,7 +58,7 @@ async def aiokafka_loop(run: Run, *, transaction: bool) -> Result:
 
 
 async def postgres_loop(run: Run) -> Result:
-    """aiokafka at least once, and a row an event in PostgreSQL, committed before the offsets; a second time no row."""
+    """aiokafka at least once, and a row an event in PostgreSQL, committed before the offsets; never a second."""
     import psycopg
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 

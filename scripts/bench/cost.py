@@ -56,11 +56,12 @@ FASTSTREAM = ("faststream", "faststream-otel")
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table."""
-    text = f"""{found["events"]:,} orders on 4 partitions. CPU time of the client process, all its threads, an event. The
-    ratio is to the bare loop named behind it, on the same client, in the same round; of the rounds the lowest and the
-    highest. `@1` and `@100`: so many percent of the events sampled, two spans each, sent by OTLP over HTTP to a receiver
-    in another process, until the last one is sent. FastStream acknowledges before it handles, and its spans are dropped.
-    Events a second are those of one process beside its broker on this machine."""
+    text = f"""{found["events"]:,} orders on 4 partitions. CPU time of the client process, all its threads, an
+    event. The ratio is to the bare loop named behind it, on the same client, in the same round; of the rounds the
+    lowest and the highest. `@1` and `@100`: so many percent of the events sampled, two spans each, sent by OTLP
+    over HTTP to a receiver in another process, until the last one is sent. FastStream acknowledges before it
+    handles, and its spans are dropped. Events a second are those of one process beside its broker on this
+    machine."""
     return [*prose(text), *rows_table(found)]
 
 

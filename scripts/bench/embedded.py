@@ -110,9 +110,9 @@ def measure(stage: Stage) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table."""
-    text = f"""{found["orders"]:,} orders through four services in one process; the log, the keys and the offsets in one
-    SQLite file, in one transaction a flush, durable with `synchronous=NORMAL`: what is committed outlives the process,
-    however that ends; a power cut may take the last commits, each of them whole."""
+    text = f"""{found["orders"]:,} orders through four services in one process; the log, the keys and the offsets
+    in one SQLite file, in one transaction a flush, durable with `synchronous=NORMAL`: what is committed outlives
+    the process, however that ends; a power cut may take the last commits, each of them whole."""
     row = (
         f"{found['calls_per_s']:,.0f}",
         f"{found['calls_per_s_min']:,.0f}-{found['calls_per_s_max']:,.0f}",

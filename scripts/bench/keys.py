@@ -154,8 +154,8 @@ def _point(turns: list[Turn]) -> dict[str, float]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table, and what a key takes."""
-    text = f"""Claim and commit of an event with one emit of 300 bytes, in slices of {SLICE}, by the store alone; CPU of
-    the client and of the server's processes. What else an event costs is the same with any number of keys."""
+    text = f"""Claim and commit of an event with one emit of 300 bytes, in slices of {SLICE}, by the store alone;
+    CPU of the client and of the server's processes. What else an event costs is the same with any number of keys."""
     rows: list[tuple[str, ...]] = []
     facts = []
     for name, row in found["stores"].items():

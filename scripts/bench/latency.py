@@ -90,9 +90,10 @@ def drive(stage: Stage, run: Run, *, burst: int = 0, rates: list[float] | None =
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table."""
-    text = """From the moment an order is due at the sender until its payment is read under read_committed, sender and
-    reader in one process. The rate is that share of what the pair takes when all events are there at once, and the
-    same for the bare hop beside it, on the same client: for the changelog a transaction a batch, else at least once."""
+    text = """From the moment an order is due at the sender until its payment is read under read_committed, sender
+    and reader in one process. The rate is that share of what the pair takes when all events are there at once,
+    and the same for the bare hop beside it, on the same client: for the changelog a transaction a batch, else at
+    least once."""
     rows: list[tuple[str, ...]] = []
     for name, row in found.items():
         if "points" not in row:

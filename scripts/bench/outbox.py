@@ -71,6 +71,6 @@ def measure(stage: Stage) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """In words."""
     return [
-        f"{found['added_per_s']:,.0f} events/s added by one connection, {found['relayed_per_s']:,.0f} events/s relayed, "
-        f"{found['wait_ms']:.1f} ms from commit until it is on the log and gone (median of {SINGLES})."
+        f"{found['added_per_s']:,.0f} events/s added by one connection, {found['relayed_per_s']:,.0f} events/s "
+        f"relayed, {found['wait_ms']:.1f} ms from commit until it is on the log and gone (median of {SINGLES})."
     ]

@@ -176,8 +176,9 @@ def measure(stage: Stage) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """What the core takes, and a table of telemetry."""
-    text = f"""The core takes a unit from fetch to commit in {found["core_us"]:.1f} us, {found["core_us"] / found["dict_us"]:.0f}
-    times a key's way into a dict and out again ({CORE_UNITS:,} units, {LANES:,} lanes, batches of {BATCH}, best of {CORE_RUNS}
-    runs). Telemetry of a unit, one event handled and one emitted:"""
+    text = f"""The core takes a unit from fetch to commit in {found["core_us"]:.1f} us,
+    {found["core_us"] / found["dict_us"]:.0f} times a key's way into a dict and out again ({CORE_UNITS:,} units,
+    {LANES:,} lanes, batches of {BATCH}, best of {CORE_RUNS} runs). Telemetry of a unit, one event handled and one
+    emitted:"""
     rows = [(name, f"{us:.1f}", MEANING[name]) for name, us in found["telemetry"].items()]
     return [*prose(text), *table(("instrument", "us", "what it does"), rows)]

@@ -81,10 +81,10 @@ class Batches:
 
     @staticmethod
     def lines(found: dict[str, Any]) -> list[str]:
-        text = """Both are given so few records at a time; how many came to be in a transaction is in the table: choreo
-        puts what has become ready meanwhile into one, and on aiokafka has one for each input partition. `rows`: the
-        handler inserts a row in the unit's transaction, a savepoint an event; `aiokafka-postgres` is the loop by hand
-        that inserts the same rows by the batch, at least once."""
+        text = """Both are given so few records at a time; how many came to be in a transaction is in the table:
+        choreo puts what has become ready meanwhile into one, and on aiokafka has one for each input partition.
+        `rows`: the handler inserts a row in the unit's transaction, a savepoint an event; `aiokafka-postgres` is
+        the loop by hand that inserts the same rows by the batch, at least once."""
         out = [*prose(text), *cost.rows_table(found)]
         beside = found["rows"].get("postgres, rows", {}).get("beside")
         if beside:
@@ -115,8 +115,8 @@ class Partitions:
 
     @staticmethod
     def lines(found: dict[str, Any]) -> list[str]:
-        text = f"""One process has them all. On aiokafka the changelog takes a producer for each input partition; above
-        200 it is refused unless CHOREO_KAFKA_TRANSACTION_PARTITIONS_MAX says otherwise, as it does here
+        text = f"""One process has them all. On aiokafka the changelog takes a producer for each input partition;
+        above 200 it is refused unless CHOREO_KAFKA_TRANSACTION_PARTITIONS_MAX says otherwise, as it does here
         ({PARTITIONS_MAX})."""
         return [*prose(text), *cost.rows_table(found)]
 
@@ -170,8 +170,8 @@ class Waiting:
 
     @staticmethod
     def lines(found: dict[str, Any]) -> list[str]:
-        text = """One process, 4 partitions, 1,000 keys in turn; `Limits(concurrency=)` of 64 (the default) and of 256
-        handlers at once. A loop by hand that waits for one event after the other takes 100 a second."""
+        text = """One process, 4 partitions, 1,000 keys in turn; `Limits(concurrency=)` of 64 (the default) and of
+        256 handlers at once. A loop by hand that waits for one event after the other takes 100 a second."""
         rows = [
             (name, f"{row['events_per_s']:,.0f}", f"{row['cpu_us']:.1f}", f"{row['events_per_transaction']:.0f}")
             for name, row in found["rows"].items()

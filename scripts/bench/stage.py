@@ -135,7 +135,7 @@ class Stage:
     # ---- topics
 
     def topic(self, name: str, partitions: int = 4) -> str:
-        """A topic, made anew; returns its name, which begins with `name`. One made again under its name is not settled."""
+        """A topic, made anew; returns its name, `name` and a number: one that is made again fails for a while."""
         from confluent_kafka.admin import NewTopic
 
         self._made += 1

@@ -256,8 +256,9 @@ def measure(stage: Stage) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table."""
-    text = f"""{STARTS_S} instances start a second, each with a timer that is due {DUE_S:g} s later, is sent and handled;
-    {POLLERS} processes look for timers that are due. Then {BURST:,} are due at the same moment. How late they are sent:"""
+    text = f"""{STARTS_S} instances start a second, each with a timer that is due {DUE_S:g} s later, is sent and
+    handled; {POLLERS} processes look for timers that are due. Then {BURST:,} are due at the same moment. How late
+    they are sent:"""
     rows = []
     for row in found["rows"]:
         late = [f"{row[f'late_ms_{name}']:.0f}" for name in ("p50", "p99", "max")]

@@ -76,8 +76,7 @@ def run(stage: Stage, pair: tuple[str, str], events: int, count: int, spin_us: i
     """
     from confluent_kafka import Consumer, Producer, TopicPartition
 
-    from scripts.bench.markdown import prose, table
-from scripts.bench.orders import orders
+    from scripts.bench.orders import orders
 
     client, store = pair
     group = f"bench-{uuid.uuid4().hex[:8]}"
@@ -166,8 +165,9 @@ def _cpu_s(pid: int) -> float:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table."""
-    text = f"""`choreo run --workers N` on 4 partitions, on {found["cpus"]} CPUs that the broker is on too; between the first
-    tenth of the events and the last, which are all there at once. The handler only answers, or computes for {SPIN_US} us."""
+    text = f"""`choreo run --workers N` on 4 partitions, on {found["cpus"]} CPUs that the broker is on too;
+    between the first tenth of the events and the last, which are all there at once. The handler only answers, or
+    computes for {SPIN_US} us."""
     rows = [
         (
             row["pair"],

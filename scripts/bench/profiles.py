@@ -1,0 +1,141 @@
+"""Where the CPU time of an event goes: samples of running loops, shared out by package."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from scripts.bench.cost import EVENTS, name_of
+from scripts.bench.markdown import prose, table
+from scripts.bench.running import Run
+from scripts.bench.stage import NotMeasured, Stage, child, receiver, say
+
+TITLE = "Profiles"
+ROWS = (
+    ("changelog", "kafka", ""),
+    ("changelog", "kafka", "100"),
+    ("sqlite", "kafka", ""),
+    ("postgres", "kafka", ""),
+    ("redis", "kafka", ""),
+    ("changelog", "kafka+confluent", ""),
+)
+INTERVAL_S = 0.001
+LISTED = 40
+GROUPS = {
+    "/choreo/core/": "choreo/core",
+    "/choreo/runtime/": "choreo/runtime",
+    "/choreo/transports/": "choreo/transports",
+    "/choreo/stores/": "choreo/stores",
+    "/choreo/sqlite/": "choreo/stores",
+    "/choreo/telemetry/": "choreo/telemetry",
+    "/choreo/": "choreo, the rest (envelope, events, ids)",
+    "/scripts/bench/": "the handler",
+    "/aiokafka/": "aiokafka",
+    "/confluent_kafka/": "confluent_kafka",
+    "/pydantic/": "pydantic",
+    "/psycopg/": "psycopg",
+    "/psycopg_pool/": "psycopg",
+    "/redis/": "redis",
+    "/opentelemetry/": "opentelemetry",
+    "/asyncio/": "asyncio",
+}
+IDLE = ("/selectors.py", "select")
+
+
+def measure(stage: Stage) -> dict[str, Any]:
+    """One run each; `text` is the list of functions."""
+    events = stage.scaled(EVENTS, 2_000)
+    topics = stage.filled({"orders": (4, events, 100, 0)})
+    out = stage.topic("payments")
+    found: dict[str, Any] = {}
+    for store, client, telemetry in ROWS:
+        name = name_of(store, client, telemetry)
+        try:
+            url, file = stage.store(store), str(stage.folder / "profile.json")
+            run = Run("choreo", stage.kafka, topics["orders"], out, events, client, url, telemetry=telemetry)
+            run = run._replace(profile=file)
+            if telemetry:
+                with receiver() as (environment, _):
+                    child("run", run, environment)
+            else:
+                child("run", run)
+        except NotMeasured as error:
+            say(f"profiles: {name}: not measured: {error}")
+            continue
+        stage.drop_own(run)
+        with open(file) as read:
+            found[name] = json.load(read)
+        say(f"profiles: {name}: {told(found[name]['shares'])}")
+    stage.drop(lambda name: name in (*topics.values(), out))
+    return found
+
+
+def profiled(run: Callable[[], object], path: str) -> None:
+    """Sample the main thread of this process while it runs; shares by package and a list of functions, as JSON."""
+    from pyinstrument import Profiler
+
+    profiler = Profiler(interval=INTERVAL_S, async_mode="disabled")
+    profiler.start()
+    run()
+    profiler.stop()
+    assert profiler.last_session is not None
+    root = profiler.last_session.root_frame(trim_stem=False)
+    own: Counter[tuple[str, str]] = Counter()
+    _add(root, own)
+    busy_s = sum(own.values())
+    shares: Counter[str] = Counter()
+    for (file, _), seconds in own.items():
+        shares[next((name for part, name in GROUPS.items() if part in file), "Python, the rest")] += seconds
+    lines = [f"{'share':>6}  function (its own time, and that of what it calls in C)"]
+    for (file, function), seconds in own.most_common(LISTED):
+        lines.append(f"{seconds / busy_s:6.1%}  {function}  {_short(file)}")
+    with open(path, "w") as written:
+        json.dump(
+            {"shares": {name: seconds / busy_s for name, seconds in shares.most_common()}, "text": "\n".join(lines)},
+            written,
+        )
+
+
+def _add(frame: Any, own: Counter[tuple[str, str]]) -> None:
+    """The time of each function by itself, without waiting for sockets."""
+    if frame is None:
+        return
+    file, function = frame.file_path or "", frame.function
+    inside = sum(each.time for each in frame.children if not each.is_synthetic)
+    if not (file.endswith(IDLE[0]) and function == IDLE[1]):
+        own[file, function] += max(0.0, frame.time - inside)
+    for each in frame.children:
+        if not each.is_synthetic:
+            _add(each, own)
+
+
+def _short(file: str) -> str:
+    """From the package on."""
+    for mark in ("/site-packages/", "/lib/"):
+        if mark in file:
+            return file.rpartition(mark)[2]
+    return "/".join(file.split("/")[-3:])
+
+
+def told(shares: dict[str, float], count: int = 4) -> str:
+    """The largest, in words."""
+    largest = sorted(shares.items(), key=lambda each: -each[1])[:count]
+    return ", ".join(f"{name} {share:.0%}" for name, share in largest)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Shares of each row."""
+    text = """Samples of the process's main thread, every millisecond, without its waiting for sockets. Time in C is
+    counted for the function that calls it: pydantic's for who validates, the socket's for asyncio. The threads of SQLite
+    and of librdkafka are not in it. The functions are in `profiles/` beside this page's figures."""
+    rows = [
+        (f"[{name}](performance/profiles/{file_of(name)})", told(each["shares"], 8)) for name, each in found.items()
+    ]
+    return [*prose(text), *table(("row", "share of the CPU time"), rows)]
+
+
+def file_of(name: str) -> str:
+    """Of the list of functions of a row."""
+    return name.replace("/", "-").replace("@", "-") + ".txt"
