@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from scripts.bench.cost import EVENTS, name_of
 from scripts.bench.markdown import prose, table
-from scripts.bench.running import Run
-from scripts.bench.stage import NotMeasured, Stage, child, receiver, say
+from scripts.bench.running import Meter, Run
+from scripts.bench.stage import ROOT, NotMeasured, Stage, child, receiver, say
 
 TITLE = "Profiles"
 ROWS = (
@@ -24,24 +25,24 @@ ROWS = (
 INTERVAL_S = 0.001
 LISTED = 40
 GROUPS = {
-    "/choreo/core/": "choreo/core",
-    "/choreo/runtime/": "choreo/runtime",
-    "/choreo/transports/": "choreo/transports",
-    "/choreo/stores/": "choreo/stores",
-    "/choreo/sqlite/": "choreo/stores",
-    "/choreo/telemetry/": "choreo/telemetry",
-    "/choreo/": "choreo, the rest (envelope, events, ids)",
-    "/scripts/bench/": "the handler",
-    "/aiokafka/": "aiokafka",
-    "/confluent_kafka/": "confluent_kafka",
-    "/pydantic/": "pydantic",
-    "/psycopg/": "psycopg",
-    "/psycopg_pool/": "psycopg",
-    "/redis/": "redis",
-    "/opentelemetry/": "opentelemetry",
-    "/asyncio/": "asyncio",
+    "choreo/core/": "choreo/core",
+    "choreo/runtime/": "choreo/runtime",
+    "choreo/transports/": "choreo/transports",
+    "choreo/stores/": "choreo/stores",
+    "choreo/sqlite/": "choreo/stores",
+    "choreo/telemetry/": "choreo/telemetry",
+    "choreo/": "choreo, the rest (events, envelope, ids)",
+    "scripts/bench/": "the handler",
+    "aiokafka/": "aiokafka",
+    "confluent_kafka/": "confluent_kafka",
+    "pydantic/": "pydantic",
+    "psycopg": "psycopg",
+    "redis/": "redis",
+    "opentelemetry/": "opentelemetry",
+    "asyncio/": "asyncio",
 }
-IDLE = ("/selectors.py", "select")
+IN_C = {"Schema": "pydantic", "socket.": "sockets"}
+IDLE = ("epoll.poll", "kqueue.control", "select.select")
 
 
 def measure(stage: Stage) -> dict[str, Any]:
@@ -77,20 +78,20 @@ def profiled(run: Callable[[], object], path: str) -> None:
     from pyinstrument import Profiler
 
     profiler = Profiler(interval=INTERVAL_S, async_mode="disabled")
-    profiler.start()
+    Meter.began, Meter.ended = profiler.start, profiler.stop
     run()
-    profiler.stop()
     assert profiler.last_session is not None
-    root = profiler.last_session.root_frame(trim_stem=False)
-    own: Counter[tuple[str, str]] = Counter()
-    _add(root, own)
+    own: Counter[tuple[str, str, str]] = Counter()
+    _add(profiler.last_session.root_frame(trim_stem=False), "", own)
     busy_s = sum(own.values())
     shares: Counter[str] = Counter()
-    for (file, _), seconds in own.items():
-        shares[next((name for part, name in GROUPS.items() if part in file), "Python, the rest")] += seconds
-    lines = [f"{'share':>6}  function (its own time, and that of what it calls in C)"]
-    for (file, function), seconds in own.most_common(LISTED):
-        lines.append(f"{seconds / busy_s:6.1%}  {function}  {_short(file)}")
+    functions: Counter[tuple[str, str]] = Counter()
+    for (group, function, file), seconds in own.items():
+        shares[group] += seconds
+        functions[function, file] += seconds
+    lines = [f"{'share':>6}  function, by the time in itself; one in C with the file that calls it"]
+    for (function, file), seconds in functions.most_common(LISTED):
+        lines.append(f"{seconds / busy_s:6.1%}  {function}  {file}")
     with open(path, "w") as written:
         json.dump(
             {"shares": {name: seconds / busy_s for name, seconds in shares.most_common()}, "text": "\n".join(lines)},
@@ -98,25 +99,29 @@ def profiled(run: Callable[[], object], path: str) -> None:
         )
 
 
-def _add(frame: Any, own: Counter[tuple[str, str]]) -> None:
-    """The time of each function by itself, without waiting for sockets."""
-    if frame is None:
+def _add(frame: Any, caller: str, own: Counter[tuple[str, str, str]]) -> None:
+    """The time of each function by itself, without waiting for sockets; by group, name and file.
+
+    `caller`: the file from which a function in C, or one that was made of a text, is called.
+    """
+    if frame is None or frame.function in IDLE:
         return
-    file, function = frame.file_path or "", frame.function
-    inside = sum(each.time for each in frame.children if not each.is_synthetic)
-    if not (file.endswith(IDLE[0]) and function == IDLE[1]):
-        own[file, function] += max(0.0, frame.time - inside)
-    for each in frame.children:
-        if not each.is_synthetic:
-            _add(each, own)
+    below = [each for each in frame.children if not each.is_synthetic]
+    file = frame.file_path or ""
+    file = caller if not file or file.startswith("<") else _short(file)
+    group = next((name for part, name in IN_C.items() if frame.function.startswith(part)), None)
+    group = group or next((name for part, name in GROUPS.items() if file.startswith(part)), "Python, the rest")
+    own[group, frame.function, file] += max(0.0, frame.time - sum(each.time for each in below))
+    for each in below:
+        _add(each, file, own)
 
 
 def _short(file: str) -> str:
-    """From the package on."""
-    for mark in ("/site-packages/", "/lib/"):
+    """From the package on: a path says how somebody named the folder it is in."""
+    for mark in ("/site-packages/", f"/python{sys.version_info.major}.{sys.version_info.minor}/"):
         if mark in file:
             return file.rpartition(mark)[2]
-    return "/".join(file.split("/")[-3:])
+    return file.removeprefix(f"{ROOT}/")
 
 
 def told(shares: dict[str, float], count: int = 4) -> str:
@@ -127,12 +132,11 @@ def told(shares: dict[str, float], count: int = 4) -> str:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Shares of each row."""
-    text = """Samples of the process's main thread, every millisecond, without its waiting for sockets. Time in C is
-    counted for the function that calls it: pydantic's for who validates, the socket's for asyncio. The threads of SQLite
-    and of librdkafka are not in it. The functions are in `profiles/` beside this page's figures."""
-    rows = [
-        (f"[{name}](performance/profiles/{file_of(name)})", told(each["shares"], 8)) for name, each in found.items()
-    ]
+    text = """Samples of the process's main thread, every millisecond, without its waiting for sockets. Time in C
+    is counted for the package that calls it, but for pydantic's and the sockets'. The threads of SQLite and of
+    librdkafka are not in it. The functions are in `profiles/` beside this page's figures."""
+    files = {name: f"[{name}](performance/profiles/{file_of(name)})" for name in found}
+    rows = [(files[name], told(each["shares"], 8)) for name, each in found.items()]
     return [*prose(text), *table(("row", "share of the CPU time"), rows)]
 
 

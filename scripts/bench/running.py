@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,13 @@ class Result(NamedTuple):
 
 
 class Meter:
-    """Time and CPU time of this process."""
+    """Time and CPU time of this process.
+
+    `began` and `ended` are called with it: what profiles a run begins and ends there.
+    """
+
+    began: Callable[[], object] | None = None
+    ended: Callable[[], object] | None = None
 
     def __init__(self) -> None:
         self.started = False
@@ -62,11 +69,15 @@ class Meter:
         """Now, unless it was started."""
         if not self.started:
             self.started = True
+            if Meter.began is not None:
+                Meter.began()
             self._cpu_s, self._wall_s = _cpu_s(), time.perf_counter()
 
     def stop(self, transactions: int) -> Result:
         """What it took until now."""
         cpu_s, wall_s = _cpu_s() - self._cpu_s, time.perf_counter() - self._wall_s
+        if Meter.ended is not None:
+            Meter.ended()
         return Result(cpu_s, wall_s, transactions, peak_mb())
 
 

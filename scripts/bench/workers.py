@@ -41,7 +41,7 @@ app = App(service, topics={"orders": os.environ.get(ORDERS, "orders"), "payments
 
 def measure(stage: Stage) -> dict[str, Any]:
     """Each pair with 1 and with 2, with and without work."""
-    events = stage.scaled(EVENTS, 4_000)
+    events = stage.scaled(EVENTS, 20_000)
     turns = [(name, spin, count) for name in PAIRS for spin in (0, SPIN_US) for count in (1, 2)]
     found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for number in range(1, stage.few + 1):
@@ -118,6 +118,8 @@ def run(stage: Stage, pair: tuple[str, str], events: int, count: int, spin_us: i
     finally:
         looking.close()
         stage.drop(lambda name: name in topics or group in name)
+    if last <= first:
+        raise NotMeasured(f"{events} events were too few to be timed")
     return (last - first) / took_s, used_s / (last - first) * 1e6
 
 
@@ -135,10 +137,12 @@ async def _create_topics(stage: Stage, group: str, orders: str) -> None:
 
 def _settled(stage: Stage, group: str, topic: str, count: int) -> bool:
     """Whether the group has so many members, and each has partitions of the topic."""
-    described = stage.admin().describe_consumer_groups([group])[group]
+    from confluent_kafka import KafkaException
+
+    admin = stage.admin()
     try:
-        members = described.result(10).members
-    except Exception:  # there is none yet
+        members = admin.describe_consumer_groups([group])[group].result(10).members
+    except KafkaException:  # there is none yet
         return False
     having = [each for each in members if any(one.topic == topic for one in each.assignment.topic_partitions)]
     return len(having) == count
