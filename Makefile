@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Half the tests wait for a broker. Each process starts servers of its own.
 TEST_PROCESSES ?= 2
+# A test that takes longer hangs; it is ended, and named.
+TEST_S ?= 400
 SEEDS ?= 1000
 STAMP := $(VENV)/.installed
 
@@ -36,10 +38,10 @@ demo: $(STAMP)
 	$(BIN)/choreo demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile -m "not chaos" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --timeout $(TEST_S) -m "not chaos" $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not chaos" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --timeout $(TEST_S) -m "not slow and not chaos" $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
