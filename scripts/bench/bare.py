@@ -118,8 +118,8 @@ def confluent_loop(run: Run, *, transaction: bool) -> Result:
     if transaction:
         producer.init_transactions(30)
     consumer.subscribe([run.topic])
-    # It waits for the whole batch so long: with few events that would be what each of them waits.
-    wait_s = 0.005 if run.events == FOR_EVER else 1.0
+    # It waits for the whole batch so long: with few events that is what each of them waits.
+    wait_s = 0.005 if run.events == FOR_EVER else 0.1
     while done < run.events:
         records = consumer.consume(run.batch or BATCH_RECORDS, wait_s)
         if not records:

@@ -9,7 +9,7 @@ from scripts.bench.running import Run
 from scripts.bench.stage import NotMeasured, Row, Stage, say, summed_up
 
 TITLE = "Cost of an event"
-EVENTS, FASTSTREAM_EVENTS = 20_000, 2_000
+EVENTS, FASTSTREAM_EVENTS = 12_000, 1_500
 BASELINES = {"kafka": "aiokafka-txn", "kafka+confluent": "confluent-txn"}
 STORES = ("changelog", "sqlite", "postgres", "redis")
 TELEMETRY = ("", "1", "100")

@@ -86,6 +86,8 @@ def write(results: Results, page: Path) -> None:
 
 def body(results: Results, figures: list[str]) -> list[str]:
     """Targets first, then a heading for each section."""
+    if not results.kept:
+        return []
     out = ["", "## Targets", ""]
     heads = ("work", "target", "measured", "of the rounds", "", "in the way")
     out += table(heads, targets.rows(results.found()))

@@ -125,7 +125,7 @@ class Payloads:
     """Cost against the size of the payload."""
 
     TITLE = "Payload"
-    WHO = ("aiokafka-txn", "changelog", "sqlite", "confluent-txn", "changelog/confluent")
+    WHO = ("aiokafka-txn", "changelog", "confluent-txn", "changelog/confluent")
 
     @classmethod
     def measure(cls, stage: Stage) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Waiting:
     """Handlers that wait."""
 
     TITLE = "A handler that waits 10 ms"
-    EVENTS = 20_000
+    EVENTS = 10_000
     CONCURRENCY = (64, 256)
     WHO = ("changelog", "sqlite", "postgres", "changelog/confluent")
 

@@ -15,12 +15,14 @@ from scripts.bench.stage import ROOT, NotMeasured, Stage, child, receiver, say
 
 TITLE = "Profiles"
 ROWS = (
-    ("changelog", "kafka", ""),
-    ("changelog", "kafka", "100"),
-    ("sqlite", "kafka", ""),
-    ("postgres", "kafka", ""),
-    ("redis", "kafka", ""),
-    ("changelog", "kafka+confluent", ""),
+    ("changelog", "kafka", "", "order"),
+    ("changelog", "kafka", "100", "order"),
+    ("sqlite", "kafka", "", "order"),
+    ("postgres", "kafka", "", "order"),
+    ("redis", "kafka", "", "order"),
+    ("changelog", "kafka+confluent", "", "order"),
+    ("changelog", "kafka", "", "wait"),
+    ("changelog", "kafka+confluent", "", "wait"),
 )
 INTERVAL_S = 0.001
 LISTED = 40
@@ -51,11 +53,11 @@ def measure(stage: Stage) -> dict[str, Any]:
     topics = stage.filled({"orders": (4, events, 100, 0)})
     out = stage.topic("payments")
     found: dict[str, Any] = {}
-    for store, client, telemetry in ROWS:
-        name = name_of(store, client, telemetry)
+    for store, client, telemetry, work in ROWS:
+        name = name_of(store, client, telemetry) + (", waiting" if work == "wait" else "")
         try:
             url, file = stage.store(store), str(stage.folder / "profile.json")
-            run = Run("choreo", stage.kafka, topics["orders"], out, events, client, url, telemetry=telemetry)
+            run = Run("choreo", stage.kafka, topics["orders"], out, events, client, url, work, telemetry=telemetry)
             run = run._replace(profile=file)
             if telemetry:
                 with receiver() as (environment, _):
@@ -82,6 +84,7 @@ def profiled(run: Callable[[], object], path: str) -> None:
     run()
     assert profiler.last_session is not None
     own: Counter[tuple[str, str, str]] = Counter()
+    took_s = profiler.last_session.duration
     _add(profiler.last_session.root_frame(trim_stem=False), "", own)
     busy_s = sum(own.values())
     shares: Counter[str] = Counter()
@@ -89,14 +92,19 @@ def profiled(run: Callable[[], object], path: str) -> None:
     for (group, function, file), seconds in own.items():
         shares[group] += seconds
         functions[function, file] += seconds
-    lines = [f"{'share':>6}  function, by the time in itself; one in C with the file that calls it"]
+    lines = [
+        f"busy for {busy_s:.1f} of {took_s:.1f} s",
+        f"{'share':>6}  function, by the time in itself; one in C with the file that calls it",
+    ]
     for (function, file), seconds in functions.most_common(LISTED):
         lines.append(f"{seconds / busy_s:6.1%}  {function}  {file}")
+    found = {
+        "busy": busy_s / took_s,
+        "shares": {name: seconds / busy_s for name, seconds in shares.most_common()},
+        "text": "\n".join(lines),
+    }
     with open(path, "w") as written:
-        json.dump(
-            {"shares": {name: seconds / busy_s for name, seconds in shares.most_common()}, "text": "\n".join(lines)},
-            written,
-        )
+        json.dump(found, written)
 
 
 def _add(frame: Any, caller: str, own: Counter[tuple[str, str, str]]) -> None:
@@ -136,10 +144,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     is counted for the package that calls it, but for pydantic's and the sockets'. The threads of SQLite and of
     librdkafka are not in it. The functions are in `profiles/` beside this page's figures."""
     files = {name: f"[{name}](performance/profiles/{file_of(name)})" for name in found}
-    rows = [(files[name], told(each["shares"], 8)) for name, each in found.items()]
-    return [*prose(text), *table(("row", "share of the CPU time"), rows)]
+    rows = [(files[name], f"{each['busy']:.0%}", told(each["shares"], 8)) for name, each in found.items()]
+    return [*prose(text), *table(("row", "busy", "shares of the time it was busy"), rows)]
 
 
 def file_of(name: str) -> str:
     """Of the list of functions of a row."""
-    return name.replace("/", "-").replace("@", "-") + ".txt"
+    return name.replace("/", "-").replace("@", "-").replace(", ", "-") + ".txt"

@@ -196,12 +196,12 @@ class Stage:
             self.drop(lambda name: "bench-" in name and "." in name)
 
     def in_rounds(self, title: str, rows: Sequence[Row], often: Sequence[str] = (), rounds: int = 0) -> Rounds:
-        """Every row once a round, in an order that is shuffled anew; those named in `often` three times."""
+        """Every row once a round, in an order that is shuffled anew; those named in `often` twice."""
         rounds = rounds or self.asked.rounds
         found: Rounds = {row.name: [] for row in rows}
         failed: dict[str, str] = {}
         for number in range(1, rounds + 1):
-            turns = [*rows, *(row for row in rows if row.name in often for _ in range(2))]
+            turns = [*rows, *(row for row in rows if row.name in often)]
             self.chance.shuffle(turns)
             measured: dict[str, list[Result]] = {row.name: [] for row in rows}
             for place, row in enumerate(turns, 1):
