@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +33,12 @@ def main() -> int:
         stage = Stage(Asked(asked.rounds, asked.seed, QUICK_SCALE if asked.quick else 1.0), stack)
         for place, name in enumerate(asked.only, 1):
             say(f"section {place} of {len(asked.only)}: {name}, after {time.monotonic() - began_s:.0f} s")
-            load = os.getloadavg()[0]
+            load, section_began_s = os.getloadavg()[0], time.monotonic()
             try:
                 found: Any = section(name).measure(stage)
-            except NotMeasured as error:
+            except Exception as error:  # the others are not to be lost for it
+                if not isinstance(error, NotMeasured):
+                    traceback.print_exc()
                 say(f"{name}: not measured: {error}")
                 failed.append(name)
                 continue
@@ -48,6 +51,7 @@ def main() -> int:
                 "machine": page.machine(),
                 "versions": page.versions(),
                 "load": [load, os.getloadavg()[0]],
+                "took_s": round(time.monotonic() - section_began_s),
             }
             results.add(name, found, about)
             failed += [f"{name}: {row}" for row in missing(found)]

@@ -11,7 +11,6 @@ from scripts.bench.orders import Order, Payment, passed_on, taken, transform
 from scripts.bench.running import FOR_EVER, Meter, Result, Run
 
 BATCH_RECORDS = 500
-ROWS = "bench_rows"
 
 
 def _work(run: Run) -> Callable[[bytes], bytes]:
@@ -72,10 +71,10 @@ async def postgres_loop(run: Run) -> Result:
     )
     producer = AIOKafkaProducer(bootstrap_servers=run.servers, enable_idempotence=True, linger_ms=5)
     async with consumer, producer, await psycopg.AsyncConnection.connect(run.store) as connection:
-        await connection.execute(f"DROP TABLE IF EXISTS {ROWS}_bare")
-        await connection.execute(f"CREATE TABLE {ROWS}_bare (order_id uuid PRIMARY KEY, amount numeric)")
+        table = run.group.replace("-", "_")
+        await connection.execute(f"CREATE TABLE {table} (order_id uuid PRIMARY KEY, amount numeric)")
         await connection.commit()
-        insert = f"INSERT INTO {ROWS}_bare VALUES (%s, %s) ON CONFLICT DO NOTHING"
+        insert = f"INSERT INTO {table} VALUES (%s, %s) ON CONFLICT DO NOTHING"
         while done < run.events:
             fetched = await consumer.getmany(timeout_ms=1000, max_records=run.batch or BATCH_RECORDS)
             if not fetched:
@@ -96,7 +95,10 @@ async def postgres_loop(run: Run) -> Result:
             await asyncio.gather(*acks)
             await consumer.commit({partition: records[-1].offset + 1 for partition, records in fetched.items()})
             batches += 1
-        return meter.stop(batches)
+        result = meter.stop(batches)
+        await connection.execute(f"DROP TABLE {table}")
+        await connection.commit()
+        return result
 
 
 def confluent_loop(run: Run, *, transaction: bool) -> Result:

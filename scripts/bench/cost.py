@@ -32,7 +32,7 @@ def measure(stage: Stage) -> dict[str, Any]:
     rows, missing = [*bare, *fast], {}
     for store in STORES:
         for client, baseline in BASELINES.items():
-            for telemetry in TELEMETRY:
+            for telemetry in TELEMETRY if stage.asked.scale == 1 else TELEMETRY[::2]:
                 if telemetry and client == "kafka+confluent" and store != "changelog":
                     continue  # what tracing adds does not depend on both
                 name = name_of(store, client, telemetry)

@@ -3,11 +3,11 @@
 import asyncio
 import sqlite3
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import parse_qs, urlsplit
 
 from choreo import App, Service
 from choreo.core.messages import Limits
@@ -20,7 +20,7 @@ from scripts.bench.running import RUN_S_MAX, Meter, Result, Run
 
 POLL_S = 0.02
 WAIT_S = 0.010
-INSERT = "INSERT INTO bench_rows VALUES ({}) ON CONFLICT DO NOTHING"
+INSERT = "INSERT INTO {} VALUES ({}) ON CONFLICT DO NOTHING"
 
 
 def declare(service: Service, run: Run) -> None:
@@ -56,20 +56,22 @@ def _with_rows(service: Service, run: Run) -> None:
 
         @service.handler(OrderPlaced)
         def keep(order: OrderPlaced, db: sqlite3.Connection) -> PaymentTaken:
-            db.execute(INSERT.format("?, ?"), (str(order.order_id), str(order.amount)))
+            db.execute(INSERT.format("bench_rows", "?, ?"), (str(order.order_id), str(order.amount)))
             return PaymentTaken(**taken(order))
 
         return
     from psycopg import AsyncConnection, Connection
 
+    (schema,) = parse_qs(urlsplit(run.store).query)["choreo_schema"]
+    table = f"{schema}.{run.group.replace('-', '_')}"  # which is dropped with the schema
+
     @service.on_start
     def create_table(connection: Connection[Any]) -> None:
-        connection.execute("CREATE TABLE IF NOT EXISTS bench_rows (order_id uuid PRIMARY KEY, amount numeric)")
-        connection.execute("TRUNCATE bench_rows")
+        connection.execute(f"CREATE TABLE {table} (order_id uuid PRIMARY KEY, amount numeric)".encode())
 
     @service.handler(OrderPlaced)
     async def insert(order: OrderPlaced, connection: AsyncConnection[Any]) -> PaymentTaken:
-        await connection.execute(INSERT.format("%s, %s"), (order.order_id, order.amount))
+        await connection.execute(INSERT.format(table, "%s, %s").encode(), (order.order_id, order.amount))
         return PaymentTaken(**taken(order))
 
 
@@ -79,7 +81,7 @@ async def choreo_loop(run: Run) -> Result:
     Raises:
         SystemExit: Not all events were handled in time, or not each had its emit.
     """
-    service, meter = Service(f"bench-{uuid.uuid4().hex[:8]}"), Meter()
+    service, meter = Service(run.group), Meter()
     declare(service, run)
     app = App(service, topics={"orders": run.topic, "payments": run.out})
     collect_less()  # as `choreo run` does

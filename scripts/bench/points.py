@@ -20,6 +20,7 @@ SIDES = {
     "postgres": ("aiokafka-txn", "kafka", "postgres"),
     "confluent-txn": ("", "", ""),
     "changelog/confluent": ("confluent-txn", "kafka+confluent", "changelog"),
+    "aiokafka-postgres": ("", "", ""),
 }
 """Of each the row it is a ratio to, choreo's client and its store."""
 
@@ -62,8 +63,8 @@ class Batches:
             (side, f"{size} a transaction", topics[f"orders-{size}"], out, count, {"batch": size})
             for size, count in counts.items()
             for side in SIDES
+            if side != "aiokafka-postgres"
         ]
-        SIDES["aiokafka-postgres"] = ("", "", "")
         point = "rows"
         wanted += [("aiokafka-txn", point, topics["rows"], out, many, {})]
         wanted += [(side, point, topics["rows"], out, many, {"work": "rows"}) for side in ("sqlite", "postgres")]
@@ -102,14 +103,16 @@ class Partitions:
     @classmethod
     def measure(cls, stage: Stage) -> dict[str, Any]:
         events = stage.scaled(cls.EVENTS, 2_000)
-        topics = stage.filled({f"orders-{each}": (each, events, 100, 0) for each in PARTITIONS})
+        topics = stage.filled({f"orders-{each}": (each, events, 100, 0) for each in stage.some(PARTITIONS)})
         out = stage.topic("payments")
         wanted = [
             (side, f"{each} partition{'s' if each > 1 else ''}", topics[f"orders-{each}"], out, events, {})
-            for each in PARTITIONS
+            for each in stage.some(PARTITIONS)
             for side in cls.WHO
         ]
-        found = _measured(stage, "partitions", wanted, points=list(PARTITIONS), who=list(cls.WHO), unit="partitions")
+        found = _measured(
+            stage, "partitions", wanted, points=list(stage.some(PARTITIONS)), who=list(cls.WHO), unit="partitions"
+        )
         stage.drop(lambda name: name in (*topics.values(), out))
         return found
 
@@ -129,7 +132,7 @@ class Payloads:
 
     @classmethod
     def measure(cls, stage: Stage) -> dict[str, Any]:
-        counts = {size: stage.scaled(count, 100) for size, count in PAYLOADS.items()}
+        counts = {size: stage.scaled(count, 100) for size, count in stage.some(tuple(PAYLOADS.items()))}
         topics = stage.filled({f"parcels-{size}": (4, count, 100, size) for size, count in counts.items()})
         out = stage.topic("received")
         wanted = [
@@ -137,7 +140,7 @@ class Payloads:
             for size, count in counts.items()
             for side in cls.WHO
         ]
-        found = _measured(stage, "payload", wanted, points=list(PAYLOADS), who=list(cls.WHO), unit="bytes")
+        found = _measured(stage, "payload", wanted, points=list(counts), who=list(cls.WHO), unit="bytes")
         stage.drop(lambda name: name in (*topics.values(), out))
         return found
 
@@ -161,7 +164,7 @@ class Waiting:
         out = stage.topic("payments")
         wanted = [
             (side, f"{many} at once", topics["orders"], out, events, {"work": "wait", "concurrency": many})
-            for side in cls.WHO
+            for side in stage.some(cls.WHO)
             for many in cls.CONCURRENCY
         ]
         found = _measured(stage, "waiting", wanted)

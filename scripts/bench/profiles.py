@@ -53,7 +53,7 @@ def measure(stage: Stage) -> dict[str, Any]:
     topics = stage.filled({"orders": (4, events, 100, 0)})
     out = stage.topic("payments")
     found: dict[str, Any] = {}
-    for store, client, telemetry, work in ROWS:
+    for store, client, telemetry, work in stage.some(ROWS):
         name = name_of(store, client, telemetry) + (", waiting" if work == "wait" else "")
         try:
             url, file = stage.store(store), str(stage.folder / "profile.json")

@@ -24,6 +24,7 @@ class Run(NamedTuple):
         batch: Events in a transaction at most, 0: as many as there are.
         telemetry: Sampled percent of the events, or empty.
         profile: File for a profile, or empty.
+        group: Of choreo's service; what it creates has that in its name.
     """
 
     loop: str
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     concurrency: int = 0
     telemetry: str = ""
     profile: str = ""
+    group: str = "bench"
 
 
 class Result(NamedTuple):

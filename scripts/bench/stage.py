@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -73,7 +74,17 @@ class Stage:
         self.folders: Any = Folders(self.folder)
         self._stack = stack
         self._servers: dict[str, str | NotMeasured] = {}
+        self._id = f"bench-{uuid.uuid4().hex[:8]}"
         self._made = 0
+
+    def name(self, name: str) -> str:
+        """One that nobody else has: a server may have been there before."""
+        self._made += 1
+        return f"{self._id}-{name}-{self._made}"
+
+    def some(self, things: Sequence[_T]) -> Sequence[_T]:
+        """All of them; the first two in a quick run."""
+        return things if self.asked.scale == 1 else things[:2]
 
     def scaled(self, number: int, least: int = 1) -> int:
         """So many events, or fewer in a quick run."""
@@ -98,7 +109,16 @@ class Stage:
         """URL of a PostgreSQL."""
         from tests.postgres_server import postgres_url
 
+        if "PostgreSQL" not in self._servers:
+            self._stack.callback(self._clean, self._server("PostgreSQL", postgres_url))
         return self._server("PostgreSQL", postgres_url)
+
+    def _clean(self, url: str) -> None:
+        """Nothing stays in one that was there before."""
+        import psycopg
+
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
 
     @property
     def redis(self) -> str:
@@ -128,18 +148,23 @@ class Stage:
             NotMeasured: Its server is not there.
         """
         if kind == "sqlite":
-            self._made += 1
-            return f"sqlite:{self.folder}/{self._made}-{{service}}.db"
-        return {"postgres": lambda: self.postgres, "redis": lambda: self.redis}.get(kind, lambda: kind)()
+            return f"sqlite:{self.folder}/{self.name('store')}-{{service}}.db"
+        if kind == "postgres":
+            return _with(self.postgres, choreo_schema=self.schema)
+        return _with(self.redis, choreo_prefix=self._id) if kind == "redis" else kind
+
+    @property
+    def schema(self) -> str:
+        """A schema in PostgreSQL for all that is kept there."""
+        return self._id.replace("-", "_")
 
     # ---- topics
 
     def topic(self, name: str, partitions: int = 4) -> str:
-        """A topic, made anew; returns its name, `name` and a number: one that is made again fails for a while."""
+        """A topic, made anew; returns its name, which has `name` in it."""
         from confluent_kafka.admin import NewTopic
 
-        self._made += 1
-        name = f"{name}-{self._made}"
+        name = self.name(name)
         admin = self.admin()  # its answers come for as long as it is there
         for future in admin.create_topics([NewTopic(name, partitions, 1)]).values():
             future.result(30)
@@ -178,6 +203,7 @@ class Stage:
         Raises:
             NotMeasured: It failed, or not all of its spans arrived.
         """
+        run = run._replace(group=self.name("group"))
         try:
             if not run.telemetry:
                 return Result(*json.loads(child("run", run)))
@@ -193,7 +219,7 @@ class Stage:
     def drop_own(self, run: Run) -> None:
         """Delete what a run of choreo has created: its keys, its dead letters and replays."""
         if run.loop == "choreo":
-            self.drop(lambda name: "bench-" in name and "." in name)
+            self.drop(lambda name: run.group in name)
 
     def in_rounds(self, title: str, rows: Sequence[Row], often: Sequence[str] = (), rounds: int = 0) -> Rounds:
         """Every row once a round, in an order that is shuffled anew; those named in `often` twice."""
@@ -295,6 +321,11 @@ def beside(command: Sequence[str], environment: Mapping[str, str] | None = None)
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _with(url: str, **parameters: str) -> str:
+    """The URL with parameters of choreo's."""
+    return url + ("&" if "?" in url else "?") + "&".join(f"{name}={value}" for name, value in parameters.items())
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:

@@ -43,7 +43,7 @@ app = App(service, topics={"orders": os.environ.get(ORDERS, "orders"), "payments
 def measure(stage: Stage) -> dict[str, Any]:
     """Each pair with 1 and with 2, with and without work."""
     events = stage.scaled(EVENTS, EVENTS // 2)
-    turns = [(name, spin, count) for name, spin in ROWS for count in (1, 2)]
+    turns = [(name, spin, count) for name, spin in stage.some(ROWS) for count in (1, 2)]
     found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for number in range(1, stage.few + 1):
         stage.chance.shuffle(turns)
