@@ -147,7 +147,10 @@ def test_peers_are_compared_by_what_was_measured() -> None:
 
 def measured(what: str) -> dict[str, float]:
     """A column of the table of docs/performance.md, by the rows' names."""
-    table = rows((ROOT / "docs" / "performance.md").read_text(), "| row |")
+    page = (ROOT / "docs" / "performance.md").read_text()
+    if "| row |" not in page:
+        pytest.skip("docs/performance.md has no figures to compare with: make bench")
+    table = rows(page, "| row |")
     found = {name: cells.get(what, "") or cells.get(f"CPU {what}", "") for name, cells in table.items()}
     return {name: float(text) for name, text in found.items() if re.fullmatch(r"[\d.]+", text)}
 
