@@ -61,22 +61,24 @@ class Emitter:
         cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
-        time, extensions = cloudevents.rfc3339(now_s), self._propagated(cause.extensions)
+        service, time, extensions = self.service, cloudevents.rfc3339(now_s), self._propagated(cause.extensions)
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            id_ = derived_id(self.service.name, handler, cause.source, cause_id, type_, ordinal)
+            id_ = derived_id(service.name, handler, cause.source, cause_id, type_, ordinal)
             envelope = Envelope(
                 id_,
-                self.service.source,
+                service.source,
                 type_,
                 event.event_version,
                 time,
-                correlationid=correlation_id or cause.correlationid,
-                causationid=cause.id,
-                traceparent=cause.traceparent,
-                tracestate=cause.tracestate,
-                extensions=extensions,
+                None,
+                None,
+                correlation_id or cause.correlationid,
+                cause.id,
+                cause.traceparent,
+                cause.tracestate,
+                extensions,
             )
             topic, payload = self.topic(event.event_topic), event.payload()
             if len(payload) > EMIT_BYTES_MAX:

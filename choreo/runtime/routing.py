@@ -60,6 +60,9 @@ class Routed:
     skipped: str | None = None
 
 
+_Found = tuple[Sequence[Work], str | None]
+
+
 class Router:
     """Decides for one service.
 
@@ -96,78 +99,83 @@ class Router:
 
     def delivery(self, record: Record) -> tuple[Delivery, str | None]:
         """The record as the core takes it in, and why it was skipped if it was."""
-        routed = self.route(record)
-        partition = self._partitions.get(record[:2])
+        work, skipped = self._work(record)
+        place, value = record[:2], record.value
+        partition = self._partitions.get(place)
         if partition is None:
-            partition = self._partitions[record[:2]] = TopicPartition(record.topic, record.partition)
-        units = [self._unit(partition, work) for work in routed.work]
-        size = len(record.value) if record.value else 0
-        delay_s = self.delay_topics.get(record.topic, 0)
-        return Delivery(record.offset, size, record.timestamp_ms, units, delay_s), routed.skipped
+            partition = self._partitions[place] = TopicPartition(*place)
+        units = [self._unit(partition, each) for each in work]
+        delay_s = self.delay_topics.get(record.topic, 0) if self.delay_topics else 0
+        return Delivery(record.offset, len(value) if value else 0, record.timestamp_ms, units, delay_s), skipped
 
     def route(self, record: Record) -> Routed:
         """Which handlers get the record; a record that cannot be read becomes one work with an `error`."""
-        if record.topic in self.delay_topics:
+        work, skipped = self._work(record)
+        return Routed(list(work), skipped)
+
+    def _work(self, record: Record) -> _Found:
+        topic = record.topic
+        if topic in self.delay_topics:
             return self._retried(record)
-        return self._replayed(record) if record.topic == self.replay_topic else self._handled(record)
+        return self._replayed(record) if topic == self.replay_topic else self._handled(record)
 
     def own(self, topic: str) -> bool:
         """Whether nobody but this service reads it: replays and delayed retries."""
         return topic == self.replay_topic or topic in self.delay_topics
 
-    def _retried(self, record: Record) -> Routed:
+    def _retried(self, record: Record) -> _Found:
         """A delayed retry is for the one handler that failed; if that was ordered, it is so still."""
         retried = read_retried(record.headers)
         if retried is None:
-            return Routed([Work(record, None, None, None, DecodeError("not_a_retry", "its headers name no retry"))])
+            return _unread(record, DecodeError("not_a_retry", "its headers name no retry"))
         found = self._for_one(record, retried.handler)
         for each in found:
             each.retried, each.replay = retried, read_replay(record.headers)
-        return Routed(found)
+        return found, None
 
-    def _for_one(self, record: Record, handler: str) -> list[Work]:
+    def _for_one(self, record: Record, handler: str) -> Sequence[Work]:
         """The work of one handler, or a dead letter that says it is gone."""
-        found = self._handled(record).work
+        found, _ = self._handled(record)
         found = [each for each in found if each.bound is None or handler in (DECODE, each.bound.handler.name)]
         gone = f"{self._service.name} has no handler {handler!r} that takes it"
-        return found or [Work(record, None, None, None, DecodeError("unknown_handler", gone))]
+        return found or _unread(record, DecodeError("unknown_handler", gone))[0]
 
-    def _replayed(self, record: Record) -> Routed:
+    def _replayed(self, record: Record) -> _Found:
         """A replay is for the one handler it names, or for all where none could be given its event."""
         replay = read_replay(record.headers)
         if replay is None:
-            return Routed([Work(record, None, None, None, DecodeError("not_a_replay", "its headers name no replay"))])
+            return _unread(record, DecodeError("not_a_replay", "its headers name no replay"))
         if replay.mode == "drop":
-            return Routed(skipped="drop_mark")
+            return (), "drop_mark"
         if replay.key == "event" and not self._knows_keys:
             refused = "the store knows the event's key in its own partition only; replay it with --mode force"
-            return Routed([Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)])
+            return [Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)], None
         found = self._for_one(record, replay.handler)
         for each in found:
             each.replay = replay
-        return Routed(found)
+        return found, None
 
-    def _handled(self, record: Record) -> Routed:
+    def _handled(self, record: Record) -> _Found:
         value = record.value
         if value is None:
-            return Routed(skipped="tombstone")
+            return (), "tombstone"
         envelope = cloudevents.usual(record.headers)
         type_ = self._type_of(record) if envelope is None else envelope.type
         if type_ and type_ not in self._by_type:
-            return Routed(skipped="unhandled_type")
+            return (), "unhandled_type"
         try:
             if len(value) > self._payload_bytes_max:
                 raise DecodeError(
                     "payload_too_large", f"the value has {len(value)} bytes, the limit is {self._payload_bytes_max}"
                 )
             if envelope is not None:
-                return Routed(self._decoded(record, envelope, value))
+                return self._decoded(record, envelope, value), None
             envelope, data = cloudevents.read(record.headers, value)
             if envelope.type not in self._by_type:
-                return Routed(skipped="unhandled_type")
-            return Routed(self._decoded(record, envelope, data))
+                return (), "unhandled_type"
+            return self._decoded(record, envelope, data), None
         except DecodeError as error:
-            return Routed([Work(record, None, None, None, error)])
+            return _unread(record, error)
 
     def _type_of(self, record: Record) -> str | None:
         """The type as far as it can be told without reading the event."""
@@ -206,9 +214,10 @@ class Router:
             if class_ is None:
                 work.append(_old(record, envelope, data, bound))
                 continue
-            if class_ not in events:
-                events[class_] = _validated(class_, data)
-            work.append(Work(record, envelope, events[class_], bound))
+            event = events.get(class_)
+            if event is None:
+                event = events[class_] = _validated(class_, data)
+            work.append(Work(record, envelope, event, bound))
         return work
 
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
@@ -233,8 +242,8 @@ class Router:
             self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
-            derived=bool(envelope and is_derived(envelope.id, envelope.causationid)),
-            transacts=bool(bound and bound.transacts),
+            derived=envelope is not None and is_derived(envelope.id, envelope.causationid),
+            transacts=bool(bound and bound.transactions),
             retry=retry.in_place if isinstance(retry, Delayed) else retry,
             breaker=bound.handler.breaker if bound else None,
             attempts_before=before.attempts if before else 0,
@@ -244,6 +253,11 @@ class Router:
             redriven=bool(about),
             work=work,
         )
+
+
+def _unread(record: Record, error: DecodeError) -> _Found:
+    """A record of which nothing is known but why."""
+    return [Work(record, None, None, None, error)], None
 
 
 def _handler(work: Work) -> str:
