@@ -109,6 +109,11 @@ class Engine:
         """Handlers at work outside of a transaction."""
         return self._turns.running
 
+    @property
+    def ready(self) -> int:
+        """Lanes that wait for nothing but their turn."""
+        return self._turns.ready
+
     def progress_ms(self, partition: TopicPartition, *, drained_ms: int | None) -> int | None:
         """The log time the committed offset has come to; `drained_ms`, now, if the log holds nothing more of it."""
         found = self.partitions.get(partition)

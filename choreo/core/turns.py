@@ -35,6 +35,11 @@ class Turns:
         return bool(self._ready)
 
     @property
+    def ready(self) -> int:
+        """Lanes that wait for a place of `concurrency`, or for a transaction."""
+        return len(self._ready) + len(self._transactable)
+
+    @property
     def transactable(self) -> bool:
         """Whether a lane waits for a transaction to be invoked in."""
         return bool(self._transactable)

@@ -204,6 +204,8 @@ class Worker:
     async def _fetch_loop(self) -> None:
         while True:
             self.beats["fetch"] = self.ports.clock.monotonic_s()
+            if self._enough_ready():
+                await self._until_few_are_ready()
             try:
                 asked_s = self.ports.clock.now_s()
                 records = await self.consumer.fetch(records_max=FETCH_RECORDS_MAX, wait_s=FETCH_WAIT_S)
@@ -226,6 +228,20 @@ class Worker:
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
                 await asyncio.sleep(0)
+
+    def _enough_ready(self) -> bool:
+        """What is fetched only to wait is out of the processor's cache when its turn comes."""
+        return self.engine.ready >= self.engine.limits.concurrency
+
+    async def _until_few_are_ready(self) -> None:
+        """Return when there is little left to begin; or after a while, since who fetches no more counts as dead."""
+        try:
+            async with asyncio.timeout(FETCH_WAIT_S):
+                while self._enough_ready():
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            pass
 
     # ---- partitions come and go
 
