@@ -26,6 +26,7 @@ dead-lettered."""
 KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
+_NOTHING: Mapping[str, str] = {}
 Sending = Callable[[str, Envelope, bytes | None], Envelope]
 
 
@@ -61,7 +62,9 @@ class Emitter:
         cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
-        service, time, extensions = self.service, cloudevents.rfc3339(now_s), self._propagated(cause.extensions)
+        service, time, extensions = self.service, cloudevents.rfc3339(now_s), _NOTHING
+        if self._propagate and cause.extensions:
+            extensions = self._propagated(cause.extensions)
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
@@ -126,8 +129,6 @@ class Emitter:
         return found if size_of(found) <= COPY_BYTES_MAX else None
 
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
-        if not (self._propagate and extensions):
-            return {}
         found = {name: extensions[name] for name in self._propagate if name in extensions}
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
 

@@ -227,18 +227,18 @@ class Router:
             # What failed may have been charged: the provider has to know it again.
             base, service = work.replay.base if work.replay else "", self._service.name
             work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
-        retry = bound.handler.retry if bound else self._service.retry
+        name, retry = (bound.handler.name, bound.handler.retry) if bound else (_handler(work), self._service.retry)
         before = work.retried
         about = work.replay.parked if work.replay is not None and before is None else ""
         ordered = bound is not None and bound.handler.order is not None
         queue = None
         if record.key is not None and (ordered or about):
-            queue = queue_digest(self._service.name, _handler(work), record.key)
+            queue = queue_digest(self._service.name, name, record.key)
         return Unit(
             partition,
             record.offset,
             lane,
-            _handler(work),
+            name,
             self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",

@@ -40,7 +40,8 @@ class Runners:
     def add(self, unit: Unit) -> None:
         """It is the unit's turn."""
         self._queue.append(unit)
-        self._go_on()
+        if not self._taken:
+            self._go_on()
 
     def cancel_dropped(self) -> None:
         """Interrupt the handlers of units that are not ours any more; of those that wait their turn none begins."""

@@ -5,6 +5,7 @@ Private API like kafka/client.py, and held by the same contract test.
 
 import struct
 from collections.abc import Iterator
+from operator import itemgetter
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -16,7 +17,7 @@ from aiokafka.record.legacy_records import _LegacyRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.record import Headers, ProducerRecord, Record, TopicPartition
+from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.transports.kafka.compression import LZ4, InflatesTooFar, inflate
 
 BATCH_BYTES_MAX = 64 * 1024 * 1024
@@ -27,6 +28,7 @@ RECORD_OVERHEAD_BYTES = 200
 
 _LENGTH_OFFSET = struct.calcsize(">q")
 _HEADER_BYTES: int = _DefaultRecordBatchPy.HEADER_STRUCT.size
+_NAME = itemgetter(0)
 _CODEC_MASK: int = _DefaultRecordBatchPy.CODEC_MASK
 
 
@@ -228,9 +230,7 @@ class RawBatch(BatchBuilder):  # type: ignore[misc]  # untyped
 
 def is_raw(record: ProducerRecord) -> bool:
     """Whether it needs a `RawBatch`: a header key that is no UTF-8, or neither key nor value (producer.py:475)."""
-    return (record.key is None and record.value is None) or _has_raw_key(record.headers)
-
-
-def _has_raw_key(headers: Headers) -> bool:
-    names = "".join([key for key, _ in headers])
+    if record.key is None and record.value is None:
+        return True
+    names = "".join(map(_NAME, record.headers))
     return not names.isascii() and any("\udc80" <= letter <= "\udcff" for letter in names)
