@@ -29,6 +29,7 @@ from choreo.core.units import (
     Signal,
     State,
     Unit,
+    advance,
 )
 from choreo.record import TopicPartition
 
@@ -186,7 +187,7 @@ class Engine:
             return
         self._pressure.grew([partition])
         new: list[Unit] = []
-        now_s, now_ms = self._now_s, message.now_ms
+        now_s, now_ms, keys = self._now_s, message.now_ms, self._keys
         for delivery in message.deliveries:
             partition.take_in(delivery, now_ms)
             due_s = now_s
@@ -199,8 +200,11 @@ class Engine:
                     lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
                     self._alarms.set(unit, lane.due_s)
-                elif self._leads(unit):
+                elif keys.setdefault(unit.digest, unit) is unit:
                     new.append(unit)
+                else:
+                    unit.follow(keys[unit.digest])
+        advance(new, CLAIM)
         self._claim(new)
         self._note_progress(partition)
 
@@ -224,9 +228,13 @@ class Engine:
         for unit, verdict in zip(message.units, message.verdicts, strict=True):
             if unit.state is not CLAIMING:
                 continue
-            said = verdict.verdict
+            said, deliveries, parked = verdict
             if said == "fresh":
-                self._fresh(unit, verdict)
+                unit.deliveries = deliveries
+                if deliveries == 1 and not parked:
+                    unit.advance(FRESH)
+                else:
+                    self._again(unit, parked)
             elif said == "done" or (said == "conflict" and unit.derived):
                 self._duplicate(unit)
             elif said == "busy":
@@ -246,11 +254,8 @@ class Engine:
             self._ask_again(unit, self.limits.busy_s)
         self._claim(heirs)
 
-    def _fresh(self, unit: Unit, verdict: Any) -> None:
-        _, unit.deliveries, parked = verdict
-        if unit.deliveries == 1 and not parked:
-            unit.advance(FRESH)
-            return
+    def _again(self, unit: Unit, parked: bool) -> None:
+        """Delivered before, by an owner that died, or its key is parked."""
         if parked and unit.poison is None:
             unit.poison = parking.WAITS
         elif unit.deliveries > self.limits.deliveries_max:

@@ -56,7 +56,7 @@ class Turns:
         if head.queue is not None and held(head):
             return
         if head.state is READY:
-            if counted(head):
+            if not head.transacts or counted(head):
                 queue = self._ready
             elif not lane.unflushed:  # its emits follow those of its predecessors
                 queue = self._transactable

@@ -208,9 +208,10 @@ class Router:
 
     def _decoded(self, record: Record, envelope: Envelope, data: bytes) -> list[Work]:
         work: list[Work] = []
+        type_, version = envelope.type, envelope.version
         events: dict[type[Event], Event] = {}
-        for bound in self._by_type[envelope.type]:
-            class_ = _class_for(bound.classes, envelope)
+        for bound in self._by_type[type_]:
+            class_ = _newest(bound, type_) if version is None else bound.classes.get((type_, version))
             if class_ is None:
                 work.append(_old(record, envelope, data, bound))
                 continue
@@ -223,7 +224,8 @@ class Router:
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
         record, envelope, bound = work.record, work.envelope, work.bound
         lane: object = record.offset if record.key is None else record.key
-        if work.replay is not None or work.retried is not None:
+        plain = work.replay is None and work.retried is None
+        if not plain:
             # What failed may have been charged: the provider has to know it again.
             base, service = work.replay.base if work.replay else "", self._service.name
             work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
@@ -239,7 +241,7 @@ class Router:
             record.offset,
             lane,
             name,
-            self.key(work),
+            self._own_key(work) if plain else self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
             derived=envelope is not None and is_derived(envelope.id, envelope.causationid),
@@ -268,12 +270,9 @@ def _handler(work: Work) -> str:
     return DECODE if sent is None else sent.handler
 
 
-def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelope) -> type[Event] | None:
-    """The class of the stated version; a producer that states none (not of choreo) gets the newest."""
-    if envelope.version is not None:
-        return classes.get((envelope.type, envelope.version))
-    newest = max((version for type_, version in classes if type_ == envelope.type), default=None)
-    return None if newest is None else classes[envelope.type, newest]
+def _newest(bound: BoundHandler, type_: str) -> type[Event]:
+    """The class for a producer that states no version, as those that are not of choreo."""
+    return bound.classes[type_, max(version for each, version in bound.classes if each == type_)]
 
 
 def _old(record: Record, envelope: Envelope, data: bytes, bound: BoundHandler) -> Work:
