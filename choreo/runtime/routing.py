@@ -1,6 +1,6 @@
 """From a record to its units: which handlers, which keys, or why none. Pure, so that `explain` tells the truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -27,6 +27,7 @@ from choreo.record import Record, TopicPartition, last_headers
 from choreo.runtime.replaying import DECODE, Replay, read_replay
 from choreo.runtime.retrying import Retried, read_retried
 from choreo.service import Service
+from choreo.topic import Topic
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 
@@ -68,6 +69,7 @@ class Router:
 
     Args:
         handlers: Bound handlers of the service.
+        topic: Logical to actual topic name; a `Topic` says what the records there are.
         payload_bytes_max: A longer value is dead-lettered as `payload_too_large` without being read.
         replay_topic: Actual name of the topic of replays to this service, where it reads one.
         delay_topics: Actual names of its delay topics, with their delays in seconds.
@@ -79,6 +81,7 @@ class Router:
         service: Service,
         handlers: Sequence[BoundHandler],
         *,
+        topic: Callable[[str], str] = str,
         payload_bytes_max: int = PAYLOAD_BYTES_MAX,
         replay_topic: str | None = None,
         delay_topics: Mapping[str, int] | None = None,
@@ -89,6 +92,8 @@ class Router:
         self._service = service
         self._knows_keys = knows_keys
         self._payload_bytes_max = payload_bytes_max
+        actual = {topic(event.event_topic) for bound in handlers for event in bound.handler.events}
+        self._foreign = {str(each): each for each in actual if isinstance(each, Topic)}
         self._partitions: dict[tuple[str, int], TopicPartition] = {}  # one object each, rather than one a record
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
@@ -128,14 +133,14 @@ class Router:
         retried = read_retried(record.headers)
         if retried is None:
             return _unread(record, DecodeError("not_a_retry", "its headers name no retry"))
-        found = self._for_one(record, retried.handler)
+        found = self._for_one(record, retried.handler, retried.original)
         for each in found:
             each.retried, each.replay = retried, read_replay(record.headers)
         return found, None
 
-    def _for_one(self, record: Record, handler: str) -> Sequence[Work]:
+    def _for_one(self, record: Record, handler: str, lay: Mapping[str, str]) -> Sequence[Work]:
         """The work of one handler, or a dead letter that says it is gone."""
-        found, _ = self._handled(record)
+        found, _ = self._handled(record, lay)
         found = [each for each in found if each.bound is None or handler in (DECODE, each.bound.handler.name)]
         gone = f"{self._service.name} has no handler {handler!r} that takes it"
         return found or _unread(record, DecodeError("unknown_handler", gone))[0]
@@ -150,12 +155,20 @@ class Router:
         if replay.key == "event" and not self._knows_keys:
             refused = "the store knows the event's key in its own partition only; replay it with --mode force"
             return [Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)], None
-        found = self._for_one(record, replay.handler)
+        found = self._for_one(record, replay.handler, replay.original)
         for each in found:
             each.replay = replay
         return found, None
 
-    def _handled(self, record: Record) -> _Found:
+    def _handled(self, record: Record, lay: Mapping[str, str] | None = None) -> _Found:
+        if self._foreign:
+            try:
+                found = self._from_foreign(record, lay)
+            except DecodeError as error:
+                return _unread(record, error)
+            if found is None:
+                return (), "no_event"
+            record = found
         value = record.value
         if value is None:
             return (), "tombstone"
@@ -176,6 +189,13 @@ class Router:
             return self._decoded(record, envelope, data), None
         except DecodeError as error:
             return _unread(record, error)
+
+    def _from_foreign(self, record: Record, lay: Mapping[str, str] | None) -> Record | None:
+        """What its topic makes of a record; one that is too large or has no value is left as it is."""
+        topic = self._foreign.get(lay.get("topic", "") if lay else record.topic)
+        if topic is None or record.value is None or len(record.value) > self._payload_bytes_max:
+            return record
+        return topic.incoming(record, lay)
 
     def _type_of(self, record: Record) -> str | None:
         """The type as far as it can be told without reading the event."""

@@ -89,7 +89,7 @@ async def test_a_collector_that_takes_no_metrics_is_one_warning(
         await running.publish(Asked(who="Ann"))
         await receiver.wait_for(lambda _: receiver.requests.count(404) > 2)
         began_s = time.monotonic()
-    assert time.monotonic() - began_s < 3.0
+    assert time.monotonic() - began_s < 6.0
     (warning,) = warnings_of(caplog)
     assert warning.startswith(f"metrics cannot be sent to {receiver.endpoint}/v1/nothing and are lost until they can")
 

@@ -11,6 +11,8 @@ Why nobody commits for a partition that is another's:
   `Grants`: the membership is read first, then it is looked whether each partition is still ours. librdkafka rejoins
   only after the partition was handed back, so a membership read before that is one under which it was ours, or one
   that brokers refuse by now. And a partition is handed back only when transactions with it are over.
+- What a failed transaction appended holds back every reader of those partitions until it is ended: at once, by a
+  successor of its producer, also when nothing else is to be committed and before this process leaves.
 - Offsets taken by a broker may still be uncommitted when the partition changes hands. The next owner's `fence` reads
   the committed offset with `require_stable`, which waits until that transaction has ended, either way. Only then
   `read`: it sees what the transaction left. One without offsets may still be open then; it can only be aborted, and
@@ -22,6 +24,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -59,6 +62,10 @@ COMMIT_S = 7.0
 ROUNDS_MAX = 6
 STALE_WAIT_S = 0.5
 READ_STALL_S = 90.0
+ABORT_S = 30.0
+
+CLOSE_S = 5.0
+"""For ending a transaction that failed, at the close; after that it is the broker's (TRANSACTION_S, and some)."""
 
 
 class _Refused(Exception):
@@ -106,6 +113,8 @@ class ConfluentTransactions:
             "message.timeout.ms": int(TRANSACTION_S * 1000),
         }
         self._producer: Producer | None = None
+        self._begun = False  # a transaction whose end is not known
+        self._ending: asyncio.Task[None] | None = None
         self._alone = False  # one record a batch, after a batch was too large
         self._tokens: dict[TopicPartition, int] = {}
         self._epoch = 0
@@ -143,16 +152,20 @@ class ConfluentTransactions:
             except TransportError as error:
                 results[partition] = error
                 del pending[partition]
-        async with self._one:
-            for _ in range(ROUNDS_MAX):
-                for partition in [each for each in pending if not self._owned(each)]:
-                    results[partition] = LeaseLost(f"{partition} is not ours any more; nothing was committed")
-                    del pending[partition]
-                if not pending:
-                    break
-                done = await self._attempt(pending)
-                results.update(done)
-                pending = {partition: part for partition, part in pending.items() if partition not in done}
+        try:
+            async with self._one:
+                for _ in range(ROUNDS_MAX):
+                    for partition in [each for each in pending if not self._owned(each)]:
+                        results[partition] = LeaseLost(f"{partition} is not ours any more; nothing was committed")
+                        del pending[partition]
+                    if not pending:
+                        break
+                    done = await self._attempt(pending)
+                    results.update(done)
+                    pending = {partition: part for partition, part in pending.items() if partition not in done}
+        finally:
+            if self._begun and self._ending is None and not self._closed:
+                self._ending = asyncio.create_task(self._end_begun(self._timeout_s))
         in_between = TransportError(f"group {self._group!r} is between two generations; not committed, try again")
         return {partition: results.get(partition, in_between) for partition in parts}
 
@@ -190,7 +203,23 @@ class ConfluentTransactions:
     async def close(self) -> None:
         """As the port says; what is open is never committed."""
         self._closed = True
+        if self._ending is not None:
+            await asyncio.wait({self._ending}, timeout=CLOSE_S)
+        elif self._begun or self._one.locked():  # a commit under way may fail
+            await self._end_begun(CLOSE_S)
         self._thread.end(lambda: self._discard(self._producer))
+
+    async def _end_begun(self, within_s: float) -> None:
+        """Start a successor of the producer whose transaction failed, which is how a broker comes to abort it."""
+        try:
+            async with asyncio.timeout(within_s), self._one:
+                if self._begun:
+                    await self._run(self._current, within_s)
+        except Exception as error:
+            what = "a transaction that failed holds back readers until the broker ends it"
+            log.warning("group %s: %s, within %g s: %s", self._group, what, 2 * TRANSACTION_S, reason(error))
+        finally:
+            self._ending = None
 
     # ---- on the loop
 
@@ -228,6 +257,7 @@ class ConfluentTransactions:
             try:
                 offsets = self._offsets(member, parts)
                 asked = member.metadata()  # of a moment before it is looked whether they are ours: see above
+                self._begun = True
                 producer.begin_transaction()
                 self._append(producer, parts, until_s)
                 metadata, joined = asked.result(COMMIT_S)
@@ -241,6 +271,7 @@ class ConfluentTransactions:
                 if self._producer is not producer:
                     raise TransportError("given up meanwhile")
                 until(until_s, producer.commit_transaction)
+                self._begun = False
             except KafkaException as error:
                 self._discard(producer)
                 found = error_of(error)
@@ -329,15 +360,26 @@ class ConfluentTransactions:
             until(until_s, producer.init_transactions)
             if thread is not self._thread:
                 raise TransportError("given up meanwhile")
-            self._producer = producer
+            self._producer, self._begun = producer, False
         return self._producer
 
     def _discard(self, producer: Producer | None) -> None:
-        """Never used on after an error, and nothing aborted: its successor's start does that."""
+        """Never used on after an error; its successor's start ends what it had begun, if its own abort does not."""
         if self._producer is producer:
             self._producer = None
         if producer is not None:
-            producer.purge(in_queue=True, in_flight=True, blocking=False)
             box = [producer]
             del producer
-            threading.Thread(target=box.clear, daemon=True).start()  # disconnecting may take a while
+            threading.Thread(target=_abort_and_drop, args=(box,), daemon=True).start()
+
+
+def _abort_and_drop(box: list[Producer]) -> None:
+    """Disconnecting may take a while, so on a thread of its own.
+
+    Aborted first: librdkafka 2.16 may die of an assertion (rdkafka_txnmgr.c, `txn_req_cnt > 0`) when a producer is
+    destroyed while a request of its transaction is under way, and an abort waits for these.
+    """
+    with suppress(KafkaException):
+        box[0].abort_transaction(ABORT_S)
+    box[0].purge(in_queue=True, in_flight=True, blocking=False)
+    box.clear()
