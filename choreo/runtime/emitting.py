@@ -84,13 +84,19 @@ class Emitter:
                 cause.tracestate,
                 extensions,
             )
-            topic = self.topic(event.event_topic)
-            value = wire_value(topic, envelope, event.payload())
+            topic, value = self.topic(event.event_topic), event.payload()
+            plain = type(topic) is str
+            if not plain:
+                value = wire_value(topic, envelope, value)
             if len(value) > EMIT_BYTES_MAX:
                 # Found out only after its commit, a topic's refusal would stop the service for ever.
                 raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
             key = event.record_key()
-            records.append(wire_record(topic, sending(topic, envelope, key), key, value))
+            envelope = sending(topic, envelope, key)
+            if plain:
+                records.append(ProducerRecord(topic, key, value, cloudevents.write(envelope)))
+            else:
+                records.append(wire_record(topic, envelope, key, value))
         return tuple(records)
 
     def dead_letter(
