@@ -1,23 +1,16 @@
 """Order fulfilment in the mesh, as a saga and as a process manager: size of the code, latency, throughput.
 
-    python scripts/bench_architectures.py [--orders 1000] [--rounds 3] [--json]
-
 Each round runs the three one after the other, each on an embedded broker in a file of its own, with the same orders
 of the shipped file. Latency: from `order.placed` to `order.shipped`, by their times on the log, of orders that come
 one every 50 ms. Throughput: orders that are published at once, until nothing is left to do. Ratios are to the mesh of
-the same round; that of processor time is the one to trust on a busy machine. Exit 1 if the ledgers of any of them do
-not agree.
+the same round; that of processor time is the one to trust on a busy machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import asyncio
-import json
 import sqlite3
-import sys
-import tempfile
 import time
 import tokenize
 from contextlib import closing
@@ -25,25 +18,24 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple, cast
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from choreo import App  # noqa: E402
-from choreo.envelope import read as read_envelope  # noqa: E402
-from choreo.running import Running  # noqa: E402
-from choreo.transports.embedded import EmbeddedTransport  # noqa: E402
-from handlers.order_fulfilment import ledger  # noqa: E402
-from handlers.order_fulfilment.app import app as mesh  # noqa: E402
-from handlers.order_fulfilment.events import OrderPlaced, OrderShipped  # noqa: E402
-from handlers.order_fulfilment.orders import read, shipped_lines  # noqa: E402
-from handlers.order_fulfilment.payments.fake_provider import FakePaymentProvider  # noqa: E402
-from handlers.order_fulfilment.payments.provider import PaymentProvider  # noqa: E402
-from handlers.order_process.app import app as process  # noqa: E402
-from handlers.order_saga.app import app as saga  # noqa: E402
-from scripts.bench_stores import say  # noqa: E402
+from choreo import App
+from choreo.envelope import read as read_envelope
+from choreo.running import Running
+from choreo.transports.embedded import EmbeddedTransport
+from handlers.order_fulfilment import ledger
+from handlers.order_fulfilment.app import app as mesh
+from handlers.order_fulfilment.events import OrderPlaced, OrderShipped
+from handlers.order_fulfilment.orders import read, shipped_lines
+from handlers.order_fulfilment.payments.fake_provider import FakePaymentProvider
+from handlers.order_fulfilment.payments.provider import PaymentProvider
+from handlers.order_process.app import app as process
+from handlers.order_saga.app import app as saga
+from scripts.bench.markdown import table
+from scripts.bench.stage import ROOT, Stage, say
 
 APPS = {"mesh": mesh, "saga": saga, "process": process}
-SINGLE, EVERY_S = 100, 0.05
+TITLE = "Three architectures"
+SINGLE, AT_ONCE, EVERY_S = 100, 1_000, 0.05
 POLL_S = 0.01
 OBEYING: tuple[tuple[str, ...], ...] = (("order_saga/commands.py",), ("order_saga/services.py",))
 OWN: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -106,7 +98,7 @@ async def settled(running: Running) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def measure(app: App, singly: list[OrderPlaced], at_once: list[OrderPlaced], folder: Path) -> Measured:
+async def run_one(app: App, singly: list[OrderPlaced], at_once: list[OrderPlaced], folder: Path) -> Measured:
     """One run of one of them."""
     file = folder / "bench.db"
     with FakePaymentProvider(timeouts=0) as provider:
@@ -146,30 +138,31 @@ async def measure(app: App, singly: list[OrderPlaced], at_once: list[OrderPlaced
     )
 
 
-def main() -> int:
-    """Measure, print, and say whether the ledgers agreed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--orders", type=int, default=1000, help="published at once")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def measure(stage: Stage) -> dict[str, Any]:
+    """In rounds; the ledgers of every run have to agree.
+
+    Raises:
+        SystemExit: They do not.
+    """
     found = {order.order_id: order for _, order in read(shipped_lines()) if isinstance(order, OrderPlaced)}
     orders = list(found.values())
     rounds: list[dict[str, Measured]] = []
-    for number in range(options.rounds):
+    for number in range(stage.asked.rounds):
         rounds.append({})
         for name, app in APPS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                singly, at_once = orders[:SINGLE], orders[SINGLE : SINGLE + options.orders]
-                rounds[-1][name] = asyncio.run(measure(app, singly, at_once, Path(folder)))
-            say(f"round {number + 1}, {name}: {rounds[-1][name]}")
-    table = [row(name, rounds) for name in APPS]
-    if options.json:
-        print(json.dumps(table, indent=2))
-    else:
-        for line in (list(table[0]), *(list(each.values()) for each in table)):
-            print("| " + " | ".join(str(each) for each in line) + " |")
-    return 0 if all(each.ok for measured in rounds for each in measured.values()) else 1
+            singly, at_once = orders[:SINGLE], orders[SINGLE : SINGLE + stage.scaled(AT_ONCE, 100)]
+            folder = stage.folders.mktemp("architectures")
+            rounds[-1][name] = asyncio.run(run_one(app, singly, at_once, folder))
+            say(f"architectures: round {number + 1} of {stage.asked.rounds}, {name}: {rounds[-1][name]}")
+            if not rounds[-1][name].ok:
+                raise SystemExit(f"{name}: the ledgers do not agree")
+    return {"rows": [row(name, rounds) for name in APPS]}
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The table."""
+    rows = found["rows"]
+    return table(list(rows[0]), [list(each.values()) for each in rows])
 
 
 def row(name: str, rounds: list[dict[str, Measured]]) -> dict[str, Any]:
@@ -187,7 +180,3 @@ def row(name: str, rounds: list[dict[str, Measured]]) -> dict[str, Any]:
         "CPU ms an order": round(1000 * median(each.cpu_s for each in own), 2),
         "times mesh's CPU": round(median(each[name].cpu_s / each["mesh"].cpu_s for each in rounds), 2),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

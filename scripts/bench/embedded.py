@@ -1,27 +1,22 @@
-"""Handler calls a second of four services in one process on the embedded broker: an order goes through all of them.
-
-    python scripts/bench_embedded.py [--orders 2000] [--rounds 3] [--json]
-
-The log, the keys and the offsets are in one SQLite file. Of the CPU time all threads count, SQLite's too; the calls a
-second of CPU are what to compare on a machine that has other things to do.
-"""
+"""Handler calls a second of four services in one process on the embedded broker: an order goes through each."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from typing import Any
 
 from choreo import App, Event, Service
 from choreo.runtime.collector import collect_less
+from scripts.bench.markdown import prose, table
+from scripts.bench.running import peak_mb
+from scripts.bench.stage import Stage, child, say
 
+TITLE = "Embedded broker"
+ORDERS = 2_000
 RUN_S_MAX = 120.0
 POLL_S = 0.02
 
@@ -88,23 +83,42 @@ async def run(orders: int) -> tuple[float, float]:
             return time.perf_counter() - began_s, time.process_time() - began_cpu_s
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--orders", type=int, default=2_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+def run_here(orders: int) -> dict[str, float]:
+    """In this process: seconds, CPU seconds and peak memory."""
     collect_less()  # as `choreo run` does
-    took = [asyncio.run(run(asked.orders)) for _ in range(asked.rounds)]
-    calls = 4 * asked.orders
-    found = {
-        "calls_per_s": calls / median(wall_s for wall_s, _ in took),
-        "calls_per_cpu_s": calls / median(cpu_s for _, cpu_s in took),
-        "cpu_us_per_call": median(cpu_s for _, cpu_s in took) / calls * 1e6,
+    wall_s, cpu_s = asyncio.run(run(orders))
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": peak_mb()}
+
+
+def measure(stage: Stage) -> dict[str, Any]:
+    """Each round in a process of its own."""
+    orders, took = stage.scaled(ORDERS, 200), []
+    for number in range(1, stage.asked.rounds + 1):
+        took.append(json.loads(child("embedded", orders)))
+        say(f"embedded: round {number} of {stage.asked.rounds}: {4 * orders / took[-1]['wall_s']:,.0f} calls/s")
+    calls = 4 * orders
+    return {
+        "orders": orders,
+        "calls_per_s": calls / median(each["wall_s"] for each in took),
+        "calls_per_s_min": calls / max(each["wall_s"] for each in took),
+        "calls_per_s_max": calls / min(each["wall_s"] for each in took),
+        "calls_per_cpu_s": calls / median(each["cpu_s"] for each in took),
+        "cpu_us": median(each["cpu_s"] for each in took) / calls * 1e6,
+        "peak_mb": median(each["peak_mb"] for each in took),
     }
-    print(json.dumps(found, indent=2) if asked.json else "\n".join(f"{k:18} {v:10.0f}" for k, v in found.items()))
 
 
-if __name__ == "__main__":
-    main()
+def lines(found: dict[str, Any]) -> list[str]:
+    """The table."""
+    text = f"""{found["orders"]:,} orders through four services in one process; the log, the keys and the offsets
+    in one SQLite file, in one transaction a flush, durable with `synchronous=NORMAL`: what is committed outlives
+    the process, however that ends; a power cut may take the last commits, each of them whole."""
+    row = (
+        f"{found['calls_per_s']:,.0f}",
+        f"{found['calls_per_s_min']:,.0f}-{found['calls_per_s_max']:,.0f}",
+        f"{found['calls_per_cpu_s']:,.0f}",
+        f"{found['cpu_us']:.0f}",
+        f"{found['peak_mb']:.0f}",
+    )
+    heads = ("handler calls/s", "of the rounds", "calls/s of CPU", "CPU us a call", "peak MB")
+    return [*prose(text), *table(heads, [row])]
