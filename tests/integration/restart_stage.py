@@ -30,7 +30,7 @@ from tests.integration.outbox_stage import ROOT, Process
 from tests.integration.restart_load import Customers, now_ms
 from tests.integration.restart_outcome import Outcome, Restart, Told, opening
 
-TARGET = "handlers.order_stores.app:app"
+TARGET = "tests.integration.restart_app:app"
 READY_S = SETTLED_S = 120.0
 WITHOUT_ROWS = ("payments", "shipping", "notifications")
 """Services that a store on Kafka itself would do for; inventory has rows in PostgreSQL."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from choreo.record import Record
 from tests.integration.restart_outcome import Outcome, Wait, waits
 from tests.integration.restart_page import Run, markdown, written
 from tests.integration.restart_stage import WAYS, Stage
@@ -56,14 +57,13 @@ async def rolled(stage: Stage) -> Outcome:
 
 def notices_what_is_wrong(outcome: Outcome) -> None:
     """With one thing planted in what a run has left."""
-    facts = list(outcome.facts.values())
     shipped = next(  # in the topic of what caused it
         each
-        for each in facts
+        for each in outcome.facts.values()
         if each.envelope.type == "order.shipped"
         and outcome.facts[each.envelope.causationid or ""].envelope.type == "shipment.delayed"
     )
-    rest = [each for each in outcome.records if each != shipped.record]
+    rest = without(outcome.records, shipped.envelope.id)
     again = shipped.record._replace(headers=with_id(shipped.record.headers, "another"), offset=2**40)
     told = {each.id: each for each in outcome.told}
     one, two = next((told[f"{order}/0"], told[f"{order}/1"]) for order in outcome.presses)
@@ -72,7 +72,7 @@ def notices_what_is_wrong(outcome: Outcome) -> None:
     charge = next(each for each in outcome.statement if each.effect == "charge")
     wrong = {
         "has no end": replace(outcome, records=rest).lost(),
-        "is not on the log": replace(outcome, records=[each for each in rest if each != facts[0].record]).lost(),
+        "is not on the log": replace(outcome, records=without(outcome.records, one.id)).lost(),
         f"told of {one.id}": replace(outcome, told=[each for each in outcome.told if each.id != one.id]).lost(),
         "2 times": replace(outcome, records=[*outcome.records, again]).doubled(),
         "were shipped": replace(outcome, stock=stock).doubled(),
@@ -83,6 +83,11 @@ def notices_what_is_wrong(outcome: Outcome) -> None:
     }
     for said, found in wrong.items():
         assert any(said in each for each in found), f"{said}: {found}"
+
+
+def without(records: Sequence[Record], id_: str) -> list[Record]:
+    """As if the event had never been published, however often it was."""
+    return [each for each in records if dict(each.headers)["ce_id"] != id_.encode()]
 
 
 def with_id(headers: Sequence[tuple[str, bytes | None]], id_: str) -> tuple[tuple[str, bytes | None], ...]:
