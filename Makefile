@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 # Every app in handlers/: handlers/NAME/app.py is handlers.NAME.app:app.
 APPS := $(patsubst handlers/%/app.py,handlers.%.app:app,$(wildcard handlers/*/app.py))
 
-.PHONY: help demo test test-fast check audit schemas flows bench guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy deploy-check clean
+.PHONY: help demo test test-fast check audit schemas flows bench guarantees simulate simulate-flows mutants crash-table chaos outbox-chaos rolling-deploy rolling-restart deploy-check docs keep-stored clean
 
 help:
 	@echo "make demo       order fulfilment on the embedded broker: 2,000 orders, four services, one ledger"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-fast  without the slow ones"
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make audit      bandit, and known vulnerabilities of what is installed (asks PyPI; not part of make check)"
+	@echo "make docs       the pages as a site in build/site, to be read without a network"
 	@echo "make schemas    write schemas/ from the events of handlers/"
 	@echo "make guarantees kill every pair of broker and store at every point, and write docs/guarantees.md"
 	@echo "make flows      draw the flows of handlers/ into docs/flows/"
@@ -30,8 +31,10 @@ help:
 	@echo "make crash-table  crash the small flow at every call, and at every two: docs/crash-points.md"
 	@echo "make chaos      a cluster of three brokers and seven services, ten minutes of faults (CHAOS_S), docs/chaos.md"
 	@echo "make rolling-deploy  1,000 instances in flight from version 1 to 2, back, and to 2 again: docs/definitions.md"
+	@echo "make rolling-restart  every process of the order flow restarted under load, some two minutes (RESTART_WAYS=all: more): docs/deploying.md"
 	@echo "make outbox-chaos  applications and relays killed at random for two minutes (OUTBOX_CHAOS_S)"
 	@echo "make deploy-check  build the image and run deploy/README.md line by line; needs Docker with Compose"
+	@echo "make keep-stored  before a release: keep what it stores in tests/upgrade/stored, for later ones to read"
 	@echo "make bench      cost and latency of an event beside loops by hand, 25 minutes: docs/performance.md (ONLY, ROUNDS, SEED, QUICK)"
 
 demo: $(STAMP)
@@ -54,6 +57,11 @@ audit: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml choreo handlers deploy scripts
 	$(BIN)/pip-audit --strict --skip-editable --path $(VENV)/lib/python*/site-packages
+
+# Not `--quiet`, which keeps warnings from `--strict`. The variable silences an advertisement of the theme's.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "build/site/index.html; to search it, serve it: $(BIN)/python -m http.server --directory build/site"
 
 schemas: $(STAMP)
 	$(BIN)/choreo schemas export $(APPS) --out schemas
@@ -92,11 +100,19 @@ rolling-deploy: $(STAMP)
 	ROLLING_WRITE=1 ROLLING_INSTANCES=1000 ROLLING_PER_S=15 ROLLING_DAY_S=40 ROLLING_LOOK_S=5 ROLLING_HOLD_S=10 \
 	    $(BIN)/python -m pytest -s tests/integration/test_rolling_deploy.py $(PYTEST_ARGS)
 
+rolling-restart: $(STAMP)
+	RESTART_WRITE=1 RESTART_PROCESSES=$(or $(RESTART_PROCESSES),2) RESTART_AT_ONCE=1 RESTART_CALM_S=5 \
+	    RESTART_WAYS="$(or $(RESTART_WAYS),aiokafka kip-848)" \
+	    $(BIN)/python -m pytest -s tests/integration/test_rolling_restart.py $(PYTEST_ARGS)
+
 outbox-chaos: $(STAMP)
 	OUTBOX_CHAOS_S=$(or $(OUTBOX_CHAOS_S),120) $(BIN)/python -m pytest -s tests/integration/test_outbox_chaos.py $(PYTEST_ARGS)
 
 deploy-check: $(STAMP)
 	CHOREO_DOCKER=1 $(BIN)/python -m pytest tests/integration/test_deploy_containers.py $(PYTEST_ARGS)
+
+keep-stored: $(STAMP)
+	$(BIN)/python scripts/keep_stored.py
 
 # `pip install --group` came with pip 25.1.
 $(STAMP): pyproject.toml

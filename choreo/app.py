@@ -15,6 +15,7 @@ from choreo.process.interpreting import Process
 from choreo.running import Plan, Resources, Running, Settings, delay_topics
 from choreo.runtime.routing import Router
 from choreo.service import Flow, Service
+from choreo.topic import prefixed
 
 if TYPE_CHECKING:
     from choreo.flow.model import Capability
@@ -38,7 +39,8 @@ class App:
         resources: What handlers ask for by type: instances, or a mapping of type to instance or async generator
             function.
         around: Async context managers about each invocation, outermost first; each is called with the Context.
-        topics: Logical to actual topic name; `CHOREO_TOPIC_PREFIX` is put before either.
+        topics: Logical to actual topic name, or to a `choreo.topic.Topic` that says what its records are;
+            `CHOREO_TOPIC_PREFIX` is put before either.
         propagate: CloudEvents extensions copied from an event to what it causes.
         name: CloudEvents source of what `publish` sends, `/<name>`.
 
@@ -91,7 +93,7 @@ class App:
 
     def topic(self, logical: str) -> str:
         """The actual name of a logical topic."""
-        return self._prefix + self._topics.get(logical, logical)
+        return prefixed(self._prefix, self._topics.get(logical, logical))
 
     def bound(self, service: str) -> list[BoundHandler]:
         """The handlers of one service, ready to call."""
@@ -103,6 +105,7 @@ class App:
         return Router(
             found,
             self._bound[service],
+            topic=self.topic,
             replay_topic=self.topic(found.replay_topic),
             delay_topics=delay_topics(found, self.topic),
             knows_keys=knows_keys,
@@ -125,7 +128,9 @@ class App:
     def input_topics(self, service: str) -> list[str]:
         """Actual topics one service subscribes to, beside that of replays, which it reads where it is there."""
         logical = {event.event_topic for bound in self._bound[service] for event in bound.handler.events}
-        return sorted(map(self.topic, logical)) + list(delay_topics(self.services[service], self.topic))
+        return sorted(str(self.topic(each)) for each in logical) + list(
+            delay_topics(self.services[service], self.topic)
+        )
 
     def own_topics(self) -> set[str]:
         """Actual topics that hold copies of events: dead letters, replays and delayed retries."""
@@ -137,7 +142,7 @@ class App:
 
     def topic_specs(self, partitions: int = 4, replication: int = 1) -> list[TopicSpec]:
         """Every topic the app reads or writes, by actual name; `own_topics` are among them."""
-        names = sorted({self.topic(event.event_topic) for event in self._events()})
+        names = sorted({str(self.topic(event.event_topic)) for event in self._events()})
         specs = [TopicSpec(name, partitions, replication) for name in names]
         for service in self.services.values():
             config = (("max.message.bytes", DLQ_BYTES_MAX),)
@@ -152,7 +157,7 @@ class App:
         from choreo.flow.declared import declared  # not needed, and not imported, to run services
 
         pairs = [(service, self._bound[name]) for name, service in self.services.items()]
-        return declared(pairs, self.flows, lambda logical: self._topics.get(logical, logical))
+        return declared(pairs, self.flows, lambda logical: str(self._topics.get(logical, logical)))
 
     @asynccontextmanager
     async def running(
@@ -235,7 +240,7 @@ class App:
         ]
 
     def _outputs(self, name: str) -> list[str]:
-        emitted = {self.topic(event.event_topic) for bound in self._bound[name] for event in bound.emits}
+        emitted = {str(self.topic(event.event_topic)) for bound in self._bound[name] for event in bound.emits}
         return sorted(emitted | {self.topic(self.services[name].dlq_topic)})
 
     def _events(self) -> list[type[Event]]:

@@ -183,7 +183,7 @@ class Event(BaseModel):
         Raises:
             DecodeError: `not_json`; `upcast_failed`, naming the upcaster and never what it said; `invalid_data`.
         """
-        data = _loads_exactly(value)
+        data = loads_exactly(value)
         for step in range(version, cls.event_version):
             upcaster = cls.event_upcasters[step]
             what = f"the upcaster {_named(upcaster)} of {cls.event_type} from version {step}"
@@ -194,7 +194,7 @@ class Event(BaseModel):
             if not isinstance(data, dict):
                 raise DecodeError("upcast_failed", f"{what} returned a {type(data).__name__} and no dict")
         try:
-            upcast = orjson.dumps(data, default=_exact_number)
+            upcast = dumps_exactly(data)
         except (TypeError, ValueError) as error:
             raise DecodeError(
                 "upcast_failed",
@@ -241,8 +241,12 @@ def _named(function: Upcaster) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _loads_exactly(value: bytes) -> dict[str, Any]:
-    """A JSON object whose numbers keep every digit when `_exact_number` writes them again."""
+def loads_exactly(value: bytes) -> dict[str, Any]:
+    """A JSON object whose numbers keep every digit when `dumps_exactly` writes them again.
+
+    Raises:
+        DecodeError: `not_json`; `invalid_data` where it is no object.
+    """
     try:
         orjson.loads(value)  # stricter: no lone surrogates, no NaN, a bound on depth
         data = json.loads(
@@ -255,6 +259,15 @@ def _loads_exactly(value: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DecodeError("invalid_data", "the value is no JSON object")
     return data
+
+
+def dumps_exactly(data: dict[str, Any]) -> bytes:
+    """What `loads_exactly` gave, or something like it, as JSON.
+
+    Raises:
+        TypeError, ValueError: It is no JSON.
+    """
+    return orjson.dumps(data, default=_exact_number)
 
 
 def _exact_number(value: object) -> orjson.Fragment:

@@ -273,6 +273,7 @@ class Running:
             Router(
                 service,
                 plan.handlers,
+                topic=self._topic,
                 replay_topic=self._topic(service.replay_topic),
                 delay_topics=delay_topics(service, self._topic),
                 knows_keys=store.dedupe_scope == "anywhere",

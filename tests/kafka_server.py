@@ -15,10 +15,10 @@ from typing import NoReturn
 import pytest
 
 from deploy.kafka.cluster import LocalKafka
-from deploy.kafka.jars import Missing
+from deploy.kafka.jars import Missing, version_wanted
 from deploy.kafka.node import free_ports
 
-IMAGE = "apache/kafka:4.1.1"
+IMAGE = f"apache/kafka:{version_wanted()}"
 READY_S = 90
 
 

@@ -9,10 +9,12 @@ from choreo.cli.console import FAILED, AsJson, err, load_app, out, print_json, r
 from choreo.errors import ConfigurationError
 from choreo.flow.advice import advice
 from choreo.flow.consistency import consistency
+from choreo.flow.endless import endless
 from choreo.flow.findings import Finding, ordered, silence
 from choreo.flow.inflight import stranded
 from choreo.flow.released import against as against_release
 from choreo.looking import connected
+from choreo.process.interpreting import Process
 
 
 @reported
@@ -40,11 +42,12 @@ def check(
 ) -> None:
     """Compare what is declared. Exit 1 while a violation stands; improvements and information are advice."""
     capability = load_capability(targets or [])
-    findings = [*consistency(capability), *advice(capability)]
+    processes = _processes(targets or [])
+    findings = [*consistency(capability), *advice(capability), *endless(processes)]
     if against is not None:
         findings += against_release(capability, read_capability(against))
     if instances:
-        findings += _stranded(targets or [], store, broker)
+        findings += _stranded(processes, store, broker)
     stand, idle = silence(ordered(findings), ignore or [])
     for entry in idle:
         err().print(f"--ignore {entry} silences nothing; it can go", markup=False, highlight=False)
@@ -62,10 +65,13 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _stranded(targets: list[str], store: str | None, broker: str | None) -> list[Finding]:
-    """Of the processes of the apps; a capability file has none."""
+def _processes(targets: list[str]) -> list[Process]:
+    """Those of the apps; a capability file has none."""
     apps = [load_app(target) for target in targets if not target.endswith(".json")]
-    processes = [process for app in apps for process in app.processes.values()]
+    return [process for app in apps for process in app.processes.values()]
+
+
+def _stranded(processes: list[Process], store: str | None, broker: str | None) -> list[Finding]:
     if not processes:
         raise ConfigurationError("--instances: none of what is named is an app with a process manager or a saga")
 

@@ -16,6 +16,7 @@ from choreo.runtime.routing import Work, record_from_json
 _SKIPPED = {
     "tombstone": "the record has no value (a tombstone), which is no event",
     "unhandled_type": "no handler of this service is subscribed to the type of the event",
+    "no_event": "read= of the topic says that the record holds no event",
     "other_topic": "the service does not read this topic",
 }
 

@@ -184,7 +184,10 @@ def stop_on_signals(at_once: Callable[[], None] = lambda: None) -> asyncio.Event
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
+        try:
+            loop.add_signal_handler(number, told)
+        except NotImplementedError:  # loops of Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(told))
     return stop
 
 

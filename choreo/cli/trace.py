@@ -109,11 +109,14 @@ def _followed(where: Where, name: str, html: Path | None, *, by_key: bool, since
                     return
             await asyncio.sleep(FOLLOW_S)
 
-    with Live(console=_console(), auto_refresh=False) as live:
+    console = _console()
+    with Live(console=console, auto_refresh=False) as live:
         try:
             asyncio.run(draw(live))
         except KeyboardInterrupt:
             pass  # the reader has seen enough
+    if not console.is_terminal:
+        console.print()  # there Live leaves its last line without an end
     return found
 
 

@@ -40,6 +40,8 @@ LEVEL_OF: Mapping[str, Level] = {
     "narrowed_handler": "improvement",
     # against instances in flight: choreo.flow.inflight
     "stranded_instances": "violation",
+    # processes: choreo.flow.endless
+    "endless_wait": "information",
     # anti-patterns: choreo.flow.advice
     "god_service": "improvement",
     "twin_services": "improvement",

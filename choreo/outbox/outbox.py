@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import orjson
 
-from choreo import envelope as cloudevents
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.outbox.adding import Asynchronous, AsyncpgConnection, Blocking, adder
@@ -16,6 +15,7 @@ from choreo.outbox.table import TABLE, Dialect, OutboxTable
 from choreo.ports import Transport
 from choreo.publisher.stamping import Reference, stamped, topic_names
 from choreo.telemetry.current import current_context
+from choreo.topic import wire_record
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData, Table
@@ -115,12 +115,13 @@ class Outbox:
                 f"{event.event_type}: an event of {len(found.value)} bytes, of {self._event_bytes_max} at most. "
                 "Send a reference to the data, or raise Outbox(event_bytes_max=) and the topic's max.message.bytes"
             )
-        headers = cloudevents.write(found.envelope.traced(*current_context()))
+        envelope = found.envelope.traced(*current_context())
+        record = wire_record(found.reference.topic, envelope, found.key, found.value)
         row = {
-            "topic": found.reference.topic,
-            "key": found.key,
-            "value": found.value,
-            "headers": orjson.dumps([(name, (value or b"").decode()) for name, value in headers]).decode(),
+            "topic": record.topic,
+            "key": record.key,
+            "value": record.value,
+            "headers": orjson.dumps([(name, (value or b"").decode()) for name, value in record.headers]).decode(),
             "created_ms": int(now_s * 1000),
         }
         return add(self.table, row, found.reference, self._notify)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.process.declaring import RETENTION, ProcessManager
+from choreo.process.fields import check_fields
 from choreo.process.states import Declared, check_events
 
 Make = Callable[[Mapping[str, Any]], Event]
@@ -34,6 +35,8 @@ class Step:
         undo: Command that undoes it, once a later step has failed.
         undone: The event that says so. Until it comes the command is sent again: a compensation never gets lost.
         timeout: Without an answer for so long it counts as failed, and is undone, too, since it may have been done.
+            `undo` then needs no field that only `ok` has. None: the saga waits in this step for as long as it takes,
+            also where the command has become a dead letter, until that is replayed.
         make: Makes the command, if its fields are not found by name in the events so far.
 
     Raises:
@@ -82,7 +85,8 @@ class Saga:
         starts: The event that begins it.
         by: Field of every event of it that names the instance.
         steps: At least one.
-        completed, compensated: Events it ends with, made of its data, if anybody is to know.
+        completed: The event it ends with when all is done, made of its data, if anybody is to know.
+        compensated: The same, when all was undone.
         version: Raised when steps change while instances are in flight.
         previous: Sagas of the same name and older versions, whose instances may be in flight.
         retention: How long an instance is kept when it has ended, in log time; None: for ever.
@@ -129,7 +133,7 @@ class Saga:
             self._forward(number)
             self._backward(number)
         made.starts(starts, to=self._commands[0])(self._begin())
-        self._check_fields()
+        check_fields(name, starts, steps, completed, compensated)
 
     def migrate(self, *, from_version: int) -> Callable[[Move], Move]:
         """How an instance of an older version becomes one of this: called by `choreo instances migrate`.
@@ -222,22 +226,6 @@ class Saga:
             saga.data = {**saga.data, **_data(event)}
 
         return _function(name, take, {**self._self, "event": reduce(or_, events)}, returns=None)
-
-    def _check_fields(self) -> None:
-        """Each command's fields are found in the start or an answer that came before it."""
-        known = set(self._starts.model_fields)
-        for step in self._steps:
-            wanted = [step.command] if step.make is None else []
-            for command in [*wanted, *([step.undo] if step.undo else [])]:
-                have = known | (set(step.ok.model_fields) if command is step.undo else set())
-                needed = [name for name, field in command.model_fields.items() if field.is_required()]
-                missing = [name for name in needed if name not in have]
-                if missing:
-                    raise DeclarationError(
-                        f"Saga({self.name!r}): {command.__name__} needs {', '.join(missing)}, and no event before it "
-                        "has a field of that name; give Step(make=) a function of the data so far"
-                    )
-            known |= set(step.ok.model_fields)
 
 
 def _function(

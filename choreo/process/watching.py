@@ -23,6 +23,9 @@ CATCH_UP = timedelta(minutes=1)
 """The last part of a deadline, at most half of it, is counted anew by a watch that comes back: ends that came while
 it was away are read before anybody is told."""
 
+RUNNING = "running"
+"""The state of a flow that has begun and is not over."""
+
 _R = TypeVar("_R")
 
 
@@ -82,7 +85,7 @@ class Watch(Generic[_R]):
 
     def _states(self) -> None:
         made, starts, ends = self.manager, self._flow.starts, self._flow.ends
-        running, due, overdue = made.state("running"), made.state("nearly-due"), made.state("overdue")
+        running, due, overdue = made.state(RUNNING), made.state("nearly-due"), made.state("overdue")
         ended, late = made.final("ended"), made.final("ended-late")
         begun, over = self._begun(), self._ended(was_told=False)
         catch_up = min(CATCH_UP, self._deadline / 2)

@@ -7,17 +7,16 @@ from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Self
 
-from choreo import envelope as cloudevents
 from choreo.errors import ConfigurationError, RecordTooLarge, TransportError
 from choreo.event import Event
 from choreo.opening import open_transport
 from choreo.ports import Clock, Instrument, Transport
 from choreo.publisher.stamping import Reference, Stamped, stamped, topic_names
-from choreo.record import ProducerRecord
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.routing import PAYLOAD_BYTES_MAX
 from choreo.runtime.sending import BYTES_MAX, OrderedSender
 from choreo.telemetry.setup import instrument_from_environment
+from choreo.topic import wire_record
 
 SLICE_EVENTS = 500
 """So many of `publish_many` are on their way at once."""
@@ -151,7 +150,7 @@ class Publisher:
             topic = found.reference.topic
             envelope, end = instrument.publish(topic, found.envelope, found.key)
             ends.append(end)
-            records.append(ProducerRecord(topic, found.key, found.value, cloudevents.write(envelope)))
+            records.append(wire_record(topic, envelope, found.key, found.value))
             references.append(found.reference)
         try:
             async with asyncio.timeout(self._timeout_s):

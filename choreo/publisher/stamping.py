@@ -9,6 +9,7 @@ from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError
 from choreo.event import Event
+from choreo.topic import prefixed, wire_value
 
 
 class Reference(NamedTuple):
@@ -56,10 +57,14 @@ def stamped(
         time=cloudevents.rfc3339(now_s),
         correlationid=reference.correlation_id,
     )
-    return Stamped(reference, envelope, event.record_key(), event.payload())
+    return Stamped(reference, envelope, event.record_key(), wire_value(reference.topic, envelope, event.payload()))
 
 
 def topic_names(topics: Mapping[str, str] | None) -> Callable[[str], str]:
-    """Logical to actual topic name: mapped as `App(topics=...)` does, `CHOREO_TOPIC_PREFIX` before it."""
-    names, prefix = dict(topics or {}), os.environ.get("CHOREO_TOPIC_PREFIX", "")
-    return lambda logical: prefix + names.get(logical, logical)
+    """Logical to actual topic name: mapped as `App(topics=...)` does, `CHOREO_TOPIC_PREFIX` before it.
+
+    What is a `Topic` stays one.
+    """
+    prefix = os.environ.get("CHOREO_TOPIC_PREFIX", "")
+    names = {logical: prefixed(prefix, name) for logical, name in (topics or {}).items()}
+    return lambda logical: names.get(logical) or prefix + logical

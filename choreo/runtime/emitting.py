@@ -13,6 +13,7 @@ from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin, replay_h
 from choreo.runtime.retrying import RETRY_PREFIX, Retried, retried_headers
 from choreo.runtime.routing import Work
 from choreo.service import Service
+from choreo.topic import wire_record, wire_value
 
 TRACE = ("traceparent", "tracestate")
 TRUNCATED = DLQ_PREFIX + "truncated"
@@ -78,13 +79,13 @@ class Emitter:
                 tracestate=cause.tracestate,
                 extensions=extensions,
             )
-            topic, payload = self.topic(event.event_topic), event.payload()
-            if len(payload) > EMIT_BYTES_MAX:
+            topic = self.topic(event.event_topic)
+            value = wire_value(topic, envelope, event.payload())
+            if len(value) > EMIT_BYTES_MAX:
                 # Found out only after its commit, a topic's refusal would stop the service for ever.
-                raise Reject(f"the {type_} it emits has {len(payload)} bytes, the limit is {EMIT_BYTES_MAX}")
+                raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
             key = event.record_key()
-            headers = cloudevents.write(sending(topic, envelope, key))
-            records.append(ProducerRecord(topic, key, payload, headers))
+            records.append(wire_record(topic, sending(topic, envelope, key), key, value))
         return tuple(records)
 
     def dead_letter(

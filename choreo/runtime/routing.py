@@ -1,6 +1,6 @@
 """From a record to its units: which handlers, which keys, or why none. Pure, so that `explain` tells the truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -27,6 +27,7 @@ from choreo.record import Record, TopicPartition, last_headers
 from choreo.runtime.replaying import DECODE, Replay, read_replay
 from choreo.runtime.retrying import Retried, read_retried
 from choreo.service import Service
+from choreo.topic import Topic
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 
@@ -65,6 +66,7 @@ class Router:
 
     Args:
         handlers: Bound handlers of the service.
+        topic: Logical to actual topic name; a `Topic` says what the records there are.
         payload_bytes_max: A longer value is dead-lettered as `payload_too_large` without being read.
         replay_topic: Actual name of the topic of replays to this service, where it reads one.
         delay_topics: Actual names of its delay topics, with their delays in seconds.
@@ -76,6 +78,7 @@ class Router:
         service: Service,
         handlers: Sequence[BoundHandler],
         *,
+        topic: Callable[[str], str] = str,
         payload_bytes_max: int = PAYLOAD_BYTES_MAX,
         replay_topic: str | None = None,
         delay_topics: Mapping[str, int] | None = None,
@@ -86,6 +89,8 @@ class Router:
         self._service = service
         self._knows_keys = knows_keys
         self._payload_bytes_max = payload_bytes_max
+        actual = {topic(event.event_topic) for bound in handlers for event in bound.handler.events}
+        self._foreign = {str(each): each for each in actual if isinstance(each, Topic)}
         self._partitions: dict[tuple[str, int], TopicPartition] = {}  # one object each, rather than one a record
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
@@ -120,14 +125,14 @@ class Router:
         retried = read_retried(record.headers)
         if retried is None:
             return Routed([Work(record, None, None, None, DecodeError("not_a_retry", "its headers name no retry"))])
-        found = self._for_one(record, retried.handler)
+        found = self._for_one(record, retried.handler, retried.original)
         for each in found:
             each.retried, each.replay = retried, read_replay(record.headers)
         return Routed(found)
 
-    def _for_one(self, record: Record, handler: str) -> list[Work]:
+    def _for_one(self, record: Record, handler: str, lay: Mapping[str, str]) -> list[Work]:
         """The work of one handler, or a dead letter that says it is gone."""
-        found = self._handled(record).work
+        found = self._handled(record, lay).work
         found = [each for each in found if each.bound is None or handler in (DECODE, each.bound.handler.name)]
         gone = f"{self._service.name} has no handler {handler!r} that takes it"
         return found or [Work(record, None, None, None, DecodeError("unknown_handler", gone))]
@@ -142,12 +147,20 @@ class Router:
         if replay.key == "event" and not self._knows_keys:
             refused = "the store knows the event's key in its own partition only; replay it with --mode force"
             return Routed([Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)])
-        found = self._for_one(record, replay.handler)
+        found = self._for_one(record, replay.handler, replay.original)
         for each in found:
             each.replay = replay
         return Routed(found)
 
-    def _handled(self, record: Record) -> Routed:
+    def _handled(self, record: Record, lay: Mapping[str, str] | None = None) -> Routed:
+        if self._foreign:
+            try:
+                found = self._from_foreign(record, lay)
+            except DecodeError as error:
+                return Routed([Work(record, None, None, None, error)])
+            if found is None:
+                return Routed(skipped="no_event")
+            record = found
         value = record.value
         if value is None:
             return Routed(skipped="tombstone")
@@ -168,6 +181,13 @@ class Router:
             return Routed(self._decoded(record, envelope, data))
         except DecodeError as error:
             return Routed([Work(record, None, None, None, error)])
+
+    def _from_foreign(self, record: Record, lay: Mapping[str, str] | None) -> Record | None:
+        """What its topic makes of a record; one that is too large or has no value is left as it is."""
+        topic = self._foreign.get(lay.get("topic", "") if lay else record.topic)
+        if topic is None or record.value is None or len(record.value) > self._payload_bytes_max:
+            return record
+        return topic.incoming(record, lay)
 
     def _type_of(self, record: Record) -> str | None:
         """The type as far as it can be told without reading the event."""

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypedDict
 
 from choreo.core.messages import Limits
@@ -74,15 +75,15 @@ async def _finished(services: Running, name: str) -> None:
         await asyncio.sleep(0.05)
 
 
-def fork(jobs: Sequence[Job]) -> list[int]:
-    """Run all at once, each in a process of its own."""
+def fork(lives: Sequence[Callable[[], int]]) -> list[int]:
+    """Live all at once, each in a process of its own; the exit code of each."""
     pids = []
-    for job in jobs:
+    for life in lives:
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                code = live(job)
+                code = life()
             finally:
                 os._exit(code)
         pids.append(pid)
@@ -90,4 +91,4 @@ def fork(jobs: Sequence[Job]) -> list[int]:
 
 
 if __name__ == "__main__":
-    json.dump(fork(json.load(sys.stdin)), sys.stdout)
+    json.dump(fork([partial(live, job) for job in json.load(sys.stdin)]), sys.stdout)

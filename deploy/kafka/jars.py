@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,8 +58,11 @@ def java() -> str:
 
 
 def jars() -> Path:
-    """The folder of Kafka's jars, fetched by Maven the first time and whenever pom.xml changes."""
-    version = ElementTree.parse(POM).findtext(".//{*}kafka.version")  # nosec B314  # noqa: S314 (our own file)
+    """The folder of Kafka's jars, fetched by Maven the first time and whenever pom.xml changes.
+
+    They are of pom.xml's version, or of KAFKA_VERSION's.
+    """
+    version = version_wanted()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "choreo", f"kafka-{version}")
     libs, part = cache / "libs", cache / "libs.part"
     if complete(libs):
@@ -66,11 +70,21 @@ def jars() -> Path:
     with locked(cache / "lock"):
         if not complete(libs):  # another process may have fetched them while this one waited for the lock
             shutil.rmtree(part, ignore_errors=True)
-            fetch(part)
+            fetch(part, version)
             (part / "inventory").write_text(inventory(part))
             shutil.rmtree(libs, ignore_errors=True)
             part.rename(libs)
     return libs
+
+
+def version_wanted() -> str:
+    """KAFKA_VERSION, such as 3.7.2, or what pom.xml says."""
+    given = os.environ.get("KAFKA_VERSION", "")
+    if given and not re.fullmatch(r"\d+(\.\d+){1,3}", given):
+        raise KafkaError(f"KAFKA_VERSION={given}: write a version such as 3.7.2, or leave it out")
+    found = given or ElementTree.parse(POM).findtext(".//{*}kafka.version")  # nosec B314  # noqa: S314 (our own file)
+    assert found is not None, f"{POM} names no version"
+    return found
 
 
 def inventory(libs: Path) -> str:
@@ -86,8 +100,8 @@ def complete(libs: Path) -> bool:
     return False
 
 
-def fetch(target: Path) -> None:
-    """Copy the jars that pom.xml names into `target`."""
+def fetch(target: Path, version: str) -> None:
+    """Copy the jars that pom.xml names, of this version of Kafka, into `target`."""
     java()  # first: mvn without a java fails too, but names no package
     mvn = shutil.which("mvn")
     if not mvn:
@@ -96,7 +110,8 @@ def fetch(target: Path) -> None:
             "(Debian, Ubuntu: apt-get install maven; macOS: brew install maven)"
         )
     say(f"fetching Kafka's jars with Maven into {target.parent} (once)")
-    command = [mvn, "-q", "-B", "-Dstyle.color=never", "-f", str(POM), "dependency:copy-dependencies"]
+    command = [mvn, "-q", "-B", "-Dstyle.color=never", f"-Dkafka.version={version}", "-f", str(POM)]
+    command.append("dependency:copy-dependencies")
     reason = ""
     try:
         done = subprocess.run(

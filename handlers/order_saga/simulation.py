@@ -1,4 +1,8 @@
-"""The saga in the simulated world of the mesh: `choreo simulate handlers.order_saga.simulation:simulation`."""
+"""The saga in the simulated world of the mesh: `choreo simulate handlers.order_saga.simulation:simulation`.
+
+A command that fails five times is a dead letter, and its saga stands where it is until somebody replays it: the
+simulation has operators who do.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -108,4 +112,4 @@ def _listed(types: set[str] | frozenset[str]) -> str:
 
 
 checkers = (*mesh.checkers, ends_as_ordered, compensated_exactly_when_it_must_be, unended)
-simulation = replace(mesh, app=app, hasten=HASTEN, checkers=(*checkers, last_first))
+simulation = replace(mesh, app=app, hasten=HASTEN, checkers=(*checkers, last_first), replays=True)

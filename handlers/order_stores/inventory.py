@@ -27,20 +27,25 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS inventory_stock (
     sku text PRIMARY KEY, available integer NOT NULL CHECK (available >= 0),
     held integer NOT NULL DEFAULT 0 CHECK (held >= 0), issued integer NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS inventory_hold (order_id text NOT NULL, sku text NOT NULL, quantity integer NOT NULL);
-CREATE INDEX IF NOT EXISTS inventory_hold_order ON inventory_hold (order_id);
+CREATE TABLE IF NOT EXISTS inventory_hold (
+    order_id text NOT NULL, sku text NOT NULL, quantity integer NOT NULL, PRIMARY KEY (order_id, sku));
 """
 
 
 @inventory.on_start
 def tables(db: Db) -> None:
-    """Tables, and the catalogue's articles on the shelf, each once, however many processes start at once."""
+    """Tables, and the catalogue's articles on the shelf, each once, however many processes start at once.
+
+    Others handle orders meanwhile, and nothing here waits for their locks, as CREATE INDEX would, even IF NOT EXISTS,
+    and ON CONFLICT does for an article that is being moved.
+    """
     db.execute("SELECT pg_advisory_xact_lock(hashtext('inventory tables'))")
     db.execute(TABLES)
     articles = json.loads(files(shelf.__package__).joinpath("catalogue.json").read_bytes())["articles"]
     with db.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO inventory_stock (sku, available) VALUES (%(sku)s, %(opening)s) ON CONFLICT DO NOTHING",
+            "INSERT INTO inventory_stock (sku, available) SELECT %(sku)s, %(opening)s "
+            "WHERE NOT EXISTS (SELECT FROM inventory_stock WHERE sku = %(sku)s)",
             articles,
         )
 
@@ -48,7 +53,10 @@ def tables(db: Db) -> None:
 # A customer who pressed the button twice has two events with two ids and one order.
 @inventory.handler(OrderPlaced, idempotency_key="order_id")
 def reserve(order: OrderPlaced, db: Db) -> StockReserved | StockRejected:
-    """Hold all lines of an order, or none. Articles are locked by their numbers, so that orders wait in no ring."""
+    """Hold all lines of an order, or none. Articles are locked by their numbers, so that two orders wait in no ring.
+
+    Two commits of several orders each may; PostgreSQL ends one of them, which is an attempt.
+    """
     wanted = shelf.quantities(order.lines)
     rows = db.execute(
         "SELECT sku, available FROM inventory_stock WHERE sku = ANY(%s) ORDER BY sku FOR UPDATE", (list(wanted),)

@@ -11,12 +11,13 @@ from uuid import UUID, uuid4
 from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, Field
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from handlers.order_fulfilment.events import Customer, Money, Name, OrderLine, OrderPlaced, Region
 
-from .tables import Base, Order, Request, outbox
+from .tables import Order, Request, outbox
 from .tracing import trace_requests
 
 
@@ -44,9 +45,6 @@ async def lifespan(web: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         engine = create_async_engine("postgresql+asyncpg:" + database.partition(":")[2])
         stack.push_async_callback(engine.dispose)
-        if "WEB_ORDERS_CREATE_TABLES" in os.environ:  # for a first look; in production this is Alembic's
-            async with engine.begin() as connection:
-                await connection.run_sync(Base.metadata.create_all)
         if "WEB_ORDERS_RELAY" in os.environ:
             await stack.enter_async_context(outbox.relaying(database))
         web.state.engine = engine
@@ -61,6 +59,19 @@ async def transaction(request: HttpRequest) -> AsyncIterator[AsyncSession]:
     """A session; what is done in it commits when the endpoint has returned, before the answer is sent."""
     async with AsyncSession(request.app.state.engine) as session, session.begin():
         yield session
+
+
+@app.get("/livez", include_in_schema=False)
+async def livez() -> str:
+    """It answers."""
+    return "ok"
+
+
+@app.get("/readyz", include_in_schema=False)
+async def readyz(session: Annotated[AsyncSession, Depends(transaction)]) -> str:
+    """It can take orders: its tables can be read."""
+    await session.execute(select(Order.id).limit(1))
+    return "ok"
 
 
 @app.post("/orders", status_code=201)

@@ -1,9 +1,13 @@
-"""What the shop keeps in PostgreSQL, its outbox among it: for Alembic, `target_metadata = Base.metadata`."""
+"""What the shop keeps in PostgreSQL, its outbox among it: for Alembic, `target_metadata = Base.metadata`.
 
+`python -m handlers.web_orders.tables` makes what is missing, for as long as there are no migrations.
+"""
+
+import os
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import DateTime, func
+from sqlalchemy import DateTime, create_engine, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -35,3 +39,8 @@ class Request(Base):
 
 outbox = Outbox("web-orders")
 outbox.attach(Base.metadata)
+
+
+if __name__ == "__main__":
+    engine = create_engine("postgresql+psycopg:" + os.environ["WEB_ORDERS_DATABASE"].partition(":")[2])
+    Base.metadata.create_all(engine)

@@ -18,4 +18,4 @@ def trace_requests(app: FastAPI) -> None:
     provider = TracerProvider(resource=Resource.create({"service.name": "web-orders"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    FastAPIInstrumentor.instrument_app(app, exclude_spans=["receive", "send"])
+    FastAPIInstrumentor.instrument_app(app, excluded_urls="livez,readyz", exclude_spans=["receive", "send"])

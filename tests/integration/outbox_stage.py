@@ -42,6 +42,18 @@ def fresh_schema(url: str) -> Iterator[str]:
             connection.execute(f"DROP SCHEMA {name} CASCADE")
 
 
+@contextmanager
+def fresh_database(url: str) -> Iterator[str]:
+    """URL of a database of the test's own on that server, dropped with it: for tables in the default schema."""
+    name = f"own_{uuid4().hex[:12]}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            yield f"{url.rpartition('/')[0]}/{name}"
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 @asynccontextmanager
 async def log_at(broker: str, *topics: str, partitions: int = 3) -> AsyncIterator[Transport]:
     """A log that has the topics."""

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ class Engine:
     """Runs command lines in the root of the repository, under a project's name of its own."""
 
     def __init__(self) -> None:
-        self.jaeger_port = free_ports(1)[0]
+        self.jaeger_port, self.web_port = free_ports(2)
         self.environment = {
             **os.environ,
             "COMPOSE_PROJECT_NAME": f"choreo-check-{os.getpid()}",
             "JAEGER_PORT": str(self.jaeger_port),
+            "WEB_PORT": str(self.web_port),
         }
         answered = self._try(["docker", "compose", "version"])
         assert answered or shutil.which("docker-compose"), "neither `docker compose` nor docker-compose is here"
@@ -106,16 +107,38 @@ def spans_by_order(engine: Engine) -> dict[str, set[str]]:
     return found
 
 
+def until(true: Callable[[], object]) -> None:
+    """Return when it is."""
+    until_s = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until_s, "it never came true"
+        time.sleep(1)
+
+
+def the_application_takes_orders(engine: Engine, place: str, trace: str, unsent: str, second: str) -> None:
+    """Once, however often it is asked; traced from the request on; and by the second relay when the first is gone."""
+    answer = engine.run(place)
+    assert engine.run(place) == answer
+    order_id, correlation_id = (json.loads(answer)[name] for name in ("order_id", "correlation_id"))
+    shipped = "flow order ended with order.shipped"
+    until(lambda: shipped in engine.run(trace.replace("CORRELATION_ID", correlation_id)))
+    until(lambda: re.search(r"^ +0$", engine.run(unsent), re.MULTILINE))
+    until(lambda: spans_by_order(engine).get(order_id) == {*app.services, "web-orders", "relay"})
+    (leader,) = engine.run(f"{COMPOSE} ps -q relay").split()
+    engine.run(second)
+    until(lambda: len(engine.run(f"{COMPOSE} ps -q relay").split()) == 2)
+    engine.run(f"docker rm --force {leader}")
+    again = json.loads(engine.run(place.replace("4711", "4712")))
+    assert again["order_id"] != order_id
+    until(lambda: shipped in engine.run(trace.replace("CORRELATION_ID", again["correlation_id"])))
+
+
 def test_the_readme_is_true(engine: Engine) -> None:
     """Up, traced, scaled, drained, down: each line ends well and does what is said beside it."""
-    up, where, trace, rows, scale, stop, tail, down = section("The order flow in containers")
+    up, where, trace, rows, *web, scale, stop, tail, down = section("The order flow in containers")
     engine.run(up)
     assert f"http://127.0.0.1:{engine.jaeger_port}" in engine.run(where)
-    until_s = time.monotonic() + 60
-    all_of_them = {*app.services, "app"}
-    while spans_by_order(engine).get(ORDERS[0], set()) != all_of_them:
-        assert time.monotonic() < until_s, spans_by_order(engine)
-        time.sleep(1)
+    until(lambda: spans_by_order(engine).get(ORDERS[0]) == {*app.services, "app"})
     assert set(spans_by_order(engine)) == set(ORDERS)
     said = engine.run(trace)
     assert "flow order ended with order.shipped" in said
@@ -125,6 +148,7 @@ def test_the_readme_is_true(engine: Engine) -> None:
         assert engine.inspect(service, "{{.Config.User}}") == "10001:10001"
         assert engine.inspect(service, "{{.HostConfig.ReadonlyRootfs}}") == "true"
     assert "{choreo:shipping}:keys" in engine.run(f"{COMPOSE} exec -T redis redis-cli --scan")
+    the_application_takes_orders(engine, *web)
     engine.run(scale)
     assert len(engine.run(f"{COMPOSE} ps -q shipping").split()) == 2
     (inventory,) = engine.run(f"{COMPOSE} ps -q inventory").split()

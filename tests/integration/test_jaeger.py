@@ -146,14 +146,14 @@ def fleet_trace(fleet: Fleet, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("mode", ["parent", "link", "both"])
-def test_commands_of_the_readme_bring_up_a_trace(
+def test_commands_of_the_page_bring_up_a_trace(
     tmp_path: Path, jaeger: Jaeger, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """README's section on Jaeger but for its ports; the same tree where each hop is a trace of its own."""
+    """As docs/tracing.md has them, but for ports; the same tree where each hop is a trace of its own."""
     monkeypatch.setenv("CHOREO_TRACE_MODE", mode)
     readme = (ROOT / "README.md").read_text()
     flow = re.search(r"^<!-- orders.py -->\n```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
-    section = readme.split("## A trace in Jaeger")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "tracing.md").read_text().split("## In Jaeger")[1].split("\n## ")[0]
     dev, publish, trace = re.findall(r"^choreo (.*)$", section, re.MULTILINE)
     assert flow
     (tmp_path / "orders.py").write_text(flow[1])

@@ -1,5 +1,9 @@
 """Alembic makes the outbox's table from the application's MetaData, the same as the statement does."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +20,8 @@ from sqlalchemy.orm import Session
 from choreo.outbox import Outbox
 from choreo.outbox.rows import open_rows
 from choreo.outbox.table import Dialect
-from tests.integration.outbox_stage import Counted, fresh_schema
+from handlers.web_orders.tables import outbox
+from tests.integration.outbox_stage import ROOT, Counted, fresh_database, fresh_schema
 
 
 @contextmanager
@@ -92,3 +97,35 @@ def test_statement_and_metadata_are_one_table(place: tuple[str, str | None, Dial
         for _ in range(2):
             connection.execute(text(outbox.ddl(dialect)))
         assert compare_metadata(context_of(connection, schema), metadata) == []
+
+
+def test_application_migrates_by_the_command(postgres: str, tmp_path: Path) -> None:
+    """Alembic's own project and commands on handlers/web_orders: what they write makes the tables, and takes them."""
+    with fresh_database(postgres) as url:
+
+        def alembic(*arguments: str) -> str:
+            command = [sys.executable, "-m", "alembic", *arguments]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+            assert run.returncode == 0, run.stdout + run.stderr
+            return run.stdout
+
+        alembic("init", "migrations")
+        env, settings = tmp_path / "migrations" / "env.py", tmp_path / "alembic.ini"
+        lines = "from handlers.web_orders.tables import Base\n\ntarget_metadata = Base.metadata"
+        env.write_text(env.read_text().replace("target_metadata = None", lines))
+        url = url.replace("postgresql:", "postgresql+psycopg:")
+        settings.write_text(
+            re.sub("^sqlalchemy.url = .*$", f"sqlalchemy.url = {url}", settings.read_text(), flags=re.M)
+        )
+        alembic("revision", "--autogenerate", "-m", "tables")
+        alembic("upgrade", "head")
+        assert "No new upgrade operations detected" in alembic("check")
+        with connected(url) as connection, Session(connection) as session:
+            outbox.add(session, Counted(account="ann", number=1))
+            session.commit()
+            assert session.scalar(text("SELECT count(*) FROM choreo_outbox")) == 1
+            assert session.scalar(text("SELECT count(*) FROM web_order")) == 0
+        alembic("downgrade", "base")
+        with connected(url) as connection:
+            assert sqlalchemy.inspect(connection).get_table_names() == ["alembic_version"]

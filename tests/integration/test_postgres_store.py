@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -259,6 +260,35 @@ async def test_several_processes_apply_and_start_at_once(postgres: str) -> None:
     await asyncio.gather(*(store.run(lambda db: db.execute(create)) for store in stores))
     assert list(await stores[0].plan()) == []
     await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_start_is_repeated_when_a_deadlock_ends_it(postgres: str) -> None:
+    """`on_start` waits for a handler that waits for it: the handler goes on, the start is done all the same."""
+    table, begun, calls = f"own_{uuid4().hex}", threading.Event(), 0
+    store = PostgresStore(postgres, schema=f"deadlock {uuid4().hex}")
+    await store.open()
+
+    def start(db: psycopg.Connection[Any]) -> None:
+        nonlocal calls
+        calls += 1
+        db.execute(f"UPDATE {table} SET number = number + 10 WHERE id = 1".encode())
+        begun.set()
+        db.execute(f"UPDATE {table} SET number = number + 10 WHERE id = 2".encode())
+
+    with psycopg.connect(postgres) as handler:
+        handler.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, number int)".encode())
+        handler.execute(f"INSERT INTO {table} VALUES (1, 0), (2, 0)".encode())
+        handler.commit()
+        handler.execute(f"UPDATE {table} SET number = number + 1 WHERE id = 2".encode())
+        starting = asyncio.create_task(store.run(start))
+        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.sleep(0.3)  # so that it is the start that has waited for a second first, and is ended
+        await asyncio.to_thread(handler.execute, f"UPDATE {table} SET number = number + 1 WHERE id = 1".encode())
+        handler.commit()
+        await starting
+        rows = handler.execute(f"SELECT number FROM {table} ORDER BY id".encode()).fetchall()
+    await store.close()
+    assert (rows, calls) == ([(11,), (11,)], 2)
 
 
 async def test_members_clocks_do_not_matter(shelf: Shelf, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:

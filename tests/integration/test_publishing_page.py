@@ -10,16 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
 from fastapi import FastAPI
 
 from choreo.envelope import read as read_envelope
 from choreo.record import Record
-from tests.integration.outbox_stage import log_at, logged
+from tests.integration.outbox_stage import fresh_database, log_at, logged
 from tests.tea_app import choreo
 
 ROOT = Path(__file__).parents[2]
@@ -46,13 +44,9 @@ def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def database(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A database of its own."""
-    name = f"page_{uuid4().hex[:12]}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        url = f"{postgres.rpartition('/')[0]}/{name}"
+    with fresh_database(postgres) as url:
         monkeypatch.setenv("DATABASE_URL", url.replace("postgresql:", "postgresql+asyncpg:"))
         yield url
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 def ids(records: list[Record]) -> list[tuple[str, str]]:

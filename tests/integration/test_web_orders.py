@@ -1,7 +1,10 @@
 """handlers/web_orders as a web server: killed while orders come in, and traced from the request on."""
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ from choreo.testing.otlp import OtlpReceiver, tree
 from deploy.kafka.node import free_ports
 from handlers.order_fulfilment.app import app as services
 from handlers.order_fulfilment.events import OrderPlaced
-from tests.integration.outbox_stage import Process, log_at, logged
+from tests.integration.outbox_stage import Process, fresh_database, log_at, logged
 from tests.integration.test_order_flow_trace import DECLINED, send
 from tests.integration.tracing import unset_otel
 
@@ -37,21 +40,19 @@ ORDER = {
 
 @pytest.fixture
 def database(postgres: str) -> Iterator[str]:
-    """A database of the test's own: the application's tables are in the default schema."""
-    name = f"web_{uuid4().hex[:12]}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        try:
-            yield f"{postgres.rpartition('/')[0]}/{name}"
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    """A database with the application's tables."""
+    with fresh_database(postgres) as url:
+        for _ in range(2):  # as each release does
+            command = [sys.executable, "-m", "handlers.web_orders.tables"]
+            subprocess.run(command, env={**os.environ, "WEB_ORDERS_DATABASE": url}, check=True, timeout=60)
+        yield url
 
 
 @contextmanager
 def web_server(folder: Path, database: str, broker: str, **environment: str) -> Iterator[tuple[Process, str]]:
     """The application under uvicorn with a relay in its process; and where it listens."""
     (port,) = free_ports(1)
-    settings = {"WEB_ORDERS_DATABASE": database, "WEB_ORDERS_CREATE_TABLES": "1", "WEB_ORDERS_RELAY": "1"}
+    settings = {"WEB_ORDERS_DATABASE": database, "WEB_ORDERS_RELAY": "1"}
     settings |= {"CHOREO_BROKER": broker, **environment}
     arguments = ("uvicorn", "handlers.web_orders.main:app", "--port", str(port))
     server = Process(folder, "web", *arguments, environment=settings)
@@ -140,6 +141,8 @@ async def test_order_is_traced_from_the_request_on(
             with web_server(tmp_path, database, broker, **settings) as (server, url):
                 await asyncio.to_thread(server.said, "startup complete")
                 async with httpx.AsyncClient(base_url=url) as client:
+                    probes = [(await client.get(path)).status_code for path in ("/livez", "/readyz")]
+                    assert probes == [200, 200]  # and no spans
                     assert (await place(client, "key-1", ORDER)).status_code == 201
                 await receiver.wait_for(11, timeout_s=20.0)
                 await asyncio.to_thread(server.stop)  # uvicorn drains, and then ends by the signal it was sent

@@ -36,6 +36,20 @@ def test_orders_reconcile_whoever_is_in_charge(orders: Simulation, pair: str) ->
         assert replace(orders, pair=pair).run(seed).violations == (), seed
 
 
+def test_a_saga_stands_where_it_is_until_a_dead_letter_is_replayed() -> None:
+    """Commands, answers and timers: with operators each saga ends, and as its order says; without them some never."""
+    fails = replace(order_saga, faults=Faults.only("handler_fails", chance=0.5))
+    assert [fails.run(seed).violations for seed in (1, 2)] == [(), ()]
+    alone = replace(fails, replays=False).run(1).violations
+    assert any(said.startswith("unended: checkout") and said.endswith("for ever") for said in alone)
+
+
+@pytest.mark.parametrize("seed", [2957])
+def test_seeds_of_the_saga_that_failed_once(seed: int) -> None:
+    """2957: a charge fails five times, and the command is a dead letter."""
+    assert order_saga.run(seed).violations == ()
+
+
 @pytest.mark.parametrize("pair", SEEDS)
 def test_commits_are_deployed_only_when_they_may(pair: str) -> None:
     """With all faults; decisions that overtake the steps, or never come."""

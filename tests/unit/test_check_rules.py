@@ -1,19 +1,25 @@
 """Every finding of `choreo check`: there when it should be, at its place, and not when all is well."""
 
 import re
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from choreo import App, Flow
 from choreo.errors import ConfigurationError
 from choreo.flow.advice import CHAIN_HANDLERS_MAX, FAN_OUT_HANDLERS_MAX, advice
 from choreo.flow.consistency import consistency, shape
+from choreo.flow.endless import endless
 from choreo.flow.findings import LEVEL_OF, PAGE, Finding, silence
 from choreo.flow.model import Capability, DeclaredService
 from choreo.flow.released import against
+from choreo.process import FlowOverdue, overdue
+from handlers.approval.app import app as approval_app
 from handlers.order_fulfilment.app import app as order_app
 from tests.declared import declared
+from tests.unit.test_saga import OrderCancelled, OrderPlaced, StockReserved, checkout
 
 GOOD = declared("a.first: placed -> held? refused?", "b.second: held -> paid", starts="placed", ends="paid refused")
 
@@ -241,6 +247,24 @@ def test_wide_fan_out_is_found() -> None:
     lines = [f"s_{letter}.h: p" for letter in "abcdefghijkl"[: FAN_OUT_HANDLERS_MAX + 1]]
     assert found(advice(declared(*lines))) == {("wide_fan_out", "p")}
     assert advice(declared(*lines[:-1])) == []
+
+
+def test_a_saga_that_nothing_but_an_answer_moves_on_is_found() -> None:
+    """The steps without a time limit, unless a watch of the same app is on the flow; its end begins no flow."""
+
+    def said(flow: Flow | None) -> list[tuple[str, str]]:
+        watches = [] if flow is None else [overdue(flow)(tell)]
+        return [(each.where, each.message) for each in endless(list(App(checkout(), *watches).processes.values()))]
+
+    def tell(late: FlowOverdue) -> None: ...
+
+    ((where, message),) = said(None)
+    assert where == "checkout"
+    assert "it waits in reserve-stock, ship-goods for the answer" in message, "the card's step has a timeout"
+    day, other = timedelta(days=1), StockReserved
+    assert said(Flow("order", starts=OrderPlaced, ends=OrderCancelled, deadline=day)) == []
+    assert said(Flow("before", starts=other, ends=OrderPlaced, deadline=day)) == said(None)
+    assert list(endless(list(approval_app.processes.values()))) == []
 
 
 def test_findings_are_silenced_by_id_and_by_place() -> None:

@@ -239,6 +239,14 @@ def test_advice_does_not_fail(here: Path) -> None:
     assert "information no_flow flows" in result.stderr
 
 
+def test_processes_of_an_app_are_looked_at(here: Path) -> None:
+    """A capability file has none."""
+    saga = "handlers.order_saga.app:app"
+    assert "information endless_wait checkout: it waits in reserve-stock, " in choreo("check", saga).stderr
+    choreo("graph", saga, "--format", "json", "-o", "saga.json")
+    assert "endless_wait" not in choreo("check", "saga.json").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -127,6 +127,7 @@ def test_followed_flow_is_drawn_until_it_ends(here: Path) -> None:
         process.kill()
     assert process.returncode == 0
     assert "ended with tea.poured" in said
+    assert said.endswith("keys\n")
 
 
 def test_follow_ends_when_it_is_interrupted(here: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -18,14 +19,31 @@ import yaml
 
 from choreo.cli.run import run
 from handlers.order_stores.app import app
+from handlers.web_orders import tables
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 TARGET = "handlers.order_stores.app:app"
 DRAIN_S = float(signature(run).parameters["drain_s"].default)
 FLUSH_S = 10.0
-BUILT_IN = {"sum", "by", "max", "rate", "increase", "histogram_quantile", "and", "or", "unless", "offset", "le"}
+BUILT_IN = {
+    "sum",
+    "by",
+    "max",
+    "rate",
+    "increase",
+    "histogram_quantile",
+    "and",
+    "or",
+    "unless",
+    "offset",
+    "le",
+    "max_over_time",
+}
 UNITS = {"s": "_seconds"}
+BESIDE = {"web": "handlers.web_orders.main:app", "relay": "relay"}
+"""What is deployed beside the services, and a word of its command."""
+SECRETS = {"CHOREO_STORE": "choreo-stores", "CHOREO_DATABASE": "web-orders", "WEB_ORDERS_DATABASE": "web-orders"}
 
 
 def tool(name: str, instead: str) -> str:
@@ -73,14 +91,18 @@ def test_manifests_are_valid(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["base", "overlays/three"])
 def test_every_service_is_deployed_well(folder: str) -> None:
-    """Each with probes, a budget, a place apart from its copies, more time than its drain takes, and no rights."""
+    """Each, the application and its relay too: probes, a budget, apart from its copies, time to drain, no rights."""
     deployments = {each["metadata"]["name"]: each["spec"] for each in of_kind(folder, "Deployment")}
-    assert set(deployments) == set(app.services)
+    assert set(deployments) == {*app.services, *BESIDE}
     budgets = {each["metadata"]["name"]: each["spec"] for each in of_kind(folder, "PodDisruptionBudget")}
     for name, spec in deployments.items():
         labels, pod = spec["template"]["metadata"]["labels"], spec["template"]["spec"]
         (container,) = pod["containers"]
-        assert container["args"][:4] == ["run", TARGET, "--service", name]
+        if name in BESIDE:
+            assert BESIDE[name] in [*container.get("command", ()), *container["args"]]
+        else:
+            assert container["args"][:4] == ["run", TARGET, "--service", name]
+        assert ("annotations" in spec["template"]["metadata"]) == (name != "web"), "it has no /metrics"
         assert spec["selector"]["matchLabels"].items() <= labels.items()
         assert budgets[name] == {"maxUnavailable": 1, "selector": {"matchLabels": spec["selector"]["matchLabels"]}}
         assert pod["terminationGracePeriodSeconds"] > DRAIN_S + FLUSH_S
@@ -101,8 +123,8 @@ def test_no_secret_is_in_a_manifest() -> None:
         for each in [*of_kind(folder, "Deployment" if folder != "before" else "Job")]:
             for container in each["spec"]["template"]["spec"]["containers"]:
                 for variable in container.get("env", []):
-                    if variable["name"] == "CHOREO_STORE":
-                        assert variable["valueFrom"]["secretKeyRef"]["name"] == "choreo-stores"
+                    if (secret := SECRETS.get(variable["name"])) is not None:
+                        assert variable["valueFrom"]["secretKeyRef"]["name"] == secret
         assert not [each for each in built(folder) if each["kind"] == "Secret"]
 
 
@@ -130,9 +152,33 @@ def test_lag_scales_within_the_partitions() -> None:
         assert spec["minReplicaCount"] == 3
         assert spec["maxReplicaCount"] == partitions
     for deployment in of_kind("overlays/three", "Deployment"):
-        assert "replicas" not in deployment["spec"], "an apply would undo what was scaled"
+        scaled = deployment["metadata"]["name"] in objects
+        assert ("replicas" not in deployment["spec"]) == scaled, "an apply would undo what was scaled"
     for deployment in of_kind("base", "Deployment"):
         assert deployment["spec"]["replicas"] >= 2
+
+
+def test_application_is_reached_where_it_listens() -> None:
+    """The Service goes to its pods, and to the port that the probes ask; one relay leads and one stands by."""
+    (service,) = of_kind("overlays/three", "Service")
+    deployments = {each["metadata"]["name"]: each["spec"] for each in of_kind("overlays/three", "Deployment")}
+    labels = deployments["web"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    (container,) = deployments["web"]["template"]["spec"]["containers"]
+    (port,) = container["ports"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert container["args"][container["args"].index("--port") + 1] == str(port["containerPort"])
+    assert deployments["relay"]["replicas"] == 2
+    names = {each["metadata"]["name"]: each for each in of_kind("before", "Job")}
+    assert names["web-tables"]["spec"]["template"]["spec"]["containers"][0]["command"][-1] == tables.__name__
+
+
+def test_image_has_what_the_application_needs() -> None:
+    """Its requirements are those that its tests are run with."""
+    wanted = (ROOT / "handlers" / "web_orders" / "requirements.txt").read_text().splitlines()
+    tried = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
+    assert set(wanted) <= {each for each in tried if isinstance(each, str)}  # the others include groups
+    assert "handlers/web_orders/requirements.txt" in (DEPLOY / "Dockerfile").read_text()
 
 
 # ---- compose
@@ -155,6 +201,14 @@ def test_compose_runs_every_service_and_lets_it_drain() -> None:
         assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S + FLUSH_S
         for before in ("topics", "store-postgres", "store-redis"):
             assert service["depends_on"][before] == {"condition": "service_completed_successfully"}
+    for name, word in BESIDE.items():
+        service = services[name]
+        assert word in [*service.get("entrypoint", ()), *service["command"]]
+        assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S + FLUSH_S
+        assert service["depends_on"]["web-tables"] == {"condition": "service_completed_successfully"}
+    assert (
+        services["web"]["environment"]["WEB_ORDERS_DATABASE"] == services["relay"]["environment"]["CHOREO_DATABASE"]
+    )
 
 
 # ---- metrics

@@ -1,5 +1,6 @@
 """A saga driven event by event: in order, undone from the step that failed, and no compensation gets lost."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -177,6 +178,41 @@ def test_a_step_without_an_answer_is_undone_too() -> None:
     assert saga.take(CardRefunded(order_id="o")) == [ReleaseStock(order_id="o", shelf="s7")]
 
 
+def test_an_undo_that_cannot_be_made_in_time_is_refused() -> None:
+    """Nothing but the answer has the shelf: once the step has timed out its undo could never be sent."""
+    late = replace(STOCK, timeout=timedelta(minutes=5))
+    with pytest.raises(DeclarationError, match=r"ReleaseStock needs shelf.*ReserveStock has timed out without Stock"):
+        Saga("s", starts=OrderPlaced, by="order_id", steps=[late])
+
+    class PutBack(Command, type="shop.put-back", version=1, topic="stock-commands", key="order_id"):
+        order_id: str
+        shelf: str = ""
+
+    saga = Driven(Saga("s", starts=OrderPlaced, by="order_id", steps=[replace(late, undo=PutBack)]).manager)
+    saga.take(PLACED)
+    assert saga.wait(timedelta(minutes=5)) == [PutBack(order_id="o")]
+
+
+def test_an_end_that_cannot_be_made_on_every_way_is_refused() -> None:
+    """An order that failed at its first step has no shelf; one that went all the way has."""
+
+    class Cancelled(Event, type="shop.put-back-from", version=1, topic="shop", key="order_id"):
+        order_id: str
+        shelf: str
+
+    def saga(*steps: Step, completed: type[Event] | None = None, compensated: type[Event] | None = None) -> Saga:
+        return Saga("s", starts=OrderPlaced, by="order_id", steps=steps, completed=completed, compensated=compensated)
+
+    saga(STOCK, SHIP, completed=Cancelled)
+    with pytest.raises(DeclarationError, match=r"Cancelled needs shelf, .* after StockRejected; give the field a"):
+        saga(STOCK, SHIP, compensated=Cancelled)
+    saga(replace(STOCK, failed=()), SHIP, compensated=Cancelled)
+    with pytest.raises(DeclarationError, match=r"needs shelf, .* after ChargeCard has timed out"):
+        saga(replace(CARD, failed=()), compensated=Cancelled)
+    with pytest.raises(DeclarationError, match="Cancelled needs shelf, and no event before it has a field of that"):
+        saga(CARD, completed=Cancelled)
+
+
 def test_a_compensation_that_fails_never_vanishes() -> None:
     """Sent every minute for an hour, then said to be stuck and sent on every ten; its answer ends it at any time."""
     saga = driven()
@@ -206,6 +242,9 @@ def test_what_does_not_hold_together_is_refused() -> None:
     """Fields from nowhere; an undo nobody confirms; a timeout nobody can undo; no steps."""
     with pytest.raises(DeclarationError, match="ShipGoods needs shelf"):
         Saga("s", starts=OrderPlaced, by="order_id", steps=[SHIP])
+    without = replace(STOCK, ok=StockReleased)
+    with pytest.raises(DeclarationError, match="ReleaseStock needs shelf, and no event before it has"):
+        Saga("s", starts=OrderPlaced, by="order_id", steps=[without])
     with pytest.raises(DeclarationError, match="would not be noticed"):
         Step(ReserveStock, ok=StockReserved, undo=ReleaseStock)
     with pytest.raises(DeclarationError, match="has to be undone"):
@@ -235,6 +274,16 @@ def test_a_stuck_saga_is_mended_by_hand() -> None:
     assert saga.wait(timedelta(0)) == [ReleaseStock(order_id="o", shelf="s7")]
     assert saga.take(StockReleased(order_id="o")) == [OrderCancelled(order_id="o")]
     assert saga.memory.kept["checkout", "o"].ended
+
+
+def test_a_command_that_nobody_answers_is_sent_anew_by_hand() -> None:
+    """A step without a timeout waits for as long as it takes; its state is entered once more."""
+    saga = Driven(checkout().manager)
+    saga.take(PLACED)
+    assert saga.wait(timedelta(days=400)) == []
+    set_state(saga.memory, saga.process, "o", "reserve-stock", Hand("ann", "its letter was dropped"), entry=True)
+    assert saga.wait(timedelta(0)) == [ReserveStock(order_id="o")]
+    assert saga.take(StockReserved(order_id="o", shelf="s7")) == [ChargeCard(order_id="o", cents=5)]
 
 
 def test_a_saga_ended_by_hand_says_so() -> None:

@@ -231,14 +231,17 @@ class PostgresStore:
         return await self._call(lambda connection: reading.keys(connection, queries, limits, digests))
 
     async def run(self, function: Callable[[Any], object]) -> None:
-        """Run `function(connection)` on a thread, in a transaction that no two processes run at once."""
+        """Run `function(connection)` on a thread, in a transaction that no two processes run at once.
+
+        Run once more after a deadlock: tables that it makes are locked by handlers that run elsewhere meanwhile.
+        """
 
         def alone() -> None:
             with self._server.thread_connection() as connection, connection.transaction():
                 connection.execute(LOCK, {"lock": self._names.lock})
                 function(connection)
 
-        await self._server.call(lambda: asyncio.to_thread(alone), repeat=False, timeout_s=self._inside_s)
+        await self._server.call(lambda: asyncio.to_thread(alone), repeat=True, timeout_s=self._inside_s)
 
     async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
         """Timers to be sent now, but for those that a handler is about to change."""

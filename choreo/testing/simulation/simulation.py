@@ -14,7 +14,6 @@ from choreo.app import App
 from choreo.envelope import Envelope
 from choreo.errors import ChoreoError
 from choreo.event import Event
-from choreo.record import ProducerRecord
 from choreo.testing.clock import START_S
 from choreo.testing.simulation.checkers import CHECKERS, Checker, OffsetCheck
 from choreo.testing.simulation.determinism import deterministic
@@ -29,6 +28,7 @@ from choreo.testing.simulation.operators import ROUNDS, SimulatedOperator
 from choreo.testing.simulation.pairs import PAIRS
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.world import World
+from choreo.topic import wire_record, wire_value
 
 PUBLISH_S, FAULTS_S, SETTLE_S = 20.0, 30.0, 300.0
 
@@ -199,9 +199,8 @@ class Simulation:
                 time=cloudevents.rfc3339(world.loop.now_s),
                 correlationid=id_,
             )
-            record = ProducerRecord(
-                self.app.topic(event.event_topic), event.record_key(), event.payload(), cloudevents.write(envelope)
-            )
+            topic = self.app.topic(event.event_topic)
+            record = wire_record(topic, envelope, event.record_key(), wire_value(topic, envelope, event.payload()))
             world.published[id_] = event
             world.note(client, "publishes", f"{event.event_type} {id_}")
             while True:

@@ -13,6 +13,7 @@ from handlers.ci_pipeline.simulation import simulation as ci_pipeline
 from handlers.enrichment.simulation import simulation as enrichment
 from handlers.order_fulfilment.simulation import simulation as orders
 from handlers.order_saga.simulation import simulation as order_saga
+from tests.simulation import parked_parcels
 from tests.simulation.parcels import parcel_flow
 
 FLOWS = {
@@ -21,6 +22,8 @@ FLOWS = {
     "enrichment": enrichment,
     "order_saga": order_saga,
     "orders": orders,
+    "parked": parked_parcels.day(parked_parcels.app, "outbox"),
+    "parked late": parked_parcels.late_day(),
 }
 
 
