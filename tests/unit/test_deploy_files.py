@@ -177,7 +177,7 @@ def test_image_has_what_the_application_needs() -> None:
     """Its requirements are those that its tests are run with."""
     wanted = (ROOT / "handlers" / "web_orders" / "requirements.txt").read_text().splitlines()
     tried = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
-    assert set(wanted) <= set(tried)
+    assert set(wanted) <= {each for each in tried if isinstance(each, str)}  # the others include groups
     assert "handlers/web_orders/requirements.txt" in (DEPLOY / "Dockerfile").read_text()
 
 
