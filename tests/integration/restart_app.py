@@ -1,4 +1,4 @@
-"""The order flow with consumer groups of one run, for a broker where groups of its names may have been of another kind.
+"""The order flow with consumer groups of one run, as groups of its names may be of another kind on the broker.
 
 A group of static members stays for its session after they have gone, and takes no members of the other protocol.
 """

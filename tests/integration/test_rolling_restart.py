@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from choreo.record import Record
 from tests.integration.restart_outcome import Outcome, Wait, waits
 from tests.integration.restart_page import Run, markdown, written
@@ -25,6 +27,7 @@ PER_S, PARTITIONS = 5.0, 4
 RUN_S_MAX = 600.0
 
 
+@pytest.mark.slow
 async def test_every_process_is_restarted(kafka: str, postgres: str, tmp_path: Path) -> None:
     """Whatever may not be found is not; and each of it would have been."""
     runs = list[Run]()
