@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ QUICK_SCALE = 0.1
 def main() -> int:
     """Measure and write."""
     asked = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers that were started are stopped
     began_s, failed = time.monotonic(), []
     results = page.Results(asked.out / "performance")
     with ExitStack() as stack:
