@@ -279,7 +279,9 @@ class Worker:
             start = "earliest" if self._router.own(lease.partition.topic) else self.service.start
             offsets[lease.partition] = await self.consumer.position(lease.partition, start)
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
-        await self.consumer.commit(offsets)
+        # Not of one that was revoked meanwhile, and perhaps assigned again: more of it may have been committed since.
+        if current := {id_: at for id_, at in offsets.items() if self._assigned.get(id_) == assigned[id_]}:
+            await self.consumer.commit(current)
         for lease in leases:
             # Else it was revoked meanwhile, and perhaps assigned again, which takes it anew.
             if (
