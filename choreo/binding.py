@@ -69,7 +69,7 @@ class BoundHandler:
 
     def arguments(self, context: Context, resources: Mapping[Any, Any], transaction: Any = None) -> dict[str, Any]:
         """Keyword arguments of one call, but for the event."""
-        arguments: dict[str, Any] = dict.fromkeys(self.contexts, context)
+        arguments: dict[str, Any] = dict.fromkeys(self.contexts, context) if self.contexts else {}
         if self.transactions:
             arguments.update(dict.fromkeys(self.transactions, transaction))
         if self.resources:

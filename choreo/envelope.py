@@ -210,36 +210,32 @@ def usual(headers: Headers) -> Envelope | None:
     """The envelope of a record as choreo writes it, at a quarter of the price of `read`; None: look more closely."""
     if not headers:
         return None
-    names, values = zip(*headers, strict=True)
+    names, values = zip(*headers)  # noqa: B905  # each is a pair
     pick = _LAYOUTS.get(names) or _layout(names)
     if pick is None:
         return None
-    version, content_type, source, type_, schema, id_, *rest = pick((*values, None))
-    if version != b"1.0" or content_type != b"application/json" or not (id_ and source and type_):
+    if None in values or sum(map(len, values)) > USUAL_BYTES_MAX:
         return None
-    if len(b"".join(filter(None, values))) > USUAL_BYTES_MAX:
+    version, content_type, source, type_, schema, raw_id, time, subject, correlation, causation, parent, state = pick(
+        (*values, None)
+    )
+    if version != b"1.0" or content_type != b"application/json" or not (raw_id and source and type_):
         return None
     try:
-        time, subject, correlation, causation, traceparent, tracestate = [
-            None if raw is None else raw.decode() for raw in rest
-        ]
-        id_, constant = id_.decode(), _texts(source, type_, schema)
+        id_, constant = raw_id.decode(), _texts(source, type_, schema)
+        return Envelope(
+            id_,
+            *constant[:3],
+            None if time is None else time.decode(),
+            None if subject is None else subject.decode(),
+            constant[3],
+            correlation.decode() if correlation else id_,
+            causation.decode() if causation else None,
+            parent.decode() if parent else None,
+            state.decode() if state else None,
+        )
     except UnicodeDecodeError:
         return None
-    source, type_, version, schema = constant
-    return Envelope(
-        id_,
-        source,
-        type_,
-        version,
-        time,
-        subject,
-        schema,
-        correlation or id_,
-        causation or None,
-        traceparent or None,
-        tracestate or None,
-    )
 
 
 def _layout(names: tuple[str, ...]) -> Callable[[Sequence[bytes | None]], Sequence[Any]] | None:

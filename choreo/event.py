@@ -172,7 +172,8 @@ class Event(BaseModel):
             except ValueError:
                 raise DecodeError("not_json", "the value holds NaN or Infinity, which JSON has not") from None
         try:
-            return cls.model_validate_json(value)
+            found: Self = cls.__pydantic_validator__.validate_json(value)  # `model_validate_json` is one call more
+            return found
         except ValidationError as error:
             raise _decode_error(cls, error) from None
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from choreo.core.messages import Commit, Limits
-from choreo.core.partition import Lane, Partition
-from choreo.core.units import Signal, State, Unit
+from choreo.core.partition import Partition
+from choreo.core.units import COMMITTING, Signal, Unit, advance
 from choreo.record import TopicPartition
 
 
@@ -52,9 +52,9 @@ class Commits:
     def begin(self) -> Commit | None:
         """Put all that returned into a flush; None when there turns out to be nothing."""
         units, self.returned, self.due_s = self.returned, [], None
+        advance(units, Signal.FLUSH)
         for unit in units:
-            unit.advance(Signal.FLUSH)
-            self._partitions[unit.partition].settle(unit)
+            unit.lane.partition.settle(unit)
         offsets = {
             id_: watermark
             for id_, partition in self._partitions.items()
@@ -69,11 +69,12 @@ class Commits:
     def land(self, number: int, refused: frozenset[TopicPartition]) -> Flush:
         """The flush is durable but for `refused`: finish its units; returns it."""
         flush = self._take(number)
-        for unit in flush.units:
-            if unit.state is State.COMMITTING and unit.partition not in refused:
-                unit.advance(Signal.COMMITTED)
-                lane: Lane = unit.lane
-                lane.unflushed -= 1
+        landed = [each for each in flush.units if each.state is COMMITTING]
+        if refused:
+            landed = [each for each in landed if each.partition not in refused]
+        advance(landed, Signal.COMMITTED)
+        for unit in landed:
+            unit.lane.unflushed -= 1
         for id_, offset in flush.offsets.items():
             partition = self._partitions.get(id_)
             if partition is not None and id_ not in refused:
@@ -84,7 +85,7 @@ class Commits:
     def fail(self, number: int, now_s: float) -> None:
         """The same values are to be flushed again, after a pause."""
         flush = self._take(number)
-        again = [unit for unit in flush.units if unit.state is State.COMMITTING]
+        again = [unit for unit in flush.units if unit.state is COMMITTING]
         for unit in again:
             unit.advance(Signal.FAILED)
             self._partitions[unit.partition].unsettle(unit)

@@ -17,7 +17,20 @@ from choreo.core.partition import Lane, Partition
 from choreo.core.pressure import Pressure
 from choreo.core.retry import delay_s, due_in_s
 from choreo.core.turns import Turns, counted
-from choreo.core.units import UNFLUSHED, Signal, State, Unit
+from choreo.core.units import (
+    CLAIM,
+    CLAIMING,
+    DROPPED,
+    FINISHED,
+    FRESH,
+    RETURNED,
+    RUNNING,
+    UNFLUSHED,
+    Signal,
+    State,
+    Unit,
+    advance,
+)
 from choreo.record import TopicPartition
 
 
@@ -61,8 +74,9 @@ class Engine:
         """Take in what has come at once, before anything that follows from it is decided."""
         self._now_s = now_s
         self._out = []
+        on = self._on
         for message in messages:
-            self._on[type(message)](message)
+            on[type(message)](message)
         self._wake()
         self._schedule()
         self._flush_if_due()
@@ -84,7 +98,7 @@ class Engine:
         """Units of one flow, or of all, that are not durable yet."""
         units = [unit for partition in self.partitions.values() for unit in partition.units()]
         units += self._commits.units()
-        open_ = {id(u): u for u in units if u.state not in (State.FINISHED, State.DROPPED)}
+        open_ = {id(u): u for u in units if u.state not in (FINISHED, DROPPED)}
         return sum(correlation_id in (None, unit.correlation_id) for unit in open_.values())
 
     def waiting(self) -> bool:
@@ -95,6 +109,11 @@ class Engine:
     def running(self) -> int:
         """Handlers at work outside of a transaction."""
         return self._turns.running
+
+    @property
+    def ready(self) -> int:
+        """Lanes that wait for nothing but their turn."""
+        return self._turns.ready
 
     def progress_ms(self, partition: TopicPartition, *, drained_ms: int | None) -> int | None:
         """The log time the committed offset has come to; `drained_ms`, now, if the log holds nothing more of it."""
@@ -135,9 +154,9 @@ class Engine:
         """Give units up, and let a follower elsewhere take a dropped leader's place."""
         dropped: list[Unit] = []
         for unit in units:
-            if unit.state in (State.FINISHED, State.DROPPED):
+            if unit.state in (FINISHED, DROPPED):
                 continue
-            self._turns.end(unit, began=unit.state is State.RUNNING)
+            self._turns.end(unit, began=unit.state is RUNNING)
             self._attempted(unit, trips=None)
             unit.advance(Signal.REVOKED)
             dropped.append(unit)
@@ -152,12 +171,12 @@ class Engine:
             return []
         del self._keys[unit.digest]
         followers = [follower for follower in unit.followers if follower.state is State.FOLLOWING]
-        unit.followers = []
+        unit.followers = ()
         if not followers:
             return []
         heir, heir.followers = followers[0], followers[1:]
         self._keys[heir.digest] = heir
-        heir.advance(Signal.CLAIM)
+        heir.advance(CLAIM)
         return [heir]
 
     # ---- fetch and claim
@@ -168,20 +187,24 @@ class Engine:
             return
         self._pressure.grew([partition])
         new: list[Unit] = []
+        now_s, now_ms, keys = self._now_s, message.now_ms, self._keys
         for delivery in message.deliveries:
-            partition.take_in(delivery, message.now_ms)
-            due_s = self._now_s
+            partition.take_in(delivery, now_ms)
+            due_s = now_s
             if delivery.delay_s:
-                due_s += due_in_s(delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=message.now_ms)
+                due_s += due_in_s(delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=now_ms)
             for unit in delivery.units:
                 lane: Lane = unit.lane
-                if due_s > self._now_s or lane.due_s > self._now_s:
+                if due_s > now_s or lane.due_s > now_s:
                     # Not before those that wait ahead of it: one that led them would wait for them, and they for it.
                     lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
                     self._alarms.set(unit, lane.due_s)
-                elif self._leads(unit):
+                elif keys.setdefault(unit.digest, unit) is unit:
                     new.append(unit)
+                else:
+                    unit.follow(keys[unit.digest])
+        advance(new, CLAIM)
         self._claim(new)
         self._note_progress(partition)
 
@@ -189,9 +212,9 @@ class Engine:
         """Whether the unit is to be claimed; else it follows one in flight that has the same key."""
         leader = self._keys.setdefault(unit.digest, unit)
         if leader is unit:
-            unit.advance(Signal.CLAIM)
+            unit.advance(CLAIM)
             return True
-        leader.followers.append(unit)
+        unit.follow(leader)
         return False
 
     def _claim(self, units: Sequence[Unit], *, solo: bool = False) -> None:
@@ -201,18 +224,24 @@ class Engine:
 
     def _claimed(self, message: m.Claimed) -> None:
         self._claiming -= 1
+        enqueue = self._turns.enqueue
         for unit, verdict in zip(message.units, message.verdicts, strict=True):
-            if unit.state is not State.CLAIMING:
+            if unit.state is not CLAIMING:
                 continue
-            if verdict.verdict == "done" or (verdict.verdict == "conflict" and unit.derived):
+            said, deliveries, parked = verdict
+            if said == "fresh":
+                unit.deliveries = deliveries
+                if deliveries == 1 and not parked:
+                    unit.advance(FRESH)
+                else:
+                    self._again(unit, parked)
+            elif said == "done" or (said == "conflict" and unit.derived):
                 self._duplicate(unit)
-            elif verdict.verdict == "busy":
+            elif said == "busy":
                 self._ask_again(unit, self.limits.busy_s)
-            elif verdict.verdict == "conflict":
-                self._collided(unit)
             else:
-                self._fresh(unit, verdict)
-            self._turns.enqueue(unit.lane)
+                self._collided(unit)
+            enqueue(unit.lane)
 
     def _collided(self, unit: Unit) -> None:
         """Its key is another event's and done: it gets one of its own, in which its dead letter commits."""
@@ -225,19 +254,19 @@ class Engine:
             self._ask_again(unit, self.limits.busy_s)
         self._claim(heirs)
 
-    def _fresh(self, unit: Unit, verdict: Any) -> None:
-        unit.deliveries = verdict.deliveries
-        if verdict.parked and unit.poison is None:
+    def _again(self, unit: Unit, parked: bool) -> None:
+        """Delivered before, by an owner that died, or its key is parked."""
+        if parked and unit.poison is None:
             unit.poison = parking.WAITS
         elif unit.deliveries > self.limits.deliveries_max:
             unit.poison = "crashed"
         suspect = unit.deliveries > self.limits.together_max and not unit.solo and unit.poison is None
-        unit.advance(Signal.DIED if suspect else Signal.FRESH)
+        unit.advance(Signal.DIED if suspect else FRESH)
 
     def _claim_failed(self, message: m.ClaimFailed) -> None:
         self._claiming -= 1
         for unit in message.units:
-            if unit.state is State.CLAIMING:
+            if unit.state is CLAIMING:
                 self._ask_again(unit, self.limits.failure_s)
 
     def _ask_again(self, unit: Unit, delay_s: float) -> None:
@@ -253,9 +282,9 @@ class Engine:
         strangers: list[Unit] = []
         for each in (unit, *unit.followers):
             if each.state is State.FOLLOWING and each.fingerprint != unit.fingerprint and not each.derived:
-                each.advance(Signal.CLAIM)
+                each.advance(CLAIM)
                 strangers.append(each)
-            elif each.state in (State.CLAIMING, State.FOLLOWING):
+            elif each.state in (CLAIMING, State.FOLLOWING):
                 each.advance(Signal.DONE)
                 self._out.append(m.Duplicate(each))
                 partition = self.partitions[each.partition]
@@ -272,30 +301,33 @@ class Engine:
         suspect = self._turns.suspect()
         if suspect is not None:
             self._claim([suspect], solo=True)
+        out = self._out
         for unit in self._turns.take(self._now_s):
-            self._out.append(m.Invoke(unit) if unit.poison is None else parking.aside(unit, unit.poison))
+            out.append(m.Invoke(unit) if unit.poison is None else parking.aside(unit, unit.poison))
         if self._now_s >= self._transact_after_s:
             self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
 
     def _handler_returned(self, message: m.Returned) -> None:
-        unit = message.unit
-        if unit.state is not State.RUNNING:
+        unit, result = message
+        if unit.state is not RUNNING:
             return
-        self._attempted(unit, trips=False)
-        unit.advance(Signal.RETURNED)
-        unit.result = message.result
+        if unit.breaker is not None:
+            self._attempted(unit, trips=False)
+        unit.advance(RETURNED)
+        unit.result = result
         self._turns.end(unit)
         lane: Lane = unit.lane
-        assert lane.head() is unit
-        lane.units.popleft()
+        head = lane.units.popleft()
+        assert head is unit
         lane.unflushed += 1
         self._commits.returned.append(unit)
         self._commits.note(self._now_s)
-        self._turns.enqueue(lane)
+        if lane.units:
+            self._turns.enqueue(lane)
 
     def _raised(self, message: m.Raised) -> None:
         unit = message.unit
-        if unit.state is not State.RUNNING:
+        if unit.state is not RUNNING:
             return
         self._attempted(unit, trips=message.trips)
         policy = message.retry or unit.retry
@@ -366,7 +398,7 @@ class Engine:
     def _committed(self, message: m.Committed) -> None:
         flush = self._commits.land(message.flush, message.refused)
         for unit in flush.units:
-            if unit.state is State.FINISHED:
+            if unit.state is FINISHED:
                 self._finished(unit)
         if message.refused:
             self._drop([unit for unit in flush.units if unit.partition in message.refused])
@@ -388,7 +420,7 @@ class Engine:
 
     def _came_of(self, outcome: m.Outcome) -> None:
         unit = outcome.unit
-        if unit.state is not State.RUNNING:
+        if unit.state is not RUNNING:
             return
         if outcome.raised is not None:
             self._raised(outcome.raised)
@@ -408,7 +440,10 @@ class Engine:
         """Durable: whatever followed it with the same key is a duplicate."""
         if unit.queue is not None:
             parking.landed(unit)
-        self._duplicate(unit)
+        if unit.followers:
+            self._duplicate(unit)
+        elif self._keys.get(unit.digest) is unit:
+            del self._keys[unit.digest]
         self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
@@ -438,7 +473,7 @@ class Engine:
                     again.append(unit)
             elif unit.state is State.BUSY:
                 if self._keys.setdefault(unit.digest, unit) is unit:
-                    unit.advance(Signal.CLAIM)
+                    unit.advance(CLAIM)
                     again.append(unit)
                 else:  # one that collided with the same event before it is on its way: as it ends, so does this one
                     self._alarms.set(unit, self._now_s + self.limits.busy_s)

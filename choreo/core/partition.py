@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from choreo.core.messages import Delivery, Limits
-from choreo.core.units import Entry, State, Unit
+from choreo.core.units import DROPPED, FINISHED, Entry, Unit
 from choreo.record import TopicPartition
 
 
@@ -25,9 +25,12 @@ class Lane:
     def head(self) -> Unit | None:
         """The unit whose turn it is; those found to be duplicates are passed over."""
         units = self.units
-        while units and units[0].state in (State.FINISHED, State.DROPPED):
+        while units:
+            head = units[0]
+            if head.state is not FINISHED and head.state is not DROPPED:
+                return head
             units.popleft()
-        return units[0] if units else None
+        return None
 
 
 class Partition:
@@ -68,21 +71,24 @@ class Partition:
         Log time is the latest timestamp so far. One from the future, set by a producer, does not move it, or it
         would make keys of what is still to come look old.
         """
-        self.position = delivery.offset + 1
-        if delivery.timestamp_ms <= now_ms:
-            self.log_ms = max(self.log_ms, delivery.timestamp_ms)
-        if not delivery.units:
+        offset, payload_bytes, timestamp_ms, units, delay_s = delivery
+        self.position = offset + 1
+        if self.log_ms < timestamp_ms <= now_ms:
+            self.log_ms = timestamp_ms
+        if not units:
             return
-        self._delay_ms = int(delivery.delay_s * 1000)
-        log_ms = max(self.log_ms, min(delivery.timestamp_ms, now_ms))
-        entry = Entry(delivery.offset, len(delivery.units), delivery.payload_bytes, log_ms)
+        self._delay_ms = int(delay_s * 1000)
+        log_ms = self.log_ms if timestamp_ms <= now_ms else max(self.log_ms, now_ms)
+        entry = Entry(offset, len(units), payload_bytes, log_ms)
         self._entries.append(entry)
         self.unfinished += 1
-        self.unfinished_bytes += entry.payload_bytes
-        for unit in delivery.units:
-            lane = self.lanes.get(unit.lane)
+        self.unfinished_bytes += payload_bytes
+        lanes = self.lanes
+        for unit in units:
+            key = unit.lane
+            lane = lanes.get(key)
             if lane is None:
-                lane = self.lanes[unit.lane] = Lane(unit.lane, self)
+                lane = lanes[key] = Lane(key, self)
             unit.lane, unit.entry = lane, entry
             lane.units.append(unit)
 

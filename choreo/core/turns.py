@@ -7,7 +7,7 @@ from choreo.core.breaker import Circuits
 from choreo.core.messages import Limits
 from choreo.core.parking import held
 from choreo.core.partition import Lane
-from choreo.core.units import Signal, State, Unit
+from choreo.core.units import READY, TURN, Signal, State, Unit
 
 
 class Turns:
@@ -35,6 +35,11 @@ class Turns:
         return bool(self._ready)
 
     @property
+    def ready(self) -> int:
+        """Lanes that wait for a place of `concurrency`, or for a transaction."""
+        return len(self._ready) + len(self._transactable)
+
+    @property
     def transactable(self) -> bool:
         """Whether a lane waits for a transaction to be invoked in."""
         return bool(self._transactable)
@@ -43,19 +48,22 @@ class Turns:
         """Queue a lane whose head can go on; forget one that is empty."""
         if lane.queued or lane.partition.draining:
             return
-        head = lane.head()
+        head = lane.head() if lane.units else None
         if head is None:
             if not lane.unflushed:
                 lane.partition.lanes.pop(lane.key, None)
             return
         if head.queue is not None and held(head):
             return
-        if head.state is State.SUSPECT:
+        if head.state is READY:
+            if not head.transacts or counted(head):
+                queue = self._ready
+            elif not lane.unflushed:  # its emits follow those of its predecessors
+                queue = self._transactable
+            else:
+                return
+        elif head.state is State.SUSPECT:
             queue = self._suspects
-        elif head.state is State.READY and counted(head):
-            queue = self._ready
-        elif head.state is State.READY and not lane.unflushed:  # its emits follow those of its predecessors
-            queue = self._transactable
         else:
             return
         lane.queued = True
@@ -76,14 +84,15 @@ class Turns:
         solo = self.solo
         if solo is not None:
             # Its lane may not be queued yet: what was before it is still to be flushed.
-            if solo.state is State.READY and counted(solo) and solo.lane.queued:
+            if solo.state is READY and counted(solo) and solo.lane.queued:
                 solo.lane.queued = False
                 self._ready.remove(solo.lane)
                 yield self._begin(solo)
             return
-        while self._ready and not self._suspects and self.running < self._limits.concurrency:
-            head = self._pop(self._ready, State.READY)
-            if head is not None and self._circuits.admits(head, now_s):
+        ready, concurrency = self._ready, self._limits.concurrency
+        while ready and not self._suspects and self.running < concurrency:
+            head = self._pop(ready, READY)
+            if head is not None and (head.breaker is None or self._circuits.admits(head, now_s)):
                 yield self._begin(head)
 
     def take_transactable(self, now_s: float) -> Iterator[list[Unit]]:
@@ -91,7 +100,7 @@ class Turns:
         solo = self.solo
         if solo is not None:
             at_work = self.running or self.transactions
-            if solo.state is State.READY and not counted(solo) and solo.lane.queued and not at_work:
+            if solo.state is READY and not counted(solo) and solo.lane.queued and not at_work:
                 solo.lane.queued = False
                 self._transactable.remove(solo.lane)
                 self.transactions += 1
@@ -113,7 +122,7 @@ class Turns:
             lanes -= 1
             lane.queued = False
             for unit in () if lane.partition.draining else tuple(lane.units):
-                if unit.state is not State.READY or counted(unit) or len(taken) >= room:
+                if unit.state is not READY or counted(unit) or len(taken) >= room:
                     break
                 if not self._circuits.admits(unit, now_s):
                     break
@@ -122,7 +131,7 @@ class Turns:
 
     def end(self, unit: Unit, *, began: bool = True) -> None:
         """The unit's turn is over, whatever came of it."""
-        if began and counted(unit):
+        if began and (not unit.transacts or counted(unit)):
             self.running -= 1
         if unit is self.solo:
             self.solo = None
@@ -134,7 +143,7 @@ class Turns:
         return head if head is not None and head.state is state and not lane.partition.draining else None
 
     def _begin(self, unit: Unit) -> Unit:
-        unit.advance(Signal.TURN)
+        unit.advance(TURN)
         self.running += 1
         if unit.poison is None:
             unit.attempts += 1
@@ -147,6 +156,6 @@ def counted(unit: Unit) -> bool:
 
 
 def _transact(unit: Unit) -> Unit:
-    unit.advance(Signal.TURN)
+    unit.advance(TURN)
     unit.attempts += 1
     return unit

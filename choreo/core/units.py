@@ -3,6 +3,7 @@
 The table runs the code, and `mermaid()` draws it: no transition exists anywhere else.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,12 @@ class Signal(StrEnum):
     __hash__ = str.__hash__
 
 
+# By names of their own, for what happens to every unit: to look one up in its Enum is a call.
+CLAIMING, READY, RUNNING = State.CLAIMING, State.READY, State.RUNNING
+COMMITTING, FINISHED, DROPPED = State.COMMITTING, State.FINISHED, State.DROPPED
+CLAIM, FRESH, TURN, RETURNED = Signal.CLAIM, Signal.FRESH, Signal.TURN, Signal.RETURNED
+
+
 TRANSITIONS: dict[tuple[State, Signal], State] = {
     (State.FOLLOWING, Signal.EARLY): State.WAITING,
     (State.WAITING, Signal.DUE): State.FOLLOWING,
@@ -77,6 +84,7 @@ TRANSITIONS: dict[tuple[State, Signal], State] = {
     **{(state, Signal.REVOKED): State.DROPPED for state in State if state not in (State.FINISHED, State.DROPPED)},
 }
 
+_FIRST = State.FOLLOWING
 UNFLUSHED = frozenset({State.RUNNING, State.RETURNED, State.COMMITTING})
 """A drain waits for these; every other unfinished unit is given back at once."""
 
@@ -173,22 +181,36 @@ class Unit:
         self.queue = queue
         self.redriven = redriven
         self.work = work
-        self.state = State.FOLLOWING
+        self.state = _FIRST
         self.attempts = self.attempts_before = attempts_before
         self.delayable = delayable
         self.breaker = breaker
         self.deliveries = 1
         self.solo = False
         self.entry: Entry = None  # type: ignore[assignment]  # set when its record is taken in
-        self.followers: list[Unit] = []
+        self.followers: list[Unit] | tuple[()] = ()
         self.result: Any = None
 
     def advance(self, signal: Signal) -> None:
         """Move along the table; a transition it does not have is a bug in choreo."""
         self.state = TRANSITIONS[self.state, signal]
 
+    def follow(self, leader: "Unit") -> None:
+        """Wait for what becomes of another unit with the same key."""
+        if leader.followers:
+            leader.followers.append(self)
+        else:
+            leader.followers = [self]
+
     def __repr__(self) -> str:
         return f"<Unit {self.handler} {self.partition}@{self.offset} {self.state}>"
+
+
+def advance(units: Iterable[Unit], signal: Signal) -> None:
+    """Move many along the table."""
+    table = TRANSITIONS
+    for unit in units:
+        unit.state = table[unit.state, signal]
 
 
 def mermaid() -> str:

@@ -27,6 +27,7 @@ dead-lettered."""
 KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
+_NOTHING: Mapping[str, str] = {}
 Sending = Callable[[str, Envelope, bytes | None], Envelope]
 
 
@@ -62,30 +63,40 @@ class Emitter:
         cause_id = (work.replay.base if work.replay is not None else "") or cause.id
         counts: dict[str, int] = {}
         records = []
-        time, extensions = cloudevents.rfc3339(now_s), self._propagated(cause.extensions)
+        service, time, extensions = self.service, cloudevents.rfc3339(now_s), _NOTHING
+        if self._propagate and cause.extensions:
+            extensions = self._propagated(cause.extensions)
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            id_ = derived_id(self.service.name, handler, cause.source, cause_id, type_, ordinal)
+            id_ = derived_id(service.name, handler, cause.source, cause_id, type_, ordinal)
             envelope = Envelope(
                 id_,
-                self.service.source,
+                service.source,
                 type_,
                 event.event_version,
                 time,
-                correlationid=correlation_id or cause.correlationid,
-                causationid=cause.id,
-                traceparent=cause.traceparent,
-                tracestate=cause.tracestate,
-                extensions=extensions,
+                None,
+                None,
+                correlation_id or cause.correlationid,
+                cause.id,
+                cause.traceparent,
+                cause.tracestate,
+                extensions,
             )
-            topic = self.topic(event.event_topic)
-            value = wire_value(topic, envelope, event.payload())
+            topic, value = self.topic(event.event_topic), event.payload()
+            plain = type(topic) is str
+            if not plain:
+                value = wire_value(topic, envelope, value)
             if len(value) > EMIT_BYTES_MAX:
                 # Found out only after its commit, a topic's refusal would stop the service for ever.
                 raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
             key = event.record_key()
-            records.append(wire_record(topic, sending(topic, envelope, key), key, value))
+            envelope = sending(topic, envelope, key)
+            if plain:
+                records.append(ProducerRecord(topic, key, value, cloudevents.write(envelope)))
+            else:
+                records.append(wire_record(topic, envelope, key, value))
         return tuple(records)
 
     def dead_letter(
@@ -125,8 +136,6 @@ class Emitter:
         return found if size_of(found) <= COPY_BYTES_MAX else None
 
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
-        if not (self._propagate and extensions):
-            return {}
         found = {name: extensions[name] for name in self._propagate if name in extensions}
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
 

@@ -41,8 +41,7 @@ class Flusher:
     ) -> Finished:
         """A unit's result as the store takes it; one that came from a queue leaves it, unless it `waits`."""
         work: Work = unit.work
-        now_s = self._worker.ports.clock.now_s()
-        duration_s = max(0.0, now_s - work.started_s) if work.started_s else 0.0
+        duration_s = max(0.0, self._worker.ports.clock.now_s() - work.started_s) if work.started_s else 0.0
         parking = self._worker.parker.leaves(unit) if waits is None and unit.redriven and unit.queue else waits
         return Finished(
             unit.partition, unit.offset, unit.digest, tuple(emits), outcome, unit.attempts, duration_s, parking
@@ -197,19 +196,22 @@ class Flusher:
         return m.Outcome(unit, result=came)
 
     def _report(self, units: Sequence[Unit], result: CommitResult) -> None:
+        refused = result.refused
         for unit in units:
-            if unit.partition in result.refused:
+            if refused and unit.partition in refused:
                 self._worker.span(unit).finish("dropped", attempts=unit.attempts)
             else:
                 self._end(unit, unit.result)
 
     def _end(self, unit: Unit, finished: Finished) -> None:
-        worker = self._worker
-        outcome, _, reason = finished.outcome.partition(":")
-        worker.counts[COUNTED.get(outcome, "handled")] += 1
-        worker.counts["emitted"] += len(finished.emits)
+        worker, counts, outcome, error_type = self._worker, self._worker.counts, finished.outcome, None
+        if outcome != "handled":
+            outcome, _, reason = outcome.partition(":")
+            error_type = None if outcome == "unparked" else reason or None
+        counts[COUNTED.get(outcome, "handled")] += 1
+        if finished.emits:
+            counts["emitted"] += len(finished.emits)
         span = unit.work.span or worker.span(unit)
-        error_type = None if outcome == "unparked" else reason or None
         span.finish(outcome, attempts=unit.attempts, error_type=error_type)
         if unit.work.flow is not None and outcome == "handled":
             worker.ports.instrument.flow(unit.work.flow)

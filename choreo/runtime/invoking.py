@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -59,24 +59,25 @@ class Invoker:
         before = invocation.get()
         invocation.set(context)
         try:
+            arguments = bound.arguments(context, self._resources, transaction)
             if not self._around:
-                return await self._emitted(bound, unit, context, transaction)
+                return bound.emitted(await self._call(bound, unit.work.event, arguments))
             async with AsyncExitStack() as stack:
                 for around in self._around:
                     await stack.enter_async_context(around(context))
-                return await self._emitted(bound, unit, context, transaction)
+                return bound.emitted(await self._call(bound, unit.work.event, arguments))
             raise AssertionError("a hook in around= swallowed the handler's exception")
         finally:
             invocation.set(before)  # not by token, which another context does not take, as where a loop dies
 
-    async def _emitted(self, bound: BoundHandler, unit: Unit, context: Context, transaction: Any) -> list[Event]:
-        arguments = bound.arguments(context, self._resources, transaction)
-        return bound.emitted(await self._call(bound, unit.work.event, arguments))
-
-    async def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
-        function = bound.handler.function
+    def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         if bound.kind == "coroutine":
-            return await function(event, **arguments)
+            found: Awaitable[Any] = bound.handler.function(event, **arguments)
+            return found
+        return self._call_other(bound, event, arguments)
+
+    async def _call_other(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Any:
+        function = bound.handler.function
         if bound.kind == "async_generator":
             return [emitted async for emitted in function(event, **arguments)]
         if self._inline:

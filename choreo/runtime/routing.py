@@ -61,6 +61,9 @@ class Routed:
     skipped: str | None = None
 
 
+_Found = tuple[Sequence[Work], str | None]
+
+
 class Router:
     """Decides for one service.
 
@@ -101,86 +104,91 @@ class Router:
 
     def delivery(self, record: Record) -> tuple[Delivery, str | None]:
         """The record as the core takes it in, and why it was skipped if it was."""
-        routed = self.route(record)
-        partition = self._partitions.get(record[:2])
+        work, skipped = self._work(record)
+        place, value = record[:2], record.value
+        partition = self._partitions.get(place)
         if partition is None:
-            partition = self._partitions[record[:2]] = TopicPartition(record.topic, record.partition)
-        units = [self._unit(partition, work) for work in routed.work]
-        size = len(record.value) if record.value else 0
-        delay_s = self.delay_topics.get(record.topic, 0)
-        return Delivery(record.offset, size, record.timestamp_ms, units, delay_s), routed.skipped
+            partition = self._partitions[place] = TopicPartition(*place)
+        units = [self._unit(partition, each) for each in work]
+        delay_s = self.delay_topics.get(record.topic, 0) if self.delay_topics else 0
+        return Delivery(record.offset, len(value) if value else 0, record.timestamp_ms, units, delay_s), skipped
 
     def route(self, record: Record) -> Routed:
         """Which handlers get the record; a record that cannot be read becomes one work with an `error`."""
-        if record.topic in self.delay_topics:
+        work, skipped = self._work(record)
+        return Routed(list(work), skipped)
+
+    def _work(self, record: Record) -> _Found:
+        topic = record.topic
+        if topic in self.delay_topics:
             return self._retried(record)
-        return self._replayed(record) if record.topic == self.replay_topic else self._handled(record)
+        return self._replayed(record) if topic == self.replay_topic else self._handled(record)
 
     def own(self, topic: str) -> bool:
         """Whether nobody but this service reads it: replays and delayed retries."""
         return topic == self.replay_topic or topic in self.delay_topics
 
-    def _retried(self, record: Record) -> Routed:
+    def _retried(self, record: Record) -> _Found:
         """A delayed retry is for the one handler that failed; if that was ordered, it is so still."""
         retried = read_retried(record.headers)
         if retried is None:
-            return Routed([Work(record, None, None, None, DecodeError("not_a_retry", "its headers name no retry"))])
+            return _unread(record, DecodeError("not_a_retry", "its headers name no retry"))
         found = self._for_one(record, retried.handler, retried.original)
         for each in found:
             each.retried, each.replay = retried, read_replay(record.headers)
-        return Routed(found)
+        return found, None
 
-    def _for_one(self, record: Record, handler: str, lay: Mapping[str, str]) -> list[Work]:
+    def _for_one(self, record: Record, handler: str, lay: Mapping[str, str]) -> Sequence[Work]:
         """The work of one handler, or a dead letter that says it is gone."""
-        found = self._handled(record, lay).work
+        found, _ = self._handled(record, lay)
         found = [each for each in found if each.bound is None or handler in (DECODE, each.bound.handler.name)]
         gone = f"{self._service.name} has no handler {handler!r} that takes it"
-        return found or [Work(record, None, None, None, DecodeError("unknown_handler", gone))]
+        return found or _unread(record, DecodeError("unknown_handler", gone))[0]
 
-    def _replayed(self, record: Record) -> Routed:
+    def _replayed(self, record: Record) -> _Found:
         """A replay is for the one handler it names, or for all where none could be given its event."""
         replay = read_replay(record.headers)
         if replay is None:
-            return Routed([Work(record, None, None, None, DecodeError("not_a_replay", "its headers name no replay"))])
+            return _unread(record, DecodeError("not_a_replay", "its headers name no replay"))
         if replay.mode == "drop":
-            return Routed(skipped="drop_mark")
+            return (), "drop_mark"
         if replay.key == "event" and not self._knows_keys:
             refused = "the store knows the event's key in its own partition only; replay it with --mode force"
-            return Routed([Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)])
+            return [Work(record, None, None, None, DecodeError("replay_refused", refused), replay=replay)], None
         found = self._for_one(record, replay.handler, replay.original)
         for each in found:
             each.replay = replay
-        return Routed(found)
+        return found, None
 
-    def _handled(self, record: Record, lay: Mapping[str, str] | None = None) -> Routed:
+    def _handled(self, record: Record, lay: Mapping[str, str] | None = None) -> _Found:
         if self._foreign:
             try:
                 found = self._from_foreign(record, lay)
             except DecodeError as error:
-                return Routed([Work(record, None, None, None, error)])
+                return _unread(record, error)
             if found is None:
-                return Routed(skipped="no_event")
+                return (), "no_event"
             record = found
         value = record.value
         if value is None:
-            return Routed(skipped="tombstone")
+            return (), "tombstone"
         envelope = cloudevents.usual(record.headers)
         type_ = self._type_of(record) if envelope is None else envelope.type
         if type_ and type_ not in self._by_type:
-            return Routed(skipped="unhandled_type")
+            return (), "unhandled_type"
         try:
             if len(value) > self._payload_bytes_max:
                 raise DecodeError(
                     "payload_too_large", f"the value has {len(value)} bytes, the limit is {self._payload_bytes_max}"
                 )
             if envelope is not None:
-                return Routed(self._decoded(record, envelope, value))
+                return self._decoded(record, envelope, value), None
             envelope, data = cloudevents.read(record.headers, value)
             if envelope.type not in self._by_type:
-                return Routed(skipped="unhandled_type")
-            return Routed(self._decoded(record, envelope, data))
+                return (), "unhandled_type"
+            return self._decoded(record, envelope, data), None
         except DecodeError as error:
-            return Routed([Work(record, None, None, None, error)])
+            return _unread(record, error)
 
     def _from_foreign(self, record: Record, lay: Mapping[str, str] | None) -> Record | None:
         """What its topic makes of a record; one that is too large or has no value is left as it is."""
@@ -220,41 +228,44 @@ class Router:
 
     def _decoded(self, record: Record, envelope: Envelope, data: bytes) -> list[Work]:
         work: list[Work] = []
+        type_, version = envelope.type, envelope.version
         events: dict[type[Event], Event] = {}
-        for bound in self._by_type[envelope.type]:
-            class_ = _class_for(bound.classes, envelope)
+        for bound in self._by_type[type_]:
+            class_ = _newest(bound, type_) if version is None else bound.classes.get((type_, version))
             if class_ is None:
                 work.append(_old(record, envelope, data, bound))
                 continue
-            if class_ not in events:
-                events[class_] = _validated(class_, data)
-            work.append(Work(record, envelope, events[class_], bound))
+            event = events.get(class_)
+            if event is None:
+                event = events[class_] = _validated(class_, data)
+            work.append(Work(record, envelope, event, bound))
         return work
 
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
         record, envelope, bound = work.record, work.envelope, work.bound
         lane: object = record.offset if record.key is None else record.key
-        if work.replay is not None or work.retried is not None:
+        plain = work.replay is None and work.retried is None
+        if not plain:
             # What failed may have been charged: the provider has to know it again.
             base, service = work.replay.base if work.replay else "", self._service.name
             work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
-        retry = bound.handler.retry if bound else self._service.retry
+        name, retry = (bound.handler.name, bound.handler.retry) if bound else (_handler(work), self._service.retry)
         before = work.retried
         about = work.replay.parked if work.replay is not None and before is None else ""
         ordered = bound is not None and bound.handler.order is not None
         queue = None
         if record.key is not None and (ordered or about):
-            queue = queue_digest(self._service.name, _handler(work), record.key)
+            queue = queue_digest(self._service.name, name, record.key)
         return Unit(
             partition,
             record.offset,
             lane,
-            _handler(work),
-            self.key(work),
+            name,
+            self._own_key(work) if plain else self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
-            derived=bool(envelope and is_derived(envelope.id, envelope.causationid)),
-            transacts=bool(bound and bound.transacts),
+            derived=envelope is not None and is_derived(envelope.id, envelope.causationid),
+            transacts=bool(bound and bound.transactions),
             retry=retry.in_place if isinstance(retry, Delayed) else retry,
             breaker=bound.handler.breaker if bound else None,
             attempts_before=before.attempts if before else 0,
@@ -266,6 +277,11 @@ class Router:
         )
 
 
+def _unread(record: Record, error: DecodeError) -> _Found:
+    """A record of which nothing is known but why."""
+    return [Work(record, None, None, None, error)], None
+
+
 def _handler(work: Work) -> str:
     """The handler's name; a replay that no handler can be given any more is still its handler's."""
     if work.bound is not None:
@@ -274,12 +290,9 @@ def _handler(work: Work) -> str:
     return DECODE if sent is None else sent.handler
 
 
-def _class_for(classes: Mapping[tuple[str, int], type[Event]], envelope: Envelope) -> type[Event] | None:
-    """The class of the stated version; a producer that states none (not of choreo) gets the newest."""
-    if envelope.version is not None:
-        return classes.get((envelope.type, envelope.version))
-    newest = max((version for type_, version in classes if type_ == envelope.type), default=None)
-    return None if newest is None else classes[envelope.type, newest]
+def _newest(bound: BoundHandler, type_: str) -> type[Event]:
+    """The class for a producer that states no version, as those that are not of choreo."""
+    return bound.classes[type_, max(version for each, version in bound.classes if each == type_)]
 
 
 def _old(record: Record, envelope: Envelope, data: bytes, bound: BoundHandler) -> Work:

@@ -40,7 +40,8 @@ class Runners:
     def add(self, unit: Unit) -> None:
         """It is the unit's turn."""
         self._queue.append(unit)
-        self._go_on()
+        if not self._taken:
+            self._go_on()
 
     def cancel_dropped(self) -> None:
         """Interrupt the handlers of units that are not ours any more; of those that wait their turn none begins."""
@@ -75,14 +76,19 @@ class Runners:
             unit = self._queue.popleft()
             if unit.state is not State.RUNNING:
                 continue
+            invocation, context = self._invoke(unit), copy_context()
             try:
-                ended.append(await _driven(self._invoke(unit), copy_context(), waits))
+                asked = context.run(invocation.send, None)
+            except StopIteration as end:
+                ended.append(end.value)
             except asyncio.CancelledError:
-                if waited:
-                    raise
-                # Else its handler raised it, and the unit was dropped: the others go on.
-            finally:
-                self._waiting.pop(unit, None)
+                pass  # its handler raised it, and the unit was dropped: the others go on
+            else:
+                waits()
+                try:
+                    ended.append(await _driven(invocation, context, asked))
+                finally:
+                    self._waiting.pop(unit, None)
             if not waited and task.cancelling():
                 await _absorbed(task)
         if not waited:
@@ -92,14 +98,10 @@ class Runners:
 
 
 @coroutine
-def _driven(
-    invocation: Coroutine[Any, Any, m.Input], context: Context, waits: Callable[[], None]
-) -> Generator[Any, Any, m.Input]:
-    """Await `invocation` within `context`; `waits` is called when it first has to wait for something."""
+def _driven(invocation: Coroutine[Any, Any, m.Input], context: Context, asked: Any) -> Generator[Any, Any, m.Input]:
+    """Await the rest of `invocation`, which waits for `asked`, within `context`."""
     run, send, throw = context.run, invocation.send, invocation.throw
     try:
-        asked = run(send, None)
-        waits()
         while True:
             try:
                 answer = yield asked

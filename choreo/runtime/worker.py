@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from choreo.core import messages as m
@@ -32,6 +33,7 @@ FETCH_RECORDS_MAX = 500
 FETCH_WAIT_S = 1.0
 AGAIN_S = 1.0
 AGAIN_S_MAX = 60.0
+_BY_PARTITION = itemgetter(0, 1)
 
 
 @dataclass(slots=True)
@@ -144,13 +146,14 @@ class Worker:
 
     def _steps(self, messages: Sequence[m.Input]) -> None:
         for effect in self.engine.steps(messages, self.ports.clock.monotonic_s()):
-            self._perform(effect)
+            if type(effect) is m.Invoke:
+                self._runners.add(effect.unit)
+            else:
+                self._perform(effect)
         self._progress.set()
 
     def _perform(self, effect: m.Effect) -> None:
         match effect:
-            case m.Invoke(unit):
-                self._runners.add(unit)
             case m.Claim(units, solo):
                 self._spawn(self._claim(units, solo))
             case m.Transact():
@@ -201,6 +204,8 @@ class Worker:
     async def _fetch_loop(self) -> None:
         while True:
             self.beats["fetch"] = self.ports.clock.monotonic_s()
+            if self._enough_ready():
+                await self._until_few_are_ready()
             try:
                 asked_s = self.ports.clock.now_s()
                 records = await self.consumer.fetch(records_max=FETCH_RECORDS_MAX, wait_s=FETCH_WAIT_S)
@@ -209,8 +214,9 @@ class Worker:
                 log.warning("%s: fetching failed, trying again: %s", self.service.name, error)
                 await asyncio.sleep(AGAIN_S)
                 continue
-            self.in_hand = {TopicPartition(record.topic, record.partition) for record in records}
-            for (topic, partition), group in groupby(records, key=lambda record: record[:2]):
+            groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
+            self.in_hand = {partition for partition, _ in groups}
+            for partition, group in groups:
                 deliveries = []
                 for record in group:
                     delivery, skipped = self._router.delivery(record)
@@ -219,9 +225,23 @@ class Worker:
                         self.counts[f"skipped_{skipped}"] += 1
                     deliveries.append(delivery)
                 now_ms = int(self.ports.clock.now_s() * 1000)
-                self.step(m.Fetched(TopicPartition(topic, partition), deliveries, now_ms))
-                self.in_hand.discard(TopicPartition(topic, partition))
+                self.step(m.Fetched(partition, deliveries, now_ms))
+                self.in_hand.discard(partition)
                 await asyncio.sleep(0)
+
+    def _enough_ready(self) -> bool:
+        """What is fetched only to wait is out of the processor's cache when its turn comes."""
+        return self.engine.ready >= self.engine.limits.concurrency
+
+    async def _until_few_are_ready(self) -> None:
+        """Return when there is little left to begin; or after a while, since who fetches no more counts as dead."""
+        try:
+            async with asyncio.timeout(FETCH_WAIT_S):
+                while self._enough_ready():
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            pass
 
     # ---- partitions come and go
 
@@ -348,11 +368,12 @@ class Worker:
         self.step(m.Claimed(units, verdicts))
 
     async def _invoke(self, unit: Unit) -> m.Input:
-        span, work = self.span(unit), unit.work
-        work.started_s = work.started_s or self.ports.clock.now_s()
+        work, now_s = unit.work, self.ports.clock.now_s
+        span = self.span(unit)
+        work.started_s = work.started_s or now_s()
         try:
             events = await span.call(lambda: self.invoker.invoke(unit))
-            emits = self.emitter.emits(work, unit.handler, events, self.ports.clock.now_s(), span.sending)
+            emits = self.emitter.emits(work, unit.handler, events, now_s(), span.sending)
         except asyncio.CancelledError:
             if unit.state is State.DROPPED:
                 raise

@@ -22,6 +22,7 @@ ERROR = b"\x7a\x02\x18\x02"
 
 _IDS = struct.Struct(">2s16s2sQ2sQ").pack
 _TIMES = struct.Struct("<BQBQ").pack
+_FIXED_BYTES = struct.calcsize(">2s16s2sQ2sQ") + struct.calcsize("<BQBQ")
 _SHORT_MAX = 127
 
 
@@ -44,16 +45,21 @@ def field(number: int, payload: bytes) -> bytes:
 
 def of_text(name: bytes, text: bytes) -> bytes:
     """An attribute of a span that is text; `name` as `name_of` gives it."""
-    size = len(text)
-    whole = len(name) + size + 4
-    if whole <= _SHORT_MAX:
-        return bytes((0x4A, whole)) + name + bytes((0x12, size + 2, 0x0A, size)) + text
-    return field(9, name + field(2, field(1, text)))
+    return _before(name, 1 << 3 | 2, len(text)) + text
 
 
 def of_number(name: bytes, number: int) -> bytes:
     """An attribute that is a whole number, 0 or more."""
-    return field(9, name + field(2, b"\x18" + varint(number)))
+    digits = varint(number)
+    return _before(name, 3 << 3, len(digits)) + digits
+
+
+@lru_cache(maxsize=4096)
+def _before(name: bytes, tag: int, size: int) -> bytes:
+    """What stands before an attribute's value of `size` bytes; `tag`: of text or of a number."""
+    value = varint(tag) + (varint(size) if tag & 7 == 2 else b"")
+    found = name + b"\x12" + varint(len(value) + size) + value
+    return b"\x4a" + varint(len(found) + size) + found
 
 
 def name_of(name: str) -> bytes:
@@ -96,6 +102,10 @@ def template(name: str, kind: int, flags: int, constant: Mapping[str, AttributeV
 
 def span(trace_id: bytes, span_id: int, parent_id: int, start_ns: int, end_ns: int, rest: bytes) -> bytes:
     """A span, as a field of its scope. `rest`: its template and what else is to be said."""
-    found = _IDS(b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id)
-    found += _TIMES(0x39, start_ns, 0x41, end_ns) + rest
-    return b"\x12" + varint(len(found)) + found
+    ids = _IDS(b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id)
+    return b"%b%b%b%b" % (_before_span(_FIXED_BYTES + len(rest)), ids, _TIMES(0x39, start_ns, 0x41, end_ns), rest)
+
+
+@lru_cache(maxsize=4096)
+def _before_span(size: int) -> bytes:
+    return b"\x12" + varint(size)

@@ -100,16 +100,17 @@ class Quick:
 
 
 def _of_event(envelope: Envelope, key: bytes | None) -> bytes:
-    found = encoding.of_text(_ID_NAME, envelope.id.encode())
+    of_text = encoding.of_text
+    found = of_text(_ID_NAME, envelope.id.encode())
     if envelope.correlationid:
-        found += encoding.of_text(_FLOW_NAME, envelope.correlationid.encode())
+        found += of_text(_FLOW_NAME, envelope.correlationid.encode())
     if key is not None and len(key) <= ID_BYTES_MAX:
         if not key.isascii():
             try:
                 key.decode()
             except UnicodeDecodeError:
                 return found
-        found += encoding.of_text(_KEY_NAME, key)
+        found += of_text(_KEY_NAME, key)
     return found
 
 

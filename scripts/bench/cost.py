@@ -60,8 +60,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     event. The ratio is to the bare loop named behind it, on the same client, in the same round; of the rounds the
     lowest and the highest. `@1` and `@100`: so many percent of the events sampled, two spans each, sent by OTLP
     over HTTP to a receiver in another process, until the last one is sent. FastStream acknowledges before it
-    handles, and its spans are dropped. Events a second are those of one process beside its broker on this
-    machine."""
+    handles, and its spans are dropped. `peak MB`: the most memory the process had. Events a second are those of
+    one process beside its broker on this machine."""
     return [*prose(text), *rows_table(found)]
 
 

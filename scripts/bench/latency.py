@@ -19,7 +19,7 @@ PAIRS = {
     "postgres": ("aiokafka-alo", "kafka", "postgres"),
 }
 """The bare hop beside each makes no weaker a promise to readers of the log, and knows no duplicates."""
-BURST, SECONDS = 8_000, 3.0
+BURST, SECONDS = 12_000, 3.0
 PERCENTILES = ("p50_ms", "p99_ms", "p99.9_ms")
 
 
@@ -72,7 +72,8 @@ def bare(stage: Stage, name: str) -> Run:
 
 def drive(stage: Stage, run: Run, *, burst: int = 0, rates: list[float] | None = None) -> dict[str, Any]:
     """The loop in one process, what drives it in another."""
-    run = run._replace(topic=stage.topic(run.topic), out=stage.topic(run.out))
+    topics = {"topic": stage.topic(run.topic), "out": stage.topic(run.out)}
+    run = run._replace(**topics, group=stage.name("group"))
     given = {
         "servers": run.servers,
         "topic": run.topic,

@@ -58,7 +58,7 @@ def measure(stage: Stage) -> dict[str, Any]:
         try:
             url, file = stage.store(store), str(stage.folder / "profile.json")
             run = Run("choreo", stage.kafka, topics["orders"], out, events, client, url, work, telemetry=telemetry)
-            run = run._replace(profile=file)
+            run = run._replace(profile=file, group=stage.name("group"))
             if telemetry:
                 with receiver() as (environment, _):
                     child("run", run, environment)

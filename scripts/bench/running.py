@@ -39,7 +39,7 @@ class Run(NamedTuple):
     concurrency: int = 0
     telemetry: str = ""
     profile: str = ""
-    group: str = "bench"
+    group: str = ""
 
 
 class Result(NamedTuple):

@@ -219,6 +219,7 @@ class Stage:
     def drop_own(self, run: Run) -> None:
         """Delete what a run of choreo has created: its keys, its dead letters and replays."""
         if run.loop == "choreo":
+            assert run.group
             self.drop(lambda name: run.group in name)
 
     def in_rounds(self, title: str, rows: Sequence[Row], often: Sequence[str] = (), rounds: int = 0) -> Rounds:

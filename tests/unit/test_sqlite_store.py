@@ -21,6 +21,7 @@ from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite import log
 from choreo.sqlite.database import Database
 from choreo.stores.sqlite import SqliteStore
+from choreo.stores.sqlite.store import _runs
 
 P = TopicPartition("orders", 0)
 Q = TopicPartition("orders", 1)
@@ -504,3 +505,9 @@ async def test_a_file_that_is_no_database_is_told_as_such(tmp_path: Path) -> Non
     with pytest.raises(StoreError, match=r"orders\.jsonl cannot be opened: .*; check that its folder"):
         await shelf.store.open()
     await shelf.store.close()
+
+
+def test_rows_of_an_outbox_are_deleted_by_the_run() -> None:
+    """Those between them, which are another commit's, stay."""
+    assert _runs([5, 3, 4, 9, 11, 12]) == [(3, 5), (9, 9), (11, 12)]
+    assert _runs([]) == []

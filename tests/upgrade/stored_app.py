@@ -58,7 +58,7 @@ class Unbook(Command, type="stored.unbook", topic="commands", key="id"):
     """Undo it."""
 
     id: str
-    room: str
+    room: str = ""
 
 
 class Unbooked(Event, type="stored.unbooked", topic="replies", key="id"):

@@ -64,16 +64,17 @@ def pack(keys: Sequence[Key]) -> Iterator[tuple[Packed, bytes]]:
 
 
 def _pack(keys: Sequence[Key]) -> tuple[Packed, bytes]:
-    base_ms = min(key.timestamp_ms for key in keys)
-    newest_ms = max(key.timestamp_ms for key in keys)
+    digests, fingerprints, offsets, times_ms, outcomes = zip(*keys, strict=True)
+    base_ms, newest_ms = min(times_ms), max(times_ms)
     span = newest_ms - base_ms
     width = next(width for width in _WIDTHS if span < 256**width)
-    body = b"".join([key.digest for key in keys]) + b"".join([key.fingerprint for key in keys])
+    body = b"".join(digests) + b"".join(fingerprints)
     assert len(body) == len(keys) * (DIGEST_BYTES + FINGERPRINT_BYTES), "a digest or fingerprint of a wrong size"
-    outcomes = bytes([_OUTCOMES.get(key.outcome.partition(":")[0], _OTHER_OUTCOME) for key in keys])
-    times = struct.pack(f">{len(keys)}{_WIDTHS[width]}", *[key.timestamp_ms - base_ms for key in keys if width])
-    value = _HEADER.pack(VERSION, width, len(keys), base_ms) + body + outcomes + times[: width * len(keys)]
-    return Packed(newest_ms, min(key.offset for key in keys), body), value
+    codes = {each: _OUTCOMES.get(each.partition(":")[0], _OTHER_OUTCOME) for each in set(outcomes)}
+    times = struct.pack(f">{len(keys)}{_WIDTHS[width]}", *[at_ms - base_ms for at_ms in times_ms if width])
+    header = _HEADER.pack(VERSION, width, len(keys), base_ms)
+    value = header + body + bytes([codes[each] for each in outcomes]) + times[: width * len(keys)]
+    return Packed(newest_ms, min(offsets), body), value
 
 
 def first_digest(record: Record) -> bytes:

@@ -125,6 +125,7 @@ class HeldPartition:
         await self.restore(transactions, None)
         # What is known now may have been written anew behind a tombstone that is in the queue still.
         self.tombstones = [key for key in self.tombstones if self.index.fingerprint(key[-DIGEST_BYTES:]) is None]
+        self._claims = {key: each for key, each in self._claims.items() if self.index.fingerprint(key) is None}
         self._offset = None
         self.in_doubt = False
 
@@ -147,16 +148,19 @@ class HeldPartition:
         written: set[bytes] = set()
         self._bury(part)
         for place, unit in units:
-            if unit.digest in written or self.index.fingerprint(unit.digest) is not None:
-                continue
-            written.add(unit.digest)
-            claim = self._claims.get(unit.digest)
+            digest = unit.digest
+            claim = self._claims.get(digest)
             if claim is None:
-                return None
+                if self.index.fingerprint(digest) is None:
+                    return None
+                continue
+            if digest in written:
+                continue
+            written.add(digest)
             part.records += unit.emits
             part.places += range(place, place + len(unit.emits))
             fingerprint, timestamp_ms = claim
-            keys.append(Key(unit.digest, fingerprint, unit.offset, timestamp_ms, unit.outcome))
+            keys.append(Key(digest, fingerprint, unit.offset, timestamp_ms, unit.outcome))
         for packed, value in pack(keys):
             part.append(ProducerRecord(self.changelog.topic, packed.record_key, value, (), self.changelog.partition))
             part.packed.append(packed)

@@ -1,7 +1,7 @@
 """Claims of `SqliteStore`: who may handle the units of a batch, by the keys there are."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from choreo.errors import LeaseLost
 from choreo.ports import Claimed, ClaimRequest, Lease
@@ -28,19 +28,24 @@ def claim(
     by_partition = {lease.partition: lease for lease in held}
     digests.refresh(db)
     made: dict[bytes, int] = {}
+    new: dict[bytes, tuple[Lease, ClaimRequest]] = {}  # written by one statement
     answers = []
     for request in requests:
-        id_ = made.get(request.digest) or digests.find(db, request.digest)
-        lease = by_partition[request.partition]
+        digest, lease = request.digest, by_partition[request.partition]
+        if digest in new:
+            made |= _insert(db, new)
+            new = {}
+        id_ = made.get(digest) or digests.find(db, digest)
         row = None if id_ is None else _row(db, id_)
         if id_ is None or row is None:
-            made[request.digest] = _insert(db, lease, request)
+            new[digest] = lease, request
             answer = FRESH
         else:
             answer = _again(db, id_, row, lease, request, now_ms)
         if request.queue is not None and is_parked(db, request.queue):
             answer = answer._replace(parked=True)
         answers.append(answer)
+    _insert(db, new)
     return answers
 
 
@@ -52,23 +57,30 @@ def _row(db: sqlite3.Connection, id_: int) -> _Row | None:
     return row
 
 
-def _insert(db: sqlite3.Connection, lease: Lease, request: ClaimRequest) -> int:
-    cursor = db.execute(
+def _insert(db: sqlite3.Connection, new: Mapping[bytes, tuple[Lease, ClaimRequest]]) -> dict[bytes, int]:
+    """The ids of the new keys."""
+    if not new:
+        return {}
+    db.executemany(
         "INSERT INTO choreo_key VALUES (NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
-        (
-            request.digest,
-            request.fingerprint,
-            lease.group,
-            *lease.partition,
-            lease.epoch,
-            request.handler,
-            request.offset,
-            request.correlation_id,
-            request.timestamp_ms,
-        ),
+        [
+            (
+                digest,
+                request.fingerprint,
+                lease.group,
+                *lease.partition,
+                lease.epoch,
+                request.handler,
+                request.offset,
+                request.correlation_id,
+                request.timestamp_ms,
+            )
+            for digest, (lease, request) in new.items()
+        ],
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+    # Nobody else writes meanwhile, so their ids are in a row.
+    (last,) = db.execute("SELECT last_insert_rowid()").fetchone()
+    return dict(zip(new, range(last - len(new) + 1, last + 1), strict=True))
 
 
 def _again(db: sqlite3.Connection, id_: int, row: _Row, lease: Lease, request: ClaimRequest, now_ms: int) -> Claimed:

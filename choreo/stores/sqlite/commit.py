@@ -48,7 +48,43 @@ class Commit:
         request = self._request
         self._digests.refresh(self._db)
         refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
-        units: list[Finished | Transacted] = [*request.finished, *request.transacted]
+        finished = [unit for unit in request.finished if unit.partition not in refused]
+        if request.transacted or not self._done_at_once(finished):
+            self._look(refused)
+            finished = [
+                unit for unit in finished if unit.partition not in refused and unit.digest not in self._written
+            ]
+            self._done(finished)
+        self._write(finished)
+        transacted = self._transact(refused)
+        offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
+        if self._with_log and offsets:
+            groups = {request.leases[id_].group for id_ in offsets}
+            log.commit_offsets(self._db, groups.pop(), offsets)
+        return CommitResult(frozenset(refused), transacted, self._outbox)
+
+    def _done_at_once(self, units: Sequence[Finished]) -> bool:
+        """Their keys are done, by one statement for all; none is if one of them is not ours, or is done already."""
+        held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in self._request.leases.items()}
+        ids = [self._digests.find(self._db, unit.digest) for unit in units]
+        self._db.execute(f"SAVEPOINT {self._savepoint}")
+        done = self._db.executemany(
+            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? "
+            f"WHERE id = ? AND done = 0 AND {OUR_CLAIM}",
+            [
+                (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, id_, *held[unit.partition])
+                for id_, unit in zip(ids, units, strict=True)
+            ],
+        ).rowcount
+        all_done = done == len(units) or not units
+        if not all_done:
+            self._db.execute(f"ROLLBACK TO {self._savepoint}")
+        self._db.execute(f"RELEASE {self._savepoint}")
+        return all_done
+
+    def _look(self, refused: set[TopicPartition]) -> None:
+        """Find out of each unit whether its key is ours, and done; `refused` grows by partitions that were lost."""
+        units: list[Finished | Transacted] = [*self._request.finished, *self._request.transacted]
         for each in units:
             state = self._state(each.partition, each.digest)
             if state is None:  # its claim was taken over: our lease had run out
@@ -56,15 +92,6 @@ class Commit:
                 self._gone.add(each.digest)
             elif state:
                 self._written.add(each.digest)  # by this very request, which is repeated
-        self._finish(
-            [unit for unit in request.finished if unit.partition not in refused and unit.digest not in self._written]
-        )
-        transacted = self._transact(refused)
-        offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
-        if self._with_log and offsets:
-            groups = {request.leases[id_].group for id_ in offsets}
-            log.commit_offsets(self._db, groups.pop(), offsets)
-        return CommitResult(frozenset(refused), transacted, self._outbox)
 
     def _state(self, partition: TopicPartition, digest: bytes) -> bool | None:
         """Whether a key of ours is done; None if it is not ours."""
@@ -81,12 +108,15 @@ class Commit:
         self._rows[digest] = id_
         return bool(row[0])
 
-    def _finish(self, units: Sequence[Finished]) -> None:
-        """Their keys are done, and their emits stand in the log or the outbox, in order; one statement for all."""
+    def _done(self, units: Sequence[Finished]) -> None:
+        """Their keys are done; one statement for all."""
         self._db.executemany(
             "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE id = ?",
             [(unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]) for unit in units],
         )
+
+    def _write(self, units: Sequence[Finished]) -> None:
+        """Their emits stand in the log or the outbox, in order; one statement for all."""
         emits: list[tuple[TopicPartition, ProducerRecord]] = []
         for unit in units:
             emits += [(unit.partition, record) for record in unit.emits]
@@ -150,7 +180,8 @@ class Commit:
             finished: Finished = unit.invoke(transaction, self._db)
             if not self._db.in_transaction:
                 raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
-            self._finish([finished])
+            self._done([finished])
+            self._write([finished])
         except (Exception, asyncio.CancelledError) as error:  # a plain handler's own: nobody cancels a thread
             if _file_failed(error) or not self._db.in_transaction:
                 raise StoreError(f"the transaction was lost: {error}") from error

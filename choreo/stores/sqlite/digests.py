@@ -44,7 +44,7 @@ class Digests:
     def find(self, db: sqlite3.Connection, digest: bytes) -> int | None:
         """The id of its key at `refresh`; that row may be gone."""
         id_ = self._ids.get(digest)
-        if id_ is not None:
+        if id_ is not None or not self._run_end:
             return id_
         row = db.execute(_INDEXED, (digest,)).fetchone()
         return None if row is None else int(row[0])

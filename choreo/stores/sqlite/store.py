@@ -147,7 +147,7 @@ class SqliteStore:
         """Delete outbox rows that are on the log."""
         if rows:
             await self._db.write(
-                lambda db: db.executemany("DELETE FROM choreo_outbox WHERE id = ?", [(row,) for row in rows])
+                lambda db: db.executemany("DELETE FROM choreo_outbox WHERE id BETWEEN ? AND ?", _runs(rows))
             )
 
     async def release(self, held: Sequence[Lease]) -> None:
@@ -346,6 +346,17 @@ class SqliteStore:
 
     def _now_ms(self) -> int:
         return int(self._clock.now_s() * 1000)
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of what stands in a row: a commit's rows do, so that one search finds them all."""
+    found: list[tuple[int, int]] = []
+    for row in sorted(rows):
+        if found and row == found[-1][1] + 1:
+            found[-1] = found[-1][0], row
+        else:
+            found.append((row, row))
+    return found
 
 
 def _outbox(db: sqlite3.Connection, lease: Lease) -> list[tuple[int, ProducerRecord]]:

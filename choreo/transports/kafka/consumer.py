@@ -20,7 +20,7 @@ from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.errors import denied, out_of_range, reason
 from choreo.transports.kafka.holds import Holds, absent_topics, culprits, unreadable
-from choreo.transports.kafka.offsets import bounds, end, record_of, start_offset
+from choreo.transports.kafka.offsets import bounds, end, start_offset
 from choreo.transports.kafka.records import BATCH_BYTES_MAX, UnreadableBatch, lenient
 from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import CONSUMER_DEFAULTS
@@ -251,15 +251,21 @@ class KafkaConsumer:
         for partition, records in batches.items():  # in the same step as aiokafka moved its position
             ours = self._ours.get(TopicPartition(*partition))
             if ours is not None and ours.next_offset is not None:
-                ours.buffer.extend(map(record_of, records))
+                ours.buffer.extend(records)
                 ours.next_offset = records[-1].offset + 1
                 self._holds.forget(TopicPartition(*partition))
 
     def _take(self, records_max: int) -> list[Record]:
         taken: list[Record] = []
         for flow in self._ours.values():
-            while flow.buffer and not flow.paused and len(taken) < records_max:
-                taken.append(flow.buffer.popleft())
+            buffer, room = flow.buffer, records_max - len(taken)
+            if flow.paused or not buffer:
+                continue
+            if len(buffer) <= room:
+                taken += buffer
+                buffer.clear()
+            else:
+                taken += [buffer.popleft() for _ in range(room)]
         return taken
 
     def _hold(self, partitions: Iterable[TopicPartition]) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition as KafkaPartition
@@ -19,11 +18,6 @@ READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 """ListOffsets' own words."""
 
 SCAN_WAIT_MS = 500
-
-
-def record_of(found: Any) -> Record:
-    """aiokafka's ConsumerRecord as ours."""
-    return Record(found.topic, found.partition, found.offset, found.key, found.value, found.headers, found.timestamp)
 
 
 async def bounds(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
@@ -76,7 +70,7 @@ async def read_range(
     moved_s = clock()
     while open_ends:
         for records in (await consumer.getmany(timeout_ms=SCAN_WAIT_MS)).values():
-            for each in map(record_of, records):
+            for each in records:
                 partition = TopicPartition(each.topic, each.partition)
                 if each.offset < spans[partition][1] and each.timestamp_ms >= since_ms:
                     found[partition].append(each)

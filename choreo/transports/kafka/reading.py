@@ -12,7 +12,7 @@ from choreo.errors import TransportError
 from choreo.record import Record, TopicPartition
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.errors import reason
-from choreo.transports.kafka.offsets import bounds, record_of
+from choreo.transports.kafka.offsets import bounds
 from choreo.transports.kafka.records import lenient
 
 READ_OPTIONS: Mapping[str, Any] = {
@@ -51,7 +51,7 @@ async def read_to_end(
         position, moved_s = first, clock()
         while position < end:
             found, now = await _next(consumer, partition, open_s=open_s)
-            batch = [record_of(each) for each in found if each.offset < end]
+            batch = [each for each in found if each.offset < end]
             if batch:
                 yield batch
             if now != position:

@@ -5,6 +5,7 @@ Private API like kafka/client.py, and held by the same contract test.
 
 import struct
 from collections.abc import Iterator
+from operator import itemgetter
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -16,7 +17,7 @@ from aiokafka.record.legacy_records import _LegacyRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.record import Headers, ProducerRecord, TopicPartition
+from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.transports.kafka.compression import LZ4, InflatesTooFar, inflate
 
 BATCH_BYTES_MAX = 64 * 1024 * 1024
@@ -27,6 +28,7 @@ RECORD_OVERHEAD_BYTES = 200
 
 _LENGTH_OFFSET = struct.calcsize(">q")
 _HEADER_BYTES: int = _DefaultRecordBatchPy.HEADER_STRUCT.size
+_NAME = itemgetter(0)
 _CODEC_MASK: int = _DefaultRecordBatchPy.CODEC_MASK
 
 
@@ -150,23 +152,34 @@ class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc]  # untyped
 
 
 class _BoundedPartitionRecords(PartitionRecords):  # type: ignore[misc]  # untyped
-    """Says which partition a batch that cannot be read belongs to, after everything before it was handed out."""
+    """Records of our own, without aiokafka's for each between them.
+
+    Says which partition a batch that cannot be read belongs to, after everything before it was handed out.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._first_offset: int = self.next_fetch_offset
 
-    def __next__(self) -> Any:
+    def _unpack_records(self) -> Iterator[Record]:
         try:
-            return super().__next__()
-        except StopIteration:
-            raise
+            yield from super()._unpack_records()
         except Exception as error:
             if self.next_fetch_offset > self._first_offset:
-                raise StopIteration from error  # the next fetch begins with this batch, and ends below
+                return  # the next fetch begins with this batch, and ends below
             batch = self._records.current
             next_offset = None if batch is None else batch.next_offset
             raise UnreadableBatch(self._tp, self.next_fetch_offset, next_offset, error) from error
+
+    def __iter__(self) -> Iterator[Record]:
+        """Without a call for each record; what is left stays for the next time."""
+        return iter(self._records_iterator or ())
+
+    def _consumer_record(self, partition: KafkaPartition, found: Any) -> Record:
+        offset, timestamp_ms = found.offset, found.timestamp
+        return Record(
+            partition.topic, partition.partition, offset, found.key, found.value, tuple(found.headers), timestamp_ms
+        )
 
 
 def lenient(consumer: AIOKafkaConsumer, *, batch_bytes_max: int = BATCH_BYTES_MAX) -> None:
@@ -217,9 +230,7 @@ class RawBatch(BatchBuilder):  # type: ignore[misc]  # untyped
 
 def is_raw(record: ProducerRecord) -> bool:
     """Whether it needs a `RawBatch`: a header key that is no UTF-8, or neither key nor value (producer.py:475)."""
-    return (record.key is None and record.value is None) or _has_raw_key(record.headers)
-
-
-def _has_raw_key(headers: Headers) -> bool:
-    names = "".join([key for key, _ in headers])
+    if record.key is None and record.value is None:
+        return True
+    names = "".join(map(_NAME, record.headers))
     return not names.isascii() and any("\udc80" <= letter <= "\udcff" for letter in names)
