@@ -275,19 +275,21 @@ async def test_start_is_repeated_when_a_deadlock_ends_it(postgres: str) -> None:
         begun.set()
         db.execute(f"UPDATE {table} SET number = number + 10 WHERE id = 2".encode())
 
-    with psycopg.connect(postgres) as handler:
-        handler.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, number int)".encode())
-        handler.execute(f"INSERT INTO {table} VALUES (1, 0), (2, 0)".encode())
-        handler.commit()
-        handler.execute(f"UPDATE {table} SET number = number + 1 WHERE id = 2".encode())
-        starting = asyncio.create_task(store.run(start))
-        await asyncio.to_thread(begun.wait, 20)
-        await asyncio.sleep(0.3)  # so that it is the start that has waited for a second first, and is ended
-        await asyncio.to_thread(handler.execute, f"UPDATE {table} SET number = number + 1 WHERE id = 1".encode())
-        handler.commit()
-        await starting
-        rows = handler.execute(f"SELECT number FROM {table} ORDER BY id".encode()).fetchall()
-    await store.close()
+    try:
+        with psycopg.connect(postgres) as handler:
+            handler.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, number int)".encode())
+            handler.execute(f"INSERT INTO {table} VALUES (1, 0), (2, 0)".encode())
+            handler.commit()
+            handler.execute(f"UPDATE {table} SET number = number + 1 WHERE id = 2".encode())
+            starting = asyncio.create_task(store.run(start))
+            await asyncio.to_thread(begun.wait, 20)
+            await asyncio.sleep(0.3)  # so that it is the start that has waited for a second first, and is ended
+            await asyncio.to_thread(handler.execute, f"UPDATE {table} SET number = number + 1 WHERE id = 1".encode())
+            handler.commit()
+            await starting
+            rows = handler.execute(f"SELECT number FROM {table} ORDER BY id".encode()).fetchall()
+    finally:
+        await store.close()
     assert (rows, calls) == ([(11,), (11,)], 2)
 
 
