@@ -187,7 +187,7 @@ class Engine:
             return
         self._pressure.grew([partition])
         new: list[Unit] = []
-        now_s, now_ms, keys = self._now_s, message.now_ms, self._keys
+        now_s, now_ms = self._now_s, message.now_ms
         for delivery in message.deliveries:
             partition.take_in(delivery, now_ms)
             due_s = now_s
@@ -200,10 +200,8 @@ class Engine:
                     lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
                     self._alarms.set(unit, lane.due_s)
-                elif keys.setdefault(unit.digest, unit) is unit:
+                elif self._leads(unit):
                     new.append(unit)
-                else:
-                    unit.follow(keys[unit.digest])
         advance(new, CLAIM)
         self._claim(new)
         self._note_progress(partition)
@@ -212,7 +210,6 @@ class Engine:
         """Whether the unit is to be claimed; else it follows one in flight that has the same key."""
         leader = self._keys.setdefault(unit.digest, unit)
         if leader is unit:
-            unit.advance(CLAIM)
             return True
         unit.follow(leader)
         return False
@@ -473,10 +470,10 @@ class Engine:
                     again.append(unit)
             elif unit.state is State.BUSY:
                 if self._keys.setdefault(unit.digest, unit) is unit:
-                    unit.advance(CLAIM)
                     again.append(unit)
                 else:  # one that collided with the same event before it is on its way: as it ends, so does this one
                     self._alarms.set(unit, self._now_s + self.limits.busy_s)
+        advance(again, CLAIM)
         self._claim(again)
         self._let_go(self._circuits.due(self._now_s))
 

@@ -270,6 +270,11 @@ class Worker:
 
     async def _take(self, partitions: Sequence[TopicPartition]) -> None:
         store, assigned = self.ports.store, {id_: self._assigned.get(id_) for id_ in partitions}
+
+        def still(id_: TopicPartition) -> bool:
+            """Else it was revoked meanwhile: more of it may be committed, and if assigned again it is taken anew."""
+            return assigned[id_] is not None and self._assigned.get(id_) == assigned[id_]
+
         leases = await store.acquire(self.service.group, partitions, self.consumer.member)
         offsets: dict[TopicPartition, int] = {}
         for lease in leases:
@@ -279,15 +284,10 @@ class Worker:
             start = "earliest" if self._router.own(lease.partition.topic) else self.service.start
             offsets[lease.partition] = await self.consumer.position(lease.partition, start)
         # Said at once: a group that starts at "latest" must not lose what comes before its first commit.
-        # Not of one that was revoked meanwhile, and perhaps assigned again: more of it may have been committed since.
-        if current := {id_: at for id_, at in offsets.items() if self._assigned.get(id_) == assigned[id_]}:
+        if current := {id_: offset for id_, offset in offsets.items() if still(id_)}:
             await self.consumer.commit(current)
         for lease in leases:
-            # Else it was revoked meanwhile, and perhaps assigned again, which takes it anew.
-            if (
-                assigned[lease.partition] is not None
-                and self._assigned.get(lease.partition) == assigned[lease.partition]
-            ):
+            if still(lease.partition):
                 self.leases[lease.partition] = lease
                 self.step(m.Assigned(lease.partition, offsets[lease.partition]))
                 self.consumer.seek(lease.partition, offsets[lease.partition])
