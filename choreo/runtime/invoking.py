@@ -32,7 +32,7 @@ class Invoker:
         self._resources = resources
         self._around = tuple(around)
         self._clock = clock
-        self._inline = inline
+        self._on_loop = inline
 
     def context(self, unit: Unit, connection: Any = None) -> Context:
         """The Context of one invocation."""
@@ -80,7 +80,7 @@ class Invoker:
         function = bound.handler.function
         if bound.kind == "async_generator":
             return [emitted async for emitted in function(event, **arguments)]
-        if self._inline:
+        if self._on_loop:
             return _plain(bound, event, arguments)
         return await asyncio.to_thread(_plain, bound, event, arguments)
 

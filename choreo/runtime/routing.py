@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -32,7 +33,6 @@ from choreo.topic import Topic
 PAYLOAD_BYTES_MAX = 1024 * 1024
 
 
-@dataclass(slots=True)
 class Work:
     """What the runtime needs to invoke a unit.
 
@@ -40,17 +40,41 @@ class Work:
     gives to whom it calls, if that is not the unit's own key. `flow`: what a watch has found by it.
     """
 
-    record: Record
-    envelope: Envelope | None
-    event: Event | None
-    bound: BoundHandler | None
-    error: DecodeError | None = None
-    span: object = None
-    started_s: float = 0.0
-    replay: Replay | None = None
-    retried: Retried | None = None
-    outside_key: bytes | None = None
-    flow: FlowMark | None = None
+    __slots__ = (
+        "bound",
+        "envelope",
+        "error",
+        "event",
+        "flow",
+        "outside_key",
+        "record",
+        "replay",
+        "retried",
+        "span",
+        "started_s",
+    )
+
+    def __init__(
+        self,
+        record: Record,
+        envelope: Envelope | None,
+        event: Event | None,
+        bound: BoundHandler | None,
+        error: DecodeError | None = None,
+        *,
+        replay: Replay | None = None,
+    ) -> None:
+        self.record = record
+        self.envelope = envelope
+        self.event = event
+        self.bound = bound
+        self.error = error
+        self.replay = replay
+        self.retried: Retried | None = None
+        self.span: Any = None
+        self.started_s = 0.0
+        self.outside_key: bytes | None = None
+        self.flow: FlowMark | None = None
 
 
 @dataclass(slots=True)
