@@ -11,6 +11,8 @@ from scripts.bench.stage import NotMeasured, Row, Stage, say, summed_up
 TITLE = "Cost of an event"
 EVENTS, FASTSTREAM_EVENTS = 12_000, 1_500
 BASELINES = {"kafka": "aiokafka-txn", "kafka+confluent": "confluent-txn"}
+OFTEN = (*BASELINES.values(), "changelog", "changelog@1")
+"""What others are compared to, and what differs by little."""
 STORES = ("changelog", "sqlite", "postgres", "redis")
 TELEMETRY = ("", "1", "100")
 
@@ -45,7 +47,7 @@ def measure(stage: Stage) -> dict[str, Any]:
                 topic = topics["orders-1" if telemetry == "1" else "orders"]
                 run = Run("choreo", kafka, topic, out, events, client, url, telemetry=telemetry)
                 rows.append(Row(name, run, baseline))
-    found = stage.in_rounds("cost", rows, often=tuple(BASELINES.values()))
+    found = stage.in_rounds("cost", rows, often=OFTEN)
     stage.drop(lambda name: name in (*topics.values(), out))
     return {"events": events, "rows": summed_up(rows, found), "missing": missing}
 

@@ -354,5 +354,5 @@ def summed_up(rows: Sequence[Row], found: Rounds) -> dict[str, dict[str, Any]]:
                 (mine.cpu_s / row.run.events) / (its.cpu_s / other.run.events)
                 for mine, its in zip(results, found[other.name], strict=False)
             ]
-            table[row.name] |= {"against": row.against, **spread(ratios)}
+            table[row.name] |= {"against": row.against, "ratios": ratios, **spread(ratios)}
     return table

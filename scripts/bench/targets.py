@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
 from scripts.bench.profiles import file_of, told
@@ -55,8 +56,11 @@ def _cost(rows: dict[str, Any]) -> Iterator[Target]:
             row = rows[name]
             yield Target(work, "<=", limit, row["ratio"], f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}", name)
     if "changelog@1" in rows and "changelog" in rows:
-        more = rows["changelog@1"]["ratio"] - rows["changelog"]["ratio"]
-        yield Target("1 % sampled: what it adds", "<=", 0.15, more, "", "changelog")
+        pairs = zip(rows["changelog@1"]["ratios"], rows["changelog"]["ratios"], strict=False)
+        more = sorted(sampled - off for sampled, off in pairs)  # within a round, which may be a noisy one
+        yield Target(
+            "1 % sampled: what it adds", "<=", 0.15, median(more), f"{more[0]:.2f}-{more[-1]:.2f}", "changelog"
+        )
     if "changelog@100" in rows:
         row = rows["changelog@100"]
         spread = f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"
