@@ -217,13 +217,10 @@ class Worker:
             groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
             self.in_hand = {partition for partition, _ in groups}
             for partition, group in groups:
-                deliveries = []
-                for record in group:
-                    delivery, skipped = self._router.delivery(record)
-                    if skipped is not None:
-                        self.counts["skipped"] += 1
-                        self.counts[f"skipped_{skipped}"] += 1
-                    deliveries.append(delivery)
+                deliveries, skips = self._router.deliveries(partition, group)
+                for skipped in skips:
+                    self.counts["skipped"] += 1
+                    self.counts[f"skipped_{skipped}"] += 1
                 now_ms = int(self.ports.clock.now_s() * 1000)
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
