@@ -84,6 +84,8 @@ class BoundHandler:
         """
         if result is None:
             return []
+        if type(result) in self.emits:  # what `isinstance` asks a model's class, which is slow
+            return [result]
         events = [result] if isinstance(result, Event) else self._listed(result)
         for event in events:
             if not isinstance(event, self.emits):

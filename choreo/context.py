@@ -34,7 +34,6 @@ class Context:
 
     def __init__(
         self,
-        *,
         idempotency_key: str,
         envelope: Envelope,
         attempt: int,

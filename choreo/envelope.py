@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from choreo.errors import DecodeError
-from choreo.record import Header, Headers, last_headers
+from choreo.record import Header, Headers, last_headers, new
 
 ID_BYTES_MAX = 1024
 """Longest id, source or type read. An id is copied into every follow-on event; a megabyte of it is an attack."""
@@ -118,48 +118,43 @@ def read(headers: Headers, value: bytes) -> tuple[Envelope, bytes]:
 
 def write(envelope: Envelope) -> Headers:
     """Record headers of an event in binary mode: UTF-8, none null, no name twice."""
-    source, type_, content_type, schema = _constant(
-        envelope.source, envelope.type, envelope.dataschema, envelope.version
+    id_, source, type_, version, time, subject, dataschema, correlation, causation, parent, state, extensions = (
+        envelope
     )
+    first, schema = _constant(source, type_, dataschema, version)
     headers: list[Header] = [
         ("ce_specversion", b"1.0"),
-        ("ce_id", envelope.id.encode()),
-        source,
-        type_,
-        content_type,
-        ("ce_correlationid", envelope.correlationid.encode()),
+        ("ce_id", id_.encode()),
+        *first,
+        ("ce_correlationid", correlation.encode()),
     ]
-    if envelope.time:
-        headers.append(("ce_time", envelope.time.encode()))
-    if envelope.subject:
-        headers.append(("ce_subject", envelope.subject.encode()))
+    if time:
+        headers.append(("ce_time", time.encode()))
+    if subject:
+        headers.append(("ce_subject", subject.encode()))
     if schema is not None:
         headers.append(schema)
-    if envelope.causationid:
-        headers.append(("ce_causationid", envelope.causationid.encode()))
-    if envelope.traceparent:
-        headers.append(("traceparent", envelope.traceparent.encode()))
-    if envelope.tracestate:
-        headers.append(("tracestate", envelope.tracestate.encode()))
-    if envelope.extensions:
-        headers += [(_PREFIX + name, text.encode()) for name, text in envelope.extensions.items()]
+    if causation:
+        headers.append(("ce_causationid", causation.encode()))
+    if parent:
+        headers.append(("traceparent", parent.encode()))
+    if state:
+        headers.append(("tracestate", state.encode()))
+    if extensions:
+        headers += [(_PREFIX + name, text.encode()) for name, text in extensions.items()]
     return tuple(headers)
 
 
 @lru_cache(maxsize=256)
 def _constant(
     source: str, type_: str, dataschema: str | None, version: int | None
-) -> tuple[Header, Header, Header, Header | None]:
+) -> tuple[tuple[Header, ...], Header | None]:
     """Headers that are the same for every event of a handler."""
     schema = dataschema
     if schema is None and version is not None:
         schema = f"{SCHEMA_PREFIX}{type_}:{version}"
-    return (
-        ("ce_source", source.encode()),
-        ("ce_type", type_.encode()),
-        ("content-type", b"application/json"),
-        ("ce_dataschema", schema.encode()) if schema else None,
-    )
+    first = ("ce_source", source.encode()), ("ce_type", type_.encode()), ("content-type", b"application/json")
+    return first, ("ce_dataschema", schema.encode()) if schema else None
 
 
 def rfc3339(now_s: float) -> str:
@@ -214,7 +209,10 @@ def usual(headers: Headers) -> Envelope | None:
     pick = _LAYOUTS.get(names) or _layout(names)
     if pick is None:
         return None
-    if None in values or sum(map(len, values)) > USUAL_BYTES_MAX:
+    try:
+        if len(b"".join(values)) > USUAL_BYTES_MAX:
+            return None
+    except TypeError:  # one is null
         return None
     version, content_type, source, type_, schema, raw_id, time, subject, correlation, causation, parent, state = pick(
         (*values, None)
@@ -222,17 +220,23 @@ def usual(headers: Headers) -> Envelope | None:
     if version != b"1.0" or content_type != b"application/json" or not (raw_id and source and type_):
         return None
     try:
-        id_, constant = raw_id.decode(), _texts(source, type_, schema)
-        return Envelope(
-            id_,
-            *constant[:3],
-            None if time is None else time.decode(),
-            None if subject is None else subject.decode(),
-            constant[3],
-            correlation.decode() if correlation else id_,
-            causation.decode() if causation else None,
-            parent.decode() if parent else None,
-            state.decode() if state else None,
+        id_, (source_, type_name, stated, dataschema) = raw_id.decode(), _texts(source, type_, schema)
+        return new(
+            Envelope,
+            (
+                id_,
+                source_,
+                type_name,
+                stated,
+                None if time is None else time.decode(),
+                None if subject is None else subject.decode(),
+                dataschema,
+                correlation.decode() if correlation else id_,
+                causation.decode() if causation else None,
+                parent.decode() if parent else None,
+                state.decode() if state else None,
+                _NO_EXTENSIONS,
+            ),
         )
     except UnicodeDecodeError:
         return None

@@ -444,7 +444,13 @@ class Span(Protocol):
 
 
 class Instrument(Protocol):
-    """Observes a service. Its failures are its own: it never raises."""
+    """Observes a service. Its failures are its own: it never raises.
+
+    Attributes:
+        silent: It looks at nothing, so nobody need tell it of what is handled; a context is passed on as it came.
+    """
+
+    silent: bool
 
     def process(self, unit: UnitInfo, *, now_s: float) -> Span:
         """A unit begins."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from choreo.core.messages import Commit, Limits
-from choreo.core.partition import Partition
+from choreo.core.partition import Partition, settle
 from choreo.core.units import COMMITTING, Signal, Unit, advance
 from choreo.record import TopicPartition
 
@@ -53,8 +53,7 @@ class Commits:
         """Put all that returned into a flush; None when there turns out to be nothing."""
         units, self.returned, self.due_s = self.returned, [], None
         advance(units, Signal.FLUSH)
-        for unit in units:
-            unit.lane.partition.settle(unit)
+        settle(units)
         offsets = {
             id_: watermark
             for id_, partition in self._partitions.items()

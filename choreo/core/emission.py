@@ -8,7 +8,10 @@ from hashlib import blake2b
 
 
 def _one(part: str) -> bytes:
-    raw = part.encode("utf-8", "surrogatepass")
+    try:
+        raw = part.encode()
+    except UnicodeEncodeError:
+        raw = part.encode("utf-8", "surrogatepass")
     return len(raw).to_bytes(4, "big") + raw
 
 
@@ -18,6 +21,12 @@ def _joined(*parts: object) -> bytes:
 
 _known = lru_cache(maxsize=1024)(_joined)
 """Of parts that come again with every event: names of services, handlers, sources and types."""
+
+
+@lru_cache(maxsize=1024)
+def _begun(person: bytes, service: str, handler: str, source: str) -> blake2b:
+    """A hash that has taken in what comes again with every event; to copy it is cheaper than to begin one."""
+    return blake2b(_joined(service, handler, source), digest_size=16, person=person)
 
 
 _VARIANT = {f"{digit:x}": f"{digit & 0x3 | 0x8:x}" for digit in range(16)}
@@ -34,7 +43,9 @@ def key_digest(service: str, handler: str, source: str, id_: str) -> bytes:
     CloudEvents: two events with one `source` and `id` are duplicates. Service and handler are part of the key,
     since each handler is a unit of its own.
     """
-    return blake2b(_known(service, handler, source) + _one(id_), digest_size=16, person=b"choreo-key").digest()
+    state = _begun(b"choreo-key", service, handler, source).copy()
+    state.update(_one(id_))
+    return state.digest()
 
 
 def business_digest(service: str, handler: str, value: str) -> bytes:
@@ -67,9 +78,14 @@ def collision_digest(digest: bytes, fingerprint_: bytes) -> bytes:
     return blake2b(digest + fingerprint_, digest_size=16, person=b"choreo-collision").digest()
 
 
+_FINGERPRINT = blake2b(digest_size=8)
+
+
 def fingerprint(payload: bytes) -> bytes:
     """8 bytes of the payload, to tell a duplicate from a collision of ids."""
-    return blake2b(payload, digest_size=8).digest()
+    state = _FINGERPRINT.copy()
+    state.update(payload)
+    return state.digest()
 
 
 def derived_id(service: str, handler: str, source: str, id_: str, type_: str, ordinal: int) -> str:
@@ -78,8 +94,9 @@ def derived_id(service: str, handler: str, source: str, id_: str, type_: str, or
     A UUID of version 8 (RFC 9562) over blake2b: what is emitted again has the same id and is dropped by
     whoever handled it before. Four times cheaper than uuid5.
     """
-    parts = _known(service, handler, source) + _one(id_) + _known(type_, ordinal)
-    text = blake2b(parts, digest_size=16, person=b"choreo-id").hexdigest()
+    state = _begun(b"choreo-id", service, handler, source).copy()
+    state.update(_one(id_) + _known(type_, ordinal))
+    text = state.hexdigest()
     return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{_VARIANT[text[16]]}{text[17:20]}-{text[20:]}"
 
 

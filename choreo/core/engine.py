@@ -13,7 +13,7 @@ from choreo.core.alarms import Alarms
 from choreo.core.breaker import Circuits
 from choreo.core.commit import Commits
 from choreo.core.emission import collision_digest
-from choreo.core.partition import Lane, Partition
+from choreo.core.partition import Lane, Partition, settle
 from choreo.core.pressure import Pressure
 from choreo.core.retry import delay_s, due_in_s
 from choreo.core.turns import Turns, counted
@@ -187,20 +187,19 @@ class Engine:
             return
         self._pressure.grew([partition])
         new: list[Unit] = []
-        now_s, now_ms = self._now_s, message.now_ms
+        now_s, now_ms, take_in, leads = self._now_s, message.now_ms, partition.take_in, self._leads
         for delivery in message.deliveries:
-            partition.take_in(delivery, now_ms)
             due_s = now_s
             if delivery.delay_s:
                 due_s += due_in_s(delivery.delay_s, timestamp_ms=delivery.timestamp_ms, now_ms=now_ms)
-            for unit in delivery.units:
+            for unit in take_in(delivery, now_ms):
                 lane: Lane = unit.lane
                 if due_s > now_s or lane.due_s > now_s:
                     # Not before those that wait ahead of it: one that led them would wait for them, and they for it.
                     lane.due_s = max(lane.due_s, due_s)
                     unit.advance(Signal.EARLY)
                     self._alarms.set(unit, lane.due_s)
-                elif self._leads(unit):
+                elif leads(unit):
                     new.append(unit)
         advance(new, CLAIM)
         self._claim(new)
@@ -238,7 +237,8 @@ class Engine:
                 self._ask_again(unit, self.limits.busy_s)
             else:
                 self._collided(unit)
-            enqueue(unit.lane)
+            if not unit.lane.queued:
+                enqueue(unit.lane)
 
     def _collided(self, unit: Unit) -> None:
         """Its key is another event's and done: it gets one of its own, in which its dead letter commits."""
@@ -284,9 +284,8 @@ class Engine:
             elif each.state in (CLAIMING, State.FOLLOWING):
                 each.advance(Signal.DONE)
                 self._out.append(m.Duplicate(each))
-                partition = self.partitions[each.partition]
-                partition.settle(each)
-                self._note_progress(partition)
+                settle((each,))
+                self._note_progress(each.lane.partition)
                 self._turns.enqueue(each.lane)
         self._turns.end(unit, began=False)
         self._claim(strangers)
@@ -430,7 +429,7 @@ class Engine:
             return
         unit.result = outcome.result
         unit.advance(Signal.COMMITTED)
-        self.partitions[unit.partition].settle(unit)
+        settle((unit,))
         self._finished(unit)
 
     def _finished(self, unit: Unit) -> None:
@@ -441,7 +440,8 @@ class Engine:
             self._duplicate(unit)
         elif self._keys.get(unit.digest) is unit:
             del self._keys[unit.digest]
-        self._turns.enqueue(unit.lane)
+        if not unit.lane.queued:
+            self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
         self._commits.fail(message.flush, self._now_s)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from choreo.core.retry import RetryPolicy
-from choreo.core.units import Unit
+from choreo.core.units import Delivery, Unit
 from choreo.errors import Disposition
 from choreo.ports import Claimed as Verdict
 from choreo.record import TopicPartition
@@ -54,19 +54,6 @@ class Assigned(NamedTuple):
 
     partition: TopicPartition
     offset: int
-
-
-class Delivery(NamedTuple):
-    """One fetched record; `units` is empty for a record nobody here handles.
-
-    `delay_s`: they are due so long after `timestamp_ms`, and are not claimed before.
-    """
-
-    offset: int
-    payload_bytes: int
-    timestamp_ms: int
-    units: Sequence[Unit]
-    delay_s: float = 0.0
 
 
 class Fetched(NamedTuple):

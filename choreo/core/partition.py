@@ -1,10 +1,10 @@
 """What the engine keeps of one assigned partition: unfinished records, the watermark, and lanes."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from choreo.core.messages import Delivery, Limits
-from choreo.core.units import DROPPED, FINISHED, Entry, Unit
+from choreo.core.messages import Limits
+from choreo.core.units import DROPPED, FINISHED, Delivery, Unit
 from choreo.record import TopicPartition
 
 
@@ -62,43 +62,37 @@ class Partition:
         self.unfinished = 0
         self.unfinished_bytes = 0
         self._delay_ms = 0
-        self._entries: deque[Entry] = deque()  # from the lowest unfinished one on
-        self._passed: deque[Entry] = deque()  # finished ones below it that are not committed yet
+        self._entries: deque[Delivery] = deque()  # from the lowest unfinished one on
+        self._passed: deque[Delivery] = deque()  # finished ones below it that are not committed yet
 
-    def take_in(self, delivery: Delivery, now_ms: int) -> None:
-        """Queue the units of one fetched record behind what their lane already has.
+    def take_in(self, delivery: Delivery, now_ms: int) -> Sequence[Unit]:
+        """Queue the units of one fetched record behind what their lane already has; returns them.
 
         Log time is the latest timestamp so far. One from the future, set by a producer, does not move it, or it
         would make keys of what is still to come look old.
         """
-        offset, payload_bytes, timestamp_ms, units, delay_s = delivery
-        self.position = offset + 1
+        units, timestamp_ms = delivery.units, delivery.timestamp_ms
+        self.position = delivery.offset + 1
         if self.log_ms < timestamp_ms <= now_ms:
             self.log_ms = timestamp_ms
         if not units:
-            return
-        self._delay_ms = int(delay_s * 1000)
-        log_ms = self.log_ms if timestamp_ms <= now_ms else max(self.log_ms, now_ms)
-        entry = Entry(offset, len(units), payload_bytes, log_ms)
-        self._entries.append(entry)
+            return units
+        self._delay_ms = int(delivery.delay_s * 1000)
+        delivery.timestamp_ms = self.log_ms if timestamp_ms <= now_ms else max(self.log_ms, now_ms)
+        delivery.units = ()  # its units know it; the other way round they would be garbage for the collector alone
+        self._entries.append(delivery)
         self.unfinished += 1
-        self.unfinished_bytes += payload_bytes
+        self.unfinished_bytes += delivery.payload_bytes
         lanes = self.lanes
         for unit in units:
             key = unit.lane
             lane = lanes.get(key)
             if lane is None:
                 lane = lanes[key] = Lane(key, self)
-            unit.lane, unit.entry = lane, entry
+            unit.lane = lane
+            unit.entry = delivery
             lane.units.append(unit)
-
-    def settle(self, unit: Unit) -> None:
-        """The unit no longer holds the watermark back: it is finished, or in the flush that moves it."""
-        entry = unit.entry
-        entry.remaining -= 1
-        if entry.remaining == 0:
-            self.unfinished -= 1
-            self.unfinished_bytes -= entry.payload_bytes
+        return units
 
     def unsettle(self, unit: Unit) -> None:
         """The flush failed: the unit holds the watermark back again."""
@@ -155,3 +149,14 @@ class Partition:
             and self.unfinished_bytes <= limits.unfinished_bytes_max // 2
             and self.position - self.watermark() <= limits.unfinished_span_max // 2
         )
+
+
+def settle(units: Iterable[Unit]) -> None:
+    """They no longer hold the watermarks of their partitions back: finished, or in the flush that moves those."""
+    for unit in units:
+        entry = unit.entry
+        entry.remaining -= 1
+        if not entry.remaining:
+            partition: Partition = unit.lane.partition
+            partition.unfinished -= 1
+            partition.unfinished_bytes -= entry.payload_bytes

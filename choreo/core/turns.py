@@ -48,7 +48,7 @@ class Turns:
         """Queue a lane whose head can go on; forget one that is empty."""
         if lane.queued or lane.partition.draining:
             return
-        head = lane.head() if lane.units else None
+        head = lane.head()
         if head is None:
             if not lane.unflushed:
                 lane.partition.lanes.pop(lane.key, None)
@@ -89,8 +89,8 @@ class Turns:
                 self._ready.remove(solo.lane)
                 yield self._begin(solo)
             return
-        ready, concurrency = self._ready, self._limits.concurrency
-        while ready and not self._suspects and self.running < concurrency:
+        ready, suspects, concurrency = self._ready, self._suspects, self._limits.concurrency
+        while ready and not suspects and self.running < concurrency:
             head = self._pop(ready, READY)
             if head is not None and (head.breaker is None or self._circuits.admits(head, now_s)):
                 yield self._begin(head)
@@ -131,7 +131,7 @@ class Turns:
 
     def end(self, unit: Unit, *, began: bool = True) -> None:
         """The unit's turn is over, whatever came of it."""
-        if began and (not unit.transacts or counted(unit)):
+        if began and (not unit.transacts or unit.poison is not None):
             self.running -= 1
         if unit is self.solo:
             self.solo = None

@@ -3,7 +3,7 @@
 The table runs the code, and `mermaid()` draws it: no transition exists anywhere else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -89,16 +89,23 @@ UNFLUSHED = frozenset({State.RUNNING, State.RETURNED, State.COMMITTING})
 """A drain waits for these; every other unfinished unit is given back at once."""
 
 
-class Entry:
-    """One record with unfinished units."""
+class Delivery:
+    """One fetched record; `units` is empty for a record nobody here handles, and once they are taken in.
 
-    __slots__ = ("offset", "payload_bytes", "remaining", "timestamp_ms")
+    `delay_s`: they are due so long after `timestamp_ms`, and are not claimed before. `remaining`: units unfinished.
+    """
 
-    def __init__(self, offset: int, remaining: int, payload_bytes: int, timestamp_ms: int) -> None:
+    __slots__ = ("delay_s", "offset", "payload_bytes", "remaining", "timestamp_ms", "units")
+
+    def __init__(
+        self, offset: int, payload_bytes: int, timestamp_ms: int, units: Sequence["Unit"], delay_s: float = 0.0
+    ) -> None:
         self.offset = offset
-        self.remaining = remaining
         self.payload_bytes = payload_bytes
-        self.timestamp_ms = timestamp_ms  # log time: see Partition.take_in
+        self.timestamp_ms = timestamp_ms  # once taken in, log time: see Partition.take_in
+        self.units = units
+        self.delay_s = delay_s
+        self.remaining = len(units)
 
 
 class Unit:
@@ -154,7 +161,6 @@ class Unit:
         handler: str,
         digest: bytes,
         fingerprint: bytes,
-        *,
         correlation_id: str,
         derived: bool,
         transacts: bool,
@@ -187,7 +193,7 @@ class Unit:
         self.breaker = breaker
         self.deliveries = 1
         self.solo = False
-        self.entry: Entry = None  # type: ignore[assignment]  # set when its record is taken in
+        self.entry: Delivery = None  # type: ignore[assignment]  # set when its record is taken in
         self.followers: list[Unit] | tuple[()] = ()
         self.result: Any = None
 

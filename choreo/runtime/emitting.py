@@ -1,6 +1,7 @@
 """From what a handler returned, or failed with, to records: derived ids, envelopes, dead letters."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
@@ -8,7 +9,7 @@ from choreo.core.retry import Delayed
 from choreo.envelope import Envelope
 from choreo.errors import Reject
 from choreo.event import Event
-from choreo.record import Header, ProducerRecord, Record
+from choreo.record import Header, ProducerRecord, Record, new
 from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin, replay_headers
 from choreo.runtime.retrying import RETRY_PREFIX, Retried, retried_headers
 from choreo.runtime.routing import Work
@@ -42,6 +43,7 @@ class Emitter:
     def __init__(self, service: Service, topic: Callable[[str], str], propagate: Sequence[str] = ()) -> None:
         self.service = service
         self.topic = topic
+        self._topic = lru_cache(maxsize=1024)(topic)
         self._propagate = tuple(propagate)
 
     def emits(
@@ -50,41 +52,46 @@ class Emitter:
         handler: str,
         events: Sequence[Event],
         now_s: float,
-        sending: Sending,
+        sending: Sending | None,
         correlation_id: str | None = None,
     ) -> tuple[ProducerRecord, ...]:
         """Records of follow-on events; `sending` gives each envelope the context of its own `send` span.
+
+        None: nobody looks, and the context is that of their cause.
 
         `correlation_id`: of the flow they belong to, if that is another one than their cause's.
         """
         cause = work.envelope
         assert cause is not None
+        caused_by, cause_source, _, _, _, _, _, flow, _, traceparent, tracestate, caused_with = cause
         # Emits of a forced replay are new events: they must not die as duplicates of the first ones.
-        cause_id = (work.replay.base if work.replay is not None else "") or cause.id
+        cause_id = (work.replay.base if work.replay is not None else "") or caused_by
         counts: dict[str, int] = {}
         records = []
-        service, time, extensions = self.service, cloudevents.rfc3339(now_s), _NOTHING
-        if self._propagate and cause.extensions:
-            extensions = self._propagated(cause.extensions)
+        name, source, time, extensions = self.service.name, self.service.source, cloudevents.rfc3339(now_s), _NOTHING
+        if self._propagate and caused_with:
+            extensions = self._propagated(caused_with)
         for event in events:
             type_ = event.event_type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            id_ = derived_id(service.name, handler, cause.source, cause_id, type_, ordinal)
-            envelope = Envelope(
-                id_,
-                service.source,
-                type_,
-                event.event_version,
-                time,
-                None,
-                None,
-                correlation_id or cause.correlationid,
-                cause.id,
-                cause.traceparent,
-                cause.tracestate,
-                extensions,
+            envelope = new(
+                Envelope,
+                (
+                    derived_id(name, handler, cause_source, cause_id, type_, ordinal),
+                    source,
+                    type_,
+                    event.event_version,
+                    time,
+                    None,
+                    None,
+                    correlation_id or flow,
+                    caused_by,
+                    traceparent,
+                    tracestate,
+                    extensions,
+                ),
             )
-            topic, value = self.topic(event.event_topic), event.payload()
+            topic, value = self._topic(event.event_topic), event.payload()
             plain = type(topic) is str
             if not plain:
                 value = wire_value(topic, envelope, value)
@@ -92,9 +99,10 @@ class Emitter:
                 # Found out only after its commit, a topic's refusal would stop the service for ever.
                 raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
             key = event.record_key()
-            envelope = sending(topic, envelope, key)
+            if sending is not None:
+                envelope = sending(topic, envelope, key)
             if plain:
-                records.append(ProducerRecord(topic, key, value, cloudevents.write(envelope)))
+                records.append(new(ProducerRecord, (topic, key, value, cloudevents.write(envelope), None)))
             else:
                 records.append(wire_record(topic, envelope, key, value))
         return tuple(records)

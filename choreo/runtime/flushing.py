@@ -12,7 +12,7 @@ from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
 from choreo.event import Event
 from choreo.parked import Waits
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
-from choreo.record import ProducerRecord, TopicPartition
+from choreo.record import ProducerRecord, TopicPartition, new
 from choreo.runtime.emitting import truncated
 from choreo.runtime.invoking import Inside, describe, raised
 from choreo.runtime.routing import Work
@@ -37,14 +37,14 @@ class Flusher:
         self._telling = asyncio.Lock()
 
     def finished(
-        self, unit: Unit, emits: Sequence[ProducerRecord], outcome: str, waits: Waits | None = None
+        self, unit: Unit, emits: tuple[ProducerRecord, ...], outcome: str, waits: Waits | None = None
     ) -> Finished:
         """A unit's result as the store takes it; one that came from a queue leaves it, unless it `waits`."""
         work: Work = unit.work
         duration_s = max(0.0, self._worker.ports.clock.now_s() - work.started_s) if work.started_s else 0.0
         parking = self._worker.parker.leaves(unit) if waits is None and unit.redriven and unit.queue else waits
-        return Finished(
-            unit.partition, unit.offset, unit.digest, tuple(emits), outcome, unit.attempts, duration_s, parking
+        return new(
+            Finished, (unit.partition, unit.offset, unit.digest, emits, outcome, unit.attempts, duration_s, parking)
         )
 
     async def commit(self, effect: m.Commit) -> None:
@@ -166,7 +166,7 @@ class Flusher:
 
         def finished(events: list[Event], correlation_id: str | None = None) -> Finished:
             now_s = worker.ports.clock.now_s()
-            sending = worker.span(unit).sending
+            sending = None if worker.ports.instrument.silent else worker.span(unit).sending
             emits = worker.emitter.emits(work, unit.handler, events, now_s, sending, correlation_id)
             return self.finished(unit, emits, "handled")
 
@@ -211,8 +211,8 @@ class Flusher:
         counts[COUNTED.get(outcome, "handled")] += 1
         if finished.emits:
             counts["emitted"] += len(finished.emits)
-        span = unit.work.span or worker.span(unit)
-        span.finish(outcome, attempts=unit.attempts, error_type=error_type)
+        if not worker.ports.instrument.silent:
+            worker.span(unit).finish(outcome, attempts=unit.attempts, error_type=error_type)
         if unit.work.flow is not None and outcome == "handled":
             worker.ports.instrument.flow(unit.work.flow)
 

@@ -39,15 +39,9 @@ class Invoker:
         work: Work = unit.work
         assert work.envelope is not None
         assert work.bound is not None
-        return Context(
-            idempotency_key=(work.outside_key or unit.digest).hex(),
-            envelope=work.envelope,
-            attempt=unit.attempts,
-            now=self._now,
-            service=work.bound.handler.service,
-            handler=work.bound.handler.name,
-            transaction=connection,
-        )
+        handler = work.bound.handler
+        key = (work.outside_key or unit.digest).hex()
+        return Context(key, work.envelope, unit.attempts, self._now, handler.service, handler.name, connection)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_s(), UTC)

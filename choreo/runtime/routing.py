@@ -1,6 +1,6 @@
 """From a record to its units: which handlers, which keys, or why none. Pure, so that `explain` tells the truth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,8 @@ from choreo.core.emission import (
     replay_digest,
     retry_digest,
 )
-from choreo.core.messages import Delivery
-from choreo.core.retry import Delayed
-from choreo.core.units import Unit
+from choreo.core.retry import Delayed, RetryPolicy
+from choreo.core.units import Delivery, Unit
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.event import Event
@@ -77,6 +76,23 @@ class Work:
         self.flow: FlowMark | None = None
 
 
+class _Constants:
+    """What all units of a handler have in common, those that come by its delay topics or queues aside."""
+
+    __slots__ = ("breaker", "delayable", "key_field", "name", "ordered", "retry", "transacts")
+
+    def __init__(self, bound: BoundHandler) -> None:
+        handler = bound.handler
+        retry = handler.retry
+        self.name = handler.name
+        self.key_field = handler.idempotency_key
+        self.transacts = bool(bound.transactions)
+        self.retry: RetryPolicy = retry.in_place if isinstance(retry, Delayed) else retry
+        self.delayable = isinstance(retry, Delayed) and retry.next_s(0) is not None
+        self.breaker = handler.breaker
+        self.ordered = handler.order is not None
+
+
 @dataclass(slots=True)
 class Routed:
     """What one service makes of one record: units of work, or the reason why there is none."""
@@ -118,7 +134,7 @@ class Router:
         self._payload_bytes_max = payload_bytes_max
         actual = {topic(event.event_topic) for bound in handlers for event in bound.handler.events}
         self._foreign = {str(each): each for each in actual if isinstance(each, Topic)}
-        self._partitions: dict[tuple[str, int], TopicPartition] = {}  # one object each, rather than one a record
+        self._constants = {bound.handler.name: _Constants(bound) for bound in handlers}
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
             for type_, _ in bound.classes:
@@ -126,27 +142,31 @@ class Router:
                 if bound not in known:
                     known.append(bound)
 
-    def delivery(self, record: Record) -> tuple[Delivery, str | None]:
-        """The record as the core takes it in, and why it was skipped if it was."""
-        work, skipped = self._work(record)
-        place, value = record[:2], record.value
-        partition = self._partitions.get(place)
-        if partition is None:
-            partition = self._partitions[place] = TopicPartition(*place)
-        units = [self._unit(partition, each) for each in work]
-        delay_s = self.delay_topics.get(record.topic, 0) if self.delay_topics else 0
-        return Delivery(record.offset, len(value) if value else 0, record.timestamp_ms, units, delay_s), skipped
+    def deliveries(self, partition: TopicPartition, records: Iterable[Record]) -> tuple[list[Delivery], list[str]]:
+        """Records of one partition as the core takes them in, and why of those that were skipped."""
+        found: list[Delivery] = []
+        skips: list[str] = []
+        work_of, unit_of = self._reader(partition.topic), self._unit
+        delay_s = self.delay_topics.get(partition.topic, 0)
+        for record in records:
+            work, skipped = work_of(record)
+            if skipped is not None:
+                skips.append(skipped)
+            _, _, offset, _, value, _, timestamp_ms = record
+            units = [unit_of(partition, each) for each in work]
+            found.append(Delivery(offset, len(value) if value else 0, timestamp_ms, units, delay_s))
+        return found, skips
 
     def route(self, record: Record) -> Routed:
         """Which handlers get the record; a record that cannot be read becomes one work with an `error`."""
-        work, skipped = self._work(record)
+        work, skipped = self._reader(record.topic)(record)
         return Routed(list(work), skipped)
 
-    def _work(self, record: Record) -> _Found:
-        topic = record.topic
+    def _reader(self, topic: str) -> Callable[[Record], _Found]:
+        """What finds the work of the records of a topic."""
         if topic in self.delay_topics:
-            return self._retried(record)
-        return self._replayed(record) if topic == self.replay_topic else self._handled(record)
+            return self._retried
+        return self._replayed if topic == self.replay_topic else self._handled
 
     def own(self, topic: str) -> bool:
         """Whether nobody but this service reads it: replays and delayed retries."""
@@ -266,10 +286,40 @@ class Router:
         return work
 
     def _unit(self, partition: TopicPartition, work: Work) -> Unit:
+        bound, envelope = work.bound, work.envelope
+        if bound is None or envelope is None or work.replay is not None or work.retried is not None:
+            return self._unusual(partition, work)
+        _, _, offset, key, value, _, _ = work.record
+        id_, source, _, _, _, _, _, correlation_id, causation_id, _, _, _ = envelope
+        of, service, event, error = self._constants[bound.handler.name], self._service.name, work.event, work.error
+        if of.key_field is None or event is None:
+            digest = key_digest(service, of.name, source, id_)
+        else:
+            digest = business_digest(service, of.name, str(getattr(event, of.key_field)))
+        return Unit(
+            partition,
+            offset,
+            offset if key is None else key,
+            of.name,
+            digest,
+            fingerprint(value or b""),
+            correlation_id,
+            causation_id is not None and is_derived(id_, causation_id),
+            of.transacts,
+            of.retry,
+            0,
+            of.delayable,
+            of.breaker,
+            None if error is None else error.reason,
+            queue_digest(service, of.name, key) if of.ordered and key is not None else None,
+            False,
+            work,
+        )
+
+    def _unusual(self, partition: TopicPartition, work: Work) -> Unit:
+        """The unit of a replay, of a delayed retry, or of a record that no handler can be given."""
         record, envelope, bound = work.record, work.envelope, work.bound
-        lane: object = record.offset if record.key is None else record.key
-        plain = work.replay is None and work.retried is None
-        if not plain:
+        if work.replay is not None or work.retried is not None:
             # What failed may have been charged: the provider has to know it again.
             base, service = work.replay.base if work.replay else "", self._service.name
             work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
@@ -283,9 +333,9 @@ class Router:
         return Unit(
             partition,
             record.offset,
-            lane,
+            record.offset if record.key is None else record.key,
             name,
-            self._own_key(work) if plain else self.key(work),
+            self.key(work),
             fingerprint(record.value or b""),
             correlation_id=envelope.correlationid if envelope else "",
             derived=envelope is not None and is_derived(envelope.id, envelope.causationid),

@@ -15,7 +15,7 @@ from choreo.core.parking import follows
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost
 from choreo.ports import ClaimRequest, Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
-from choreo.record import TopicPartition
+from choreo.record import TopicPartition, new
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker, describe, raised
@@ -217,13 +217,10 @@ class Worker:
             groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
             self.in_hand = {partition for partition, _ in groups}
             for partition, group in groups:
-                deliveries = []
-                for record in group:
-                    delivery, skipped = self._router.delivery(record)
-                    if skipped is not None:
-                        self.counts["skipped"] += 1
-                        self.counts[f"skipped_{skipped}"] += 1
-                    deliveries.append(delivery)
+                deliveries, skips = self._router.deliveries(partition, group)
+                for skipped in skips:
+                    self.counts["skipped"] += 1
+                    self.counts[f"skipped_{skipped}"] += 1
                 now_ms = int(self.ports.clock.now_s() * 1000)
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
@@ -341,16 +338,19 @@ class Worker:
         ours = [unit for unit in units if leases[unit.partition] is not None]
         names = {name: f"{self.service.name}.{name}" for name in {unit.handler for unit in ours}}
         requests = [
-            ClaimRequest(
-                unit.partition,
-                unit.digest,
-                unit.fingerprint,
-                names[unit.handler],
-                unit.offset,
-                unit.correlation_id,
-                unit.entry.timestamp_ms,
-                solo,
-                unit.queue if unit.queue is not None and follows(unit) else None,
+            new(
+                ClaimRequest,
+                (
+                    unit.partition,
+                    unit.digest,
+                    unit.fingerprint,
+                    names[unit.handler],
+                    unit.offset,
+                    unit.correlation_id,
+                    unit.entry.timestamp_ms,
+                    solo,
+                    unit.queue if unit.queue is not None and follows(unit) else None,
+                ),
             )
             for unit in ours
         ]
@@ -370,19 +370,25 @@ class Worker:
         self.step(m.Claimed(units, verdicts))
 
     async def _invoke(self, unit: Unit) -> m.Input:
-        work, now_s = unit.work, self.ports.clock.now_s
-        span = self.span(unit)
-        work.started_s = work.started_s or now_s()
+        work: Work = unit.work
+        now_s, sending = self.ports.clock.now_s, None
+        if not work.started_s:
+            work.started_s = now_s()
         try:
-            events = await span.call(lambda: self.invoker.invoke(unit))
-            emits = self.emitter.emits(work, unit.handler, events, now_s(), span.sending)
+            if self.ports.instrument.silent:
+                events = await self.invoker.invoke(unit)
+            else:
+                span = self.span(unit)
+                sending = span.sending
+                events = await span.call(lambda: self.invoker.invoke(unit))
+            emits = self.emitter.emits(work, unit.handler, events, now_s(), sending)
         except asyncio.CancelledError:
             if unit.state is State.DROPPED:
                 raise
             return self._failed(unit, asyncio.CancelledError("the handler cancelled itself"))
         except Exception as error:
             return self._failed(unit, error)
-        return m.Returned(unit, self.flusher.finished(unit, emits, "handled"))
+        return new(m.Returned, (unit, self.flusher.finished(unit, emits, "handled")))
 
     def _failed(self, unit: Unit, error: BaseException) -> m.Input:
         """A handler raised: the core decides whether it is tried again."""

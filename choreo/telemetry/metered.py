@@ -15,6 +15,8 @@ from choreo.telemetry.tally import Tally, count, of_error, of_operation
 class MeteredInstrument:
     """Counts into `tally`, records the durations, and has `inner` trace."""
 
+    silent = False
+
     def __init__(self, inner: Instrument, tally: Tally, durations: Histogram, flows: Histogram) -> None:
         self.tally = tally
         self._inner = inner

@@ -12,6 +12,8 @@ from choreo.telemetry.traceparent import CHARS_MAX
 class NoInstrument:
     """Forwards the context an event came with onto what is emitted for it."""
 
+    silent = True
+
     def process(self, unit: UnitInfo, *, now_s: float) -> Span:
         """A unit begins; nobody looks."""
         return Forward(*incoming(unit))

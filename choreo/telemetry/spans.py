@@ -42,6 +42,8 @@ class OtelInstrument:
         on_close: Flushes; without it the provider's spans are left to its owner.
     """
 
+    silent = False
+
     def __init__(
         self,
         service: str,

@@ -17,14 +17,13 @@ from choreo.core.messages import (
     Claimed,
     Commit,
     Committed,
-    Delivery,
     Effect,
     Fetched,
     Invoke,
     Returned,
 )
 from choreo.core.retry import RetryPolicy
-from choreo.core.units import Unit
+from choreo.core.units import Delivery, Unit
 from choreo.envelope import Envelope, write
 from choreo.ports import Claimed as Verdict
 from choreo.ports import Instrument, UnitInfo

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from choreo.core import messages as m
-from choreo.core.units import State, Unit
+from choreo.core.units import Delivery, State, Unit
 from choreo.errors import Disposition
 from tests.unit.test_core_engine import FRESH, Drive, P, invoked, make, of
 
@@ -16,7 +16,7 @@ def claims(effects: Iterable[m.Effect]) -> list[list[Unit]]:
 def delayed(drive: Drive, *units: Unit, delay_s: float = 60, age_s: float = 0) -> list[m.Effect]:
     """Records of a delay topic, a unit each, that have lain there for `age_s`."""
     appended_ms = int((drive.now_s - age_s) * 1000)
-    deliveries = [m.Delivery(unit.offset, 10, appended_ms, [unit], delay_s) for unit in units]
+    deliveries = [Delivery(unit.offset, 10, appended_ms, [unit], delay_s) for unit in units]
     return drive.step(m.Fetched(P, deliveries, int(drive.now_s * 1000)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from choreo.core import messages as m
 from choreo.core.engine import Engine
 from choreo.core.retry import RetryPolicy
-from choreo.core.units import State, Unit, mermaid
+from choreo.core.units import Delivery, State, Unit, mermaid
 from choreo.ports import Claimed as Verdict
 from choreo.record import TopicPartition
 
@@ -75,7 +75,7 @@ class Drive:
         by_offset: dict[int, list[Unit]] = {}
         for unit in units:
             by_offset.setdefault(unit.offset, []).append(unit)
-        deliveries = [m.Delivery(offset, payload_bytes, 0, each) for offset, each in by_offset.items()]
+        deliveries = [Delivery(offset, payload_bytes, 0, each) for offset, each in by_offset.items()]
         return self.step(m.Fetched(units[0].partition, deliveries, int(self.now_s * 1000)))
 
     def take(self, *units: Unit, payload_bytes: int = 10) -> list[m.Effect]:
@@ -179,7 +179,7 @@ def test_what_can_never_succeed_is_dead_lettered_at_once() -> None:
 def test_a_record_without_handlers_moves_the_watermark() -> None:
     """What nobody handles is committed as read."""
     drive = Drive()
-    effects = drive.step(m.Fetched(P, [m.Delivery(0, 10, 0, ()), m.Delivery(1, 10, 0, ())], 0))
+    effects = drive.step(m.Fetched(P, [Delivery(0, 10, 0, ()), Delivery(1, 10, 0, ())], 0))
     assert of(m.Claim, effects) == []
     assert [commit.offsets for commit in of(m.Commit, effects)] == [{P: 2}]
 
@@ -470,7 +470,7 @@ def test_a_partition_is_paused_when_it_is_far_ahead_of_its_watermark() -> None:
     drive = Drive(m.Limits(unfinished_span_max=10))
     slow = make(0)
     drive.take(slow)
-    skipped = [m.Delivery(offset, 1, 0, ()) for offset in range(1, 10)]
+    skipped = [Delivery(offset, 1, 0, ()) for offset in range(1, 10)]
     assert of(m.Pause, drive.step(m.Fetched(P, skipped, 0))) == [m.Pause(P)]
     assert of(m.Resume, drive.back(slow)) == [m.Resume(P)]
 
@@ -633,7 +633,7 @@ def test_log_time_runs_forward_and_not_ahead_of_the_clock() -> None:
     drive = Drive()
     stamps = (50_000, 10, 900_000, 60_000)
     units = [make(offset, f"lane {offset}") for offset in range(4)]
-    drive.step(m.Fetched(P, [m.Delivery(n, 1, at, [units[n]]) for n, at in enumerate(stamps)], 100_000))
+    drive.step(m.Fetched(P, [Delivery(n, 1, at, [units[n]]) for n, at in enumerate(stamps)], 100_000))
     assert [unit.entry.timestamp_ms for unit in units] == [50_000, 50_000, 100_000, 60_000]
     assert drive.engine.progress_ms(P, drained_ms=None) == 50_000
     drive.claimed(units, Verdict("done"))

@@ -15,7 +15,7 @@ from choreo.core.breaker import Breaker
 from choreo.core.emission import collision_digest
 from choreo.core.engine import Engine
 from choreo.core.retry import RetryPolicy
-from choreo.core.units import State, Unit
+from choreo.core.units import Delivery, State, Unit
 from choreo.ports import Claimed as Verdict
 from choreo.record import TopicPartition
 
@@ -169,7 +169,7 @@ class World:
         self.step(
             m.Fetched(
                 id_,
-                [m.Delivery(at, 10, 1_000, self._units(id_, at), self._delay_s()) for at in range(begin, end)],
+                [Delivery(at, 10, 1_000, self._units(id_, at), self._delay_s()) for at in range(begin, end)],
                 1_000,
             )
         )
@@ -436,7 +436,7 @@ def test_a_long_run_leaves_nothing_behind() -> None:
                 transacts=transacts,
                 retry=RETRY,
             )
-            deliveries.append(m.Delivery(offset, 10, 0, [unit]))
+            deliveries.append(Delivery(offset, 10, 0, [unit]))
         queue += engine.step(m.Fetched(id_, deliveries, 0), 0.0)
         while queue or engine.wake_at_s is not None:
             effects, queue = queue, []

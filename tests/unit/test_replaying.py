@@ -7,8 +7,9 @@ import pytest
 
 from choreo import App, Context, Event, Service
 from choreo.core.emission import key_digest, replay_digest
+from choreo.core.units import Delivery
 from choreo.envelope import Envelope, write
-from choreo.record import Header, Record
+from choreo.record import Header, Record, TopicPartition
 from choreo.runtime.letters import Fate, Filter, fates, letters_of, place
 from choreo.runtime.replaying import DECODE, Key, Replay, event_identity, read_replay, replay_record
 from choreo.runtime.routing import Router
@@ -58,9 +59,14 @@ def _laid(order: Replay, record: Record) -> Record:
     return Record(sent.topic, 0, 0, sent.key, sent.value, sent.headers, 3000)
 
 
+def delivered(router: Router, record: Record) -> tuple[list[Delivery], list[str]]:
+    """What the core is given, and why it was skipped."""
+    return router.deliveries(TopicPartition(record.topic, record.partition), [record])
+
+
 def units(router: Router, record: Record) -> dict[str, tuple[bytes, str | None]]:
     """Handler to key and reason it is dead-lettered for."""
-    return {unit.handler: (unit.digest, unit.poison) for unit in router.delivery(record)[0].units}
+    return {unit.handler: (unit.digest, unit.poison) for unit in delivered(router, record)[0][0].units}
 
 
 def test_replay_keeps_the_event_byte_for_byte() -> None:
@@ -124,7 +130,7 @@ def test_mark_of_a_dropped_letter_is_handled_by_nobody() -> None:
     router = kitchen()
     mark = _laid(Replay("r-1", "pour", "drop", "replay", of="x"), letter())
     assert mark.value is None
-    assert router.delivery(mark)[1] == "drop_mark"
+    assert delivered(router, mark)[1] == ["drop_mark"]
     assert units(router, mark) == {}
 
 

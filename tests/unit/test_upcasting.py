@@ -15,7 +15,7 @@ from choreo.core.emission import fingerprint
 from choreo.envelope import Envelope, write
 from choreo.errors import DeclarationError, DecodeError
 from choreo.event import Event
-from choreo.record import ProducerRecord, Record
+from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.runtime.routing import Router
 from choreo.testing import TestApp
 
@@ -132,8 +132,8 @@ def test_key_envelope_and_fingerprint_are_those_of_the_record() -> None:
     (as_1,), (as_3,) = router(Paid1).route(old).work, router(Paid3).route(old).work
     assert router(Paid1).key(as_1) == router(Paid3).key(as_3)
     assert as_3.envelope == as_1.envelope
-    delivery, _ = router(Paid3).delivery(old)
-    assert delivery.units[0].fingerprint == fingerprint(old.value or b"")
+    deliveries, _ = router(Paid3).deliveries(TopicPartition(old.topic, old.partition), [old])
+    assert deliveries[0].units[0].fingerprint == fingerprint(old.value or b"")
 
 
 def test_an_upcaster_that_raises_is_named_and_its_words_are_not_told() -> None:
