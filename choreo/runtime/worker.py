@@ -388,6 +388,7 @@ class Worker:
             return self._failed(unit, asyncio.CancelledError("the handler cancelled itself"))
         except Exception as error:
             return self._failed(unit, error)
+        work.let_go()
         return new(m.Returned, (unit, self.flusher.finished(unit, emits, "handled")))
 
     def _failed(self, unit: Unit, error: BaseException) -> m.Input:
