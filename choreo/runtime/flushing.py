@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from choreo.context import invocation
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
@@ -180,9 +181,12 @@ class Flusher:
 
         async def invoke_async(transaction: Any, connection: Any) -> Finished:
             work.started_s = work.started_s or worker.ports.clock.now_s()
-            return finished(
-                await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
-            )
+            before = invocation.get()
+            try:
+                result = await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
+            finally:
+                invocation.set(before)  # not by token, which another context does not take, as where a loop dies
+            return finished(bound.emitted(result))
 
         bound = work.bound
         call = invoke if inside is not None else invoke_async

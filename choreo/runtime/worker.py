@@ -376,11 +376,13 @@ class Worker:
             work.started_s = now_s()
         try:
             if self.ports.instrument.silent:
-                events = await self.invoker.invoke(unit)
+                result = await self.invoker.invoke(unit)
             else:
                 span = self.span(unit)
                 sending = span.sending
-                events = await span.call(lambda: self.invoker.invoke(unit))
+                result = await span.call(lambda: self.invoker.invoke(unit))
+            assert work.bound is not None
+            events = work.bound.emitted(result)
             emits = self.emitter.emits(work, unit.handler, events, now_s(), sending)
         except asyncio.CancelledError:
             if unit.state is State.DROPPED:
