@@ -96,20 +96,8 @@ class Emitter:
                 headers = binary(constant, id_, flow, time, None, caused_by, traceparent, tracestate, extensions)
                 records.append(new(ProducerRecord, (topic, key, value, headers, None)))
                 continue
-            said = (
-                source,
-                type_,
-                outlet.version,
-                time,
-                None,
-                None,
-                flow,
-                caused_by,
-                traceparent,
-                tracestate,
-                extensions,
-            )
-            envelope = new(Envelope, (id_, *said))
+            said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
+            envelope = Envelope(*said, traceparent, tracestate, extensions)
             value = wire_value(topic, envelope, value)
             _check_size(type_, value)
             if sending is not None:
