@@ -40,6 +40,8 @@ LAYOUTS_MAX = 64
 _USUAL = frozenset(_WANTED)
 _LAYOUTS: dict[tuple[str, ...], Callable[[Sequence[bytes | None]], Sequence[Any]]] = {}
 _EXTENSION = re.compile(r"[a-z0-9]{1,64}\Z")
+Constant = tuple[tuple[Header, ...], Header | None]
+"""Those of source, type and content type, and that of the schema, if any."""
 _NO_EXTENSIONS: Mapping[str, str] = {}
 
 
@@ -121,7 +123,23 @@ def write(envelope: Envelope) -> Headers:
     id_, source, type_, version, time, subject, dataschema, correlation, causation, parent, state, extensions = (
         envelope
     )
-    first, schema = _constant(source, type_, dataschema, version)
+    constant = constant_headers(source, type_, dataschema, version)
+    return binary(constant, id_, correlation, time, subject, causation, parent, state, extensions)
+
+
+def binary(
+    constant: Constant,
+    id_: str,
+    correlation: str,
+    time: str | None,
+    subject: str | None,
+    causation: str | None,
+    parent: str | None,
+    state: str | None,
+    extensions: Mapping[str, str],
+) -> Headers:
+    """What `write` makes of an envelope: the `constant_headers` of its kind, and those of its own."""
+    first, schema = constant
     headers: list[Header] = [
         ("ce_specversion", b"1.0"),
         ("ce_id", id_.encode()),
@@ -146,10 +164,8 @@ def write(envelope: Envelope) -> Headers:
 
 
 @lru_cache(maxsize=256)
-def _constant(
-    source: str, type_: str, dataschema: str | None, version: int | None
-) -> tuple[tuple[Header, ...], Header | None]:
-    """Headers that are the same for every event of a handler."""
+def constant_headers(source: str, type_: str, dataschema: str | None, version: int | None) -> Constant:
+    """Headers that are the same for every event of a type from one source."""
     schema = dataschema
     if schema is None and version is not None:
         schema = f"{SCHEMA_PREFIX}{type_}:{version}"

@@ -6,8 +6,8 @@ Named tuples, since one is built for every record consumed: half the cost of a f
 from typing import NamedTuple
 
 new = tuple.__new__
-"""Makes a named tuple of a plain one, `new(Record, (...))`: without the call of Python that `Record(...)` is, for what
-is made of every event."""
+"""Makes a named tuple of a plain one, as in `new(Record, (...))`. For what is made of every event: `Record(...)` is a
+call of Python more."""
 
 Header = tuple[str, bytes | None]
 """A header's key is text; bytes of a key that are no UTF-8 are kept as lone surrogates (`surrogateescape`)."""

@@ -31,7 +31,7 @@ from choreo.core.units import (
     Unit,
     advance,
 )
-from choreo.record import TopicPartition
+from choreo.record import TopicPartition, new
 
 
 class Engine:
@@ -299,7 +299,7 @@ class Engine:
             self._claim([suspect], solo=True)
         out = self._out
         for unit in self._turns.take(self._now_s):
-            out.append(m.Invoke(unit) if unit.poison is None else parking.aside(unit, unit.poison))
+            out.append(new(m.Invoke, (unit,)) if unit.poison is None else parking.aside(unit, unit.poison))
         if self._now_s >= self._transact_after_s:
             self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
 
@@ -316,8 +316,10 @@ class Engine:
         head = lane.units.popleft()
         assert head is unit
         lane.unflushed += 1
-        self._commits.returned.append(unit)
-        self._commits.note(self._now_s)
+        commits = self._commits
+        commits.returned.append(unit)
+        if commits.due_s is None:
+            commits.note(self._now_s)
         if lane.units:
             self._turns.enqueue(lane)
 

@@ -1,13 +1,13 @@
 """Whose turn it is: lanes that can go on, suspects that run alone, and the bound on concurrency."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from choreo.core.breaker import Circuits
 from choreo.core.messages import Limits
 from choreo.core.parking import held
 from choreo.core.partition import Lane
-from choreo.core.units import READY, TURN, Signal, State, Unit
+from choreo.core.units import READY, TURN, Signal, State, Unit, advance
 
 
 class Turns:
@@ -79,21 +79,28 @@ class Turns:
                 return head
         return None
 
-    def take(self, now_s: float) -> Iterator[Unit]:
+    def take(self, now_s: float) -> Sequence[Unit]:
         """Units to begin now: the solo one by itself, else as many as `concurrency` allows."""
-        solo = self.solo
+        taken: list[Unit] = []
+        ready, solo = self._ready, self.solo
         if solo is not None:
             # Its lane may not be queued yet: what was before it is still to be flushed.
             if solo.state is READY and counted(solo) and solo.lane.queued:
                 solo.lane.queued = False
-                self._ready.remove(solo.lane)
-                yield self._begin(solo)
-            return
-        ready, suspects, concurrency = self._ready, self._suspects, self._limits.concurrency
-        while ready and not suspects and self.running < concurrency:
-            head = self._pop(ready, READY)
-            if head is not None and (head.breaker is None or self._circuits.admits(head, now_s)):
-                yield self._begin(head)
+                ready.remove(solo.lane)
+                taken.append(solo)
+        elif not self._suspects:
+            room = self._limits.concurrency - self.running
+            while ready and len(taken) < room:
+                head = self._pop(ready, READY)
+                if head is not None and (head.breaker is None or self._circuits.admits(head, now_s)):
+                    taken.append(head)
+        for unit in taken:
+            if unit.poison is None:
+                unit.attempts += 1
+        self.running += len(taken)
+        advance(taken, TURN)
+        return taken
 
     def take_transactable(self, now_s: float) -> Iterator[list[Unit]]:
         """Units to invoke inside a transaction each, for as many as may begin; lanes are dealt out evenly."""
@@ -141,13 +148,6 @@ class Turns:
         lane.queued = False
         head = lane.head()
         return head if head is not None and head.state is state and not lane.partition.draining else None
-
-    def _begin(self, unit: Unit) -> Unit:
-        unit.advance(TURN)
-        self.running += 1
-        if unit.poison is None:
-            unit.attempts += 1
-        return unit
 
 
 def counted(unit: Unit) -> bool:

@@ -1,12 +1,11 @@
 """From what a handler returned, or failed with, to records: derived ids, envelopes, dead letters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.core.retry import Delayed
-from choreo.envelope import Envelope
+from choreo.envelope import Envelope, binary, constant_headers
 from choreo.errors import Reject
 from choreo.event import Event
 from choreo.record import Header, ProducerRecord, Record, new
@@ -32,6 +31,19 @@ _NOTHING: Mapping[str, str] = {}
 Sending = Callable[[str, Envelope, bytes | None], Envelope]
 
 
+class _Outlet:
+    """What is the same for all events of a class; `plain`: their topic has them as choreo writes them."""
+
+    __slots__ = ("constant", "plain", "topic", "type", "version")
+
+    def __init__(self, source: str, class_: type[Event], topic: str) -> None:
+        self.topic = topic
+        self.plain = type(topic) is str
+        self.type = class_.event_type
+        self.version = class_.event_version
+        self.constant = constant_headers(source, self.type, None, self.version)
+
+
 class Emitter:
     """Makes the records one service emits.
 
@@ -43,7 +55,7 @@ class Emitter:
     def __init__(self, service: Service, topic: Callable[[str], str], propagate: Sequence[str] = ()) -> None:
         self.service = service
         self.topic = topic
-        self._topic = lru_cache(maxsize=1024)(topic)
+        self._outlets: dict[type[Event], _Outlet] = {}
         self._propagate = tuple(propagate)
 
     def emits(
@@ -66,45 +78,31 @@ class Emitter:
         caused_by, cause_source, _, _, _, _, _, flow, _, traceparent, tracestate, caused_with = cause
         # Emits of a forced replay are new events: they must not die as duplicates of the first ones.
         cause_id = (work.replay.base if work.replay is not None else "") or caused_by
+        flow = correlation_id or flow
         counts: dict[str, int] = {}
         records = []
         name, source, time, extensions = self.service.name, self.service.source, cloudevents.rfc3339(now_s), _NOTHING
         if self._propagate and caused_with:
             extensions = self._propagated(caused_with)
         for event in events:
-            type_ = event.event_type
+            outlet = self._outlets.get(type(event)) or self._outlet(type(event))
+            topic, type_ = outlet.topic, outlet.type
             ordinal = counts[type_] = counts.get(type_, -1) + 1
-            envelope = new(
-                Envelope,
-                (
-                    derived_id(name, handler, cause_source, cause_id, type_, ordinal),
-                    source,
-                    type_,
-                    event.event_version,
-                    time,
-                    None,
-                    None,
-                    correlation_id or flow,
-                    caused_by,
-                    traceparent,
-                    tracestate,
-                    extensions,
-                ),
-            )
-            topic, value = self._topic(event.event_topic), event.payload()
-            plain = type(topic) is str
-            if not plain:
-                value = wire_value(topic, envelope, value)
-            if len(value) > EMIT_BYTES_MAX:
-                # Found out only after its commit, a topic's refusal would stop the service for ever.
-                raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
-            key = event.record_key()
+            id_ = derived_id(name, handler, cause_source, cause_id, type_, ordinal)
+            key, value = event.record_key(), event.payload()
+            if sending is None and outlet.plain:
+                _check_size(type_, value)
+                constant = outlet.constant
+                headers = binary(constant, id_, flow, time, None, caused_by, traceparent, tracestate, extensions)
+                records.append(new(ProducerRecord, (topic, key, value, headers, None)))
+                continue
+            said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
+            envelope = Envelope(*said, traceparent, tracestate, extensions)
+            value = wire_value(topic, envelope, value)
+            _check_size(type_, value)
             if sending is not None:
                 envelope = sending(topic, envelope, key)
-            if plain:
-                records.append(new(ProducerRecord, (topic, key, value, cloudevents.write(envelope), None)))
-            else:
-                records.append(wire_record(topic, envelope, key, value))
+            records.append(wire_record(topic, envelope, key, value))
         return tuple(records)
 
     def dead_letter(
@@ -143,9 +141,19 @@ class Emitter:
         found = again(work.record, topic, headers, sending(topic, work.envelope, work.record.key))
         return found if size_of(found) <= COPY_BYTES_MAX else None
 
+    def _outlet(self, class_: type[Event]) -> "_Outlet":
+        found = self._outlets[class_] = _Outlet(self.service.source, class_, self.topic(class_.event_topic))
+        return found
+
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
         found = {name: extensions[name] for name in self._propagate if name in extensions}
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
+
+
+def _check_size(type_: str, value: bytes) -> None:
+    if len(value) > EMIT_BYTES_MAX:
+        # Found out only after its commit, a topic's refusal would stop the service for ever.
+        raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
 
 
 def where(work: Work) -> Mapping[str, str]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from choreo.context import invocation
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
@@ -179,9 +181,12 @@ class Flusher:
 
         async def invoke_async(transaction: Any, connection: Any) -> Finished:
             work.started_s = work.started_s or worker.ports.clock.now_s()
-            return finished(
-                await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
-            )
+            before = invocation.get()
+            try:
+                result = await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
+            finally:
+                invocation.set(before)  # not by token, which another context does not take, as where a loop dies
+            return finished(bound.emitted(result))
 
         bound = work.bound
         call = invoke if inside is not None else invoke_async
@@ -192,27 +197,33 @@ class Flusher:
             self._worker.note_failure(unit, came)
             return m.Outcome(unit, raised=raised(unit, came))
         if came is not None:
-            self._end(unit, came)
+            self._worker.counts += Counter(emitted=len(came.emits))
+            self._end(unit, came.outcome)
         return m.Outcome(unit, result=came)
 
     def _report(self, units: Sequence[Unit], result: CommitResult) -> None:
-        refused = result.refused
+        refused, counts, silent = result.refused, self._worker.counts, self._worker.ports.instrument.silent
+        handled = emitted = 0
         for unit in units:
             if refused and unit.partition in refused:
                 self._worker.span(unit).finish("dropped", attempts=unit.attempts)
+                continue
+            finished: Finished = unit.result
+            _, _, _, emits, outcome, _, _, _ = finished
+            emitted += len(emits)
+            if silent and outcome == "handled":
+                handled += 1
             else:
-                self._end(unit, unit.result)
+                self._end(unit, outcome)
+        counts += Counter(handled=handled, emitted=emitted)
 
-    def _end(self, unit: Unit, finished: Finished) -> None:
-        worker, counts, outcome, error_type = self._worker, self._worker.counts, finished.outcome, None
+    def _end(self, unit: Unit, outcome: str) -> None:
+        worker, error_type = self._worker, None
         if outcome != "handled":
             outcome, _, reason = outcome.partition(":")
             error_type = None if outcome == "unparked" else reason or None
-        counts[COUNTED.get(outcome, "handled")] += 1
-        if finished.emits:
-            counts["emitted"] += len(finished.emits)
-        if not worker.ports.instrument.silent:
-            worker.span(unit).finish(outcome, attempts=unit.attempts, error_type=error_type)
+        worker.counts[COUNTED.get(outcome, "handled")] += 1
+        worker.span(unit).finish(outcome, attempts=unit.attempts, error_type=error_type)
         if unit.work.flow is not None and outcome == "handled":
             worker.ports.instrument.flow(unit.work.flow)
 

@@ -46,23 +46,28 @@ class Invoker:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_s(), UTC)
 
-    async def invoke(self, unit: Unit, transaction: Any = None, connection: Any = None) -> list[Event]:
-        """Call the handler and collect what it emits; inside a transaction if one is given, and on its connection."""
+    def invoke(self, unit: Unit, transaction: Any = None, connection: Any = None) -> Awaitable[Any]:
+        """Call the handler, inside a transaction if one is given, and on its connection.
+
+        What it returns is for `BoundHandler.emitted`. The current context is the handler's: whoever goes on in it
+        puts `invocation` back.
+        """
         bound: BoundHandler = unit.work.bound
         context = self.context(unit, connection)
-        before = invocation.get()
         invocation.set(context)
-        try:
-            arguments = bound.arguments(context, self._resources, transaction)
-            if not self._around:
-                return bound.emitted(await self._call(bound, unit.work.event, arguments))
-            async with AsyncExitStack() as stack:
-                for around in self._around:
-                    await stack.enter_async_context(around(context))
-                return bound.emitted(await self._call(bound, unit.work.event, arguments))
-            raise AssertionError("a hook in around= swallowed the handler's exception")
-        finally:
-            invocation.set(before)  # not by token, which another context does not take, as where a loop dies
+        arguments = bound.arguments(context, self._resources, transaction)
+        if self._around:
+            return self._surrounded(bound, context, unit.work.event, arguments)
+        return self._call(bound, unit.work.event, arguments)
+
+    async def _surrounded(
+        self, bound: BoundHandler, context: Context, event: Any, arguments: Mapping[str, Any]
+    ) -> list[Event]:
+        async with AsyncExitStack() as stack:
+            for around in self._around:
+                await stack.enter_async_context(around(context))
+            return bound.emitted(await self._call(bound, event, arguments))
+        raise AssertionError("a hook in around= swallowed the handler's exception")
 
     def _call(self, bound: BoundHandler, event: Any, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         if bound.kind == "coroutine":

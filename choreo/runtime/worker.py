@@ -376,11 +376,13 @@ class Worker:
             work.started_s = now_s()
         try:
             if self.ports.instrument.silent:
-                events = await self.invoker.invoke(unit)
+                result = await self.invoker.invoke(unit)
             else:
                 span = self.span(unit)
                 sending = span.sending
-                events = await span.call(lambda: self.invoker.invoke(unit))
+                result = await span.call(lambda: self.invoker.invoke(unit))
+            assert work.bound is not None
+            events = work.bound.emitted(result)
             emits = self.emitter.emits(work, unit.handler, events, now_s(), sending)
         except asyncio.CancelledError:
             if unit.state is State.DROPPED:
@@ -388,6 +390,7 @@ class Worker:
             return self._failed(unit, asyncio.CancelledError("the handler cancelled itself"))
         except Exception as error:
             return self._failed(unit, error)
+        work.let_go()
         return new(m.Returned, (unit, self.flusher.finished(unit, emits, "handled")))
 
     def _failed(self, unit: Unit, error: BaseException) -> m.Input:
