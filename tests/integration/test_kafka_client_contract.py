@@ -41,7 +41,8 @@ from choreo.transports.kafka.fencing import (
     older_than_4_0,
 )
 from choreo.transports.kafka.producer import partition_of
-from choreo.transports.kafka.records import LenientRecords, RawBatch, is_raw, lenient
+from choreo.transports.kafka.records import LenientRecords, RawBatch, is_raw
+from choreo.transports.kafka.runs import lenient
 
 ODD: Headers = (("a\udcff", b"1"), ("b", None))
 
