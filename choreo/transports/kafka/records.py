@@ -6,7 +6,6 @@ Private API like kafka/client.py, and held by the same contract test.
 import struct
 from collections.abc import Iterator
 from itertools import islice
-from operator import itemgetter
 from typing import Any
 
 from aiokafka import errors
@@ -27,7 +26,6 @@ RECORD_OVERHEAD_BYTES = 200
 
 _LENGTH_OFFSET = struct.calcsize(">q")
 _HEADER_BYTES: int = _DefaultRecordBatchPy.HEADER_STRUCT.size
-_NAME = itemgetter(0)
 _CODEC_MASK: int = _DefaultRecordBatchPy.CODEC_MASK
 
 
@@ -160,7 +158,7 @@ class _RawKey(str):
 
 
 class RawBatch(BatchBuilder):  # type: ignore[misc]  # untyped
-    """A batch for records that `AIOKafkaProducer.send` refuses, although they came from a log: see `is_raw`.
+    """A batch for records with a header key that is no UTF-8, which aiokafka refuses although it may come from a log.
 
     The C builder takes no subclass of str, so this is the Python one, which 0.14 accepts everywhere but in
     `_set_producer_state` (message_accumulator.py:113).
@@ -179,11 +177,3 @@ class RawBatch(BatchBuilder):  # type: ignore[misc]  # untyped
         """Append one record; call `close` after the last one, else the producer adds its own."""
         headers = [(_RawKey(key), value) for key, value in record.headers]
         self.append(timestamp=None, key=record.key, value=record.value, headers=headers)
-
-
-def is_raw(record: ProducerRecord) -> bool:
-    """Whether it needs a `RawBatch`: a header key that is no UTF-8, or neither key nor value (producer.py:475)."""
-    if record.key is None and record.value is None:
-        return True
-    names = "".join(map(_NAME, record.headers))
-    return not names.isascii() and any("\udc80" <= letter <= "\udcff" for letter in names)
