@@ -26,10 +26,10 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.errors import TransportError
+from choreo.errors import RecordTooLarge, TransportError
 from choreo.record import Headers, ProducerRecord
 from choreo.transports.kafka import KafkaTransport
-from choreo.transports.kafka.batches import deliver
+from choreo.transports.kafka.batches import deliver, fill
 from choreo.transports.kafka.client import GatedSubscription, gated_consumer
 from choreo.transports.kafka.closing import discard
 from choreo.transports.kafka.fencing import (
@@ -41,7 +41,8 @@ from choreo.transports.kafka.fencing import (
     older_than_4_0,
 )
 from choreo.transports.kafka.producer import partition_of
-from choreo.transports.kafka.records import LenientRecords, RawBatch, is_raw, lenient
+from choreo.transports.kafka.records import LenientRecords, RawBatch
+from choreo.transports.kafka.runs import lenient
 
 ODD: Headers = (("a\udcff", b"1"), ("b", None))
 
@@ -89,11 +90,14 @@ def test_corrupt_batch_is_still_refused() -> None:
         list(LenientRecords(bytes(data)).next_batch())
 
 
-def test_only_odd_records_take_the_raw_path() -> None:
-    """Header keys beyond ASCII are no reason, bytes that are no UTF-8 are, and so is having neither key nor value."""
-    assert is_raw(ProducerRecord("t", b"k", b"v", ODD))
-    assert is_raw(ProducerRecord("t", None, None, ()))
-    assert not is_raw(ProducerRecord("t", b"k", b"v", (("ü", b""), ("a", None))))
+async def test_only_odd_records_take_the_raw_path() -> None:
+    """Header keys beyond ASCII are no reason, nor is having neither key nor value; bytes that are no UTF-8 are."""
+    records = [record_in(0, b"v", (("ü", b""), ("a", None))), ProducerRecord("t", None, None, (), 0)]
+    (both,) = await fill(StubProducer(), records, bytes_max=1 << 20)
+    assert both.indices == [0, 1]
+    first, alone, last = await fill(StubProducer(), [records[0], record_in(0, b"v", ODD), records[1]], bytes_max=200)
+    assert [each.indices for each in (first, alone, last)] == [[0], [1], [2]]
+    assert [type(each.builder) is RawBatch for each in (first, alone, last)] == [False, True, False]
 
 
 def test_raw_batch_is_taken_by_the_accumulator() -> None:
@@ -109,8 +113,10 @@ def test_raw_batch_is_taken_by_the_accumulator() -> None:
 
 
 def test_fetcher_takes_the_record_class_from_its_globals() -> None:
-    """`lenient` replaces that one global for one consumer and leaves the module as it is."""
-    assert "MemoryRecords" in fetcher.Fetcher._proc_fetch_request.__code__.co_names
+    """`lenient` replaces three globals for one consumer and leaves the module as it is."""
+    names = {"MemoryRecords", "PartitionRecords", "FetchResult"}
+    assert names <= set(fetcher.Fetcher._proc_fetch_request.__code__.co_names)
+    assert "FetchResult" in fetcher.Fetcher.fetched_records.__code__.co_names
     consumer = type("Stub", (), {"_fetcher": object.__new__(fetcher.Fetcher)})()
     lenient(consumer)
     assert consumer._fetcher._proc_fetch_request.__func__.__globals__["MemoryRecords"] is LenientRecords
@@ -283,12 +289,16 @@ def record_in(partition: int, value: bytes, headers: Headers = ()) -> ProducerRe
     return ProducerRecord("t", b"k", value, headers, partition)
 
 
+async def sent(producer: Any, records: Sequence[ProducerRecord], bytes_max: int = 1 << 24) -> dict[int, Exception]:
+    return await deliver(producer, records, await fill(producer, records, bytes_max=bytes_max))
+
+
 async def test_delivery_hands_over_in_one_step_and_in_order() -> None:
     """Two calls at once share an open batch; a full one, and one of odd records, is followed by another."""
     producer = StubProducer(batch_size=300)
     firsts = [record_in(0, b"%d" % number * 60) for number in range(4)]
-    first = asyncio.create_task(deliver(producer, [*firsts, record_in(1, b"x")]))
-    second = asyncio.create_task(deliver(producer, [record_in(0, b"odd", ODD), record_in(0, b"last")]))
+    first = asyncio.create_task(sent(producer, [*firsts, record_in(1, b"x")]))
+    second = asyncio.create_task(sent(producer, [record_in(0, b"odd", ODD), record_in(0, b"last")]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     batches = producer.batches(0)
@@ -304,9 +314,9 @@ async def test_delivery_hands_over_in_one_step_and_in_order() -> None:
 async def test_a_batch_that_fails_fails_whoever_has_records_in_it() -> None:
     """By index, in order; what else the caller sent is acknowledged."""
     producer = StubProducer()
-    first = asyncio.create_task(deliver(producer, [record_in(1, b"a"), record_in(0, b"b"), record_in(1, b"c")]))
-    second = asyncio.create_task(deliver(producer, [record_in(1, b"d")]))
-    third = asyncio.create_task(deliver(producer, [record_in(1, b"e")]))
+    first = asyncio.create_task(sent(producer, [record_in(1, b"a"), record_in(0, b"b"), record_in(1, b"c")]))
+    second = asyncio.create_task(sent(producer, [record_in(1, b"d")]))
+    third = asyncio.create_task(sent(producer, [record_in(1, b"e")]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     third.cancel()  # its record goes with the others, and they are not cancelled with it
@@ -321,14 +331,46 @@ async def test_a_batch_that_fails_fails_whoever_has_records_in_it() -> None:
     assert list(await second) == [0]
 
 
+async def test_calls_at_once_share_a_batch_as_long_as_it_has_room() -> None:
+    """All of one call's records of a partition join, or none; what does not fit goes behind, so that order stays."""
+    producer = StubProducer(batch_size=1_000)
+    calls = [
+        asyncio.create_task(sent(producer, [record_in(0, b"%d" % n * 100, (("h", b"%d" % n),))] * 3))
+        for n in (1, 2, 3)
+    ]
+    calls.append(asyncio.create_task(sent(producer, [record_in(0, b"4")])))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    batches = producer.batches(0)
+    assert [batch.record_count for batch in batches] == [6, 4]
+    assert all(batch._builder.size() <= 1_000 for batch in batches)
+    found = [each for batch in batches for each in read(LenientRecords(bytes(batch.get_data_buffer())))]
+    assert [each[1][:1] for each in found] == [b"1"] * 3 + [b"2"] * 3 + [b"3"] * 3 + [b"4"]
+    assert found[0][2] == (("h", b"1"),)
+    for batch in batches:
+        batch.done(7)
+    assert await asyncio.gather(*calls) == [{}] * 4
+
+
+async def test_record_too_large_is_found_before_anything_is_handed_over() -> None:
+    """Wherever it stands, plain or odd; the producer can be used on."""
+    producer = StubProducer()
+    for headers in ((), ODD):
+        records = [record_in(0, b"a"), record_in(1, b"b"), record_in(0, b"c" * 60_000, headers)]
+        with pytest.raises(RecordTooLarge, match="larger than the 50000 that are sent") as caught:
+            await sent(producer, records, bytes_max=50_000)
+        assert caught.value.index == 2
+    assert producer.batches(0) == producer.batches(1) == []
+
+
 async def test_nothing_is_handed_to_a_producer_that_is_closed_or_dead() -> None:
     """As `AIOKafkaProducer.send` has it."""
     producer = StubProducer()
     producer._message_accumulator._exception = errors.ProducerFenced()
     with pytest.raises(errors.ProducerFenced):
-        await deliver(producer, [record_in(0, b"a")])
+        await sent(producer, [record_in(0, b"a")])
     producer._message_accumulator._closed = True
     with pytest.raises(errors.ProducerClosed):
-        await deliver(producer, [record_in(0, b"a")])
+        await sent(producer, [record_in(0, b"a")])
     with pytest.raises(TransportError, match="no partition 9"):
-        await deliver(StubProducer(), [record_in(9, b"a")])
+        await sent(StubProducer(), [record_in(9, b"a")])

@@ -71,6 +71,7 @@ class Model(RuleBasedStateMachine):
         for number in range(41):
             each = bytes([number % 5]) + bytes(6) + bytes([number % 3]) + bytes([number]) * 8
             assert self.index.fingerprint(each) == known.get(each)
+            assert self.index.knows_any([digest(number), each]) or each not in known
         assert self.index.oldest_ms == min((record.newest_ms for record in self.records.values()), default=None)
 
 
@@ -126,7 +127,10 @@ def test_a_forgotten_key_may_come_again() -> None:
     """Under the same record key too, as when a group is set back."""
     index = KeyIndex()
     index.add(packed(1_000, 1, digest(1)))
+    assert index.knows_any([digest(2), digest(1)])
+    assert not index.knows_any([digest(2)])
     assert index.remove(digest(1)) == 1
+    assert not index.knows_any([digest(1)])
     assert index.remove(digest(1)) == 0
     index.add(packed(1_000, 1, digest(1)))
     assert index.fingerprint(digest(1)) is not None

@@ -7,7 +7,7 @@ of their own take 112. What shares its 60 bits with another key is told apart by
 
 import heapq
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from choreo.stores.changelog.packing import DIGEST_BYTES, FINGERPRINT_BYTES, Packed
 
@@ -34,6 +34,10 @@ class KeyIndex:
         self._drop_dead()
         return self._by_age[0].newest_ms if self._by_age else None
 
+    def knows_any(self, digests: Sequence[bytes]) -> bool:
+        """Whether one of these keys may be known; False is certain."""
+        return bool(self._by_digest) or not self._by_short.keys().isdisjoint(_shorts(b"".join(digests)))
+
     def fingerprint(self, digest: bytes) -> bytes | None:
         """The payload's fingerprint of a known key, else None."""
         packed = self._by_short.get(_TOP.unpack(digest)[0] >> _SHIFT)
@@ -52,7 +56,7 @@ class KeyIndex:
         """Take in a record; one that is there already changes nothing."""
         if self._holder(packed.body[:DIGEST_BYTES]) == packed:
             return
-        shorts = [short >> _SHIFT for (short,) in _TOP.iter_unpack(packed.body[: packed.keys * DIGEST_BYTES])]
+        shorts = _shorts(packed.body[: packed.keys * DIGEST_BYTES])
         if self._by_short.keys().isdisjoint(shorts):
             self._by_short.update(dict.fromkeys(shorts, packed))
             self._keys += packed.keys
@@ -122,6 +126,11 @@ class KeyIndex:
                 del self._by_digest[digest]
         self._keys -= forgotten
         return forgotten
+
+
+def _shorts(digests: bytes) -> list[int]:
+    """Of each digest the 60 bits."""
+    return [short >> _SHIFT for (short,) in _TOP.iter_unpack(digests)]
 
 
 def _keys(packed: Packed) -> Iterator[tuple[int, bytes]]:

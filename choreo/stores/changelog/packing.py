@@ -59,21 +59,42 @@ class Packed(NamedTuple):
 
 def pack(keys: Sequence[Key]) -> Iterator[tuple[Packed, bytes]]:
     """Each record that the keys of one commit take: what memory keeps of it, and its value."""
-    for begin in range(0, len(keys), KEYS_MAX):
-        yield _pack(keys[begin : begin + KEYS_MAX])
+    return pack_columns(*zip(*keys, strict=True)) if keys else iter(())
 
 
-def _pack(keys: Sequence[Key]) -> tuple[Packed, bytes]:
-    digests, fingerprints, offsets, times_ms, outcomes = zip(*keys, strict=True)
+def pack_columns(
+    digests: Sequence[bytes],
+    fingerprints: Sequence[bytes],
+    offsets: Sequence[int],
+    times_ms: Sequence[int],
+    outcomes: Sequence[str],
+) -> Iterator[tuple[Packed, bytes]]:
+    """As `pack`, of keys whose fields are given apart."""
+    if len(digests) <= KEYS_MAX:
+        if digests:
+            yield _pack(digests, fingerprints, offsets, times_ms, outcomes)
+        return
+    for begin in range(0, len(digests), KEYS_MAX):
+        part = slice(begin, begin + KEYS_MAX)
+        yield _pack(digests[part], fingerprints[part], offsets[part], times_ms[part], outcomes[part])
+
+
+def _pack(
+    digests: Sequence[bytes],
+    fingerprints: Sequence[bytes],
+    offsets: Sequence[int],
+    times_ms: Sequence[int],
+    outcomes: Sequence[str],
+) -> tuple[Packed, bytes]:
+    count = len(digests)
     base_ms, newest_ms = min(times_ms), max(times_ms)
     span = newest_ms - base_ms
     width = next(width for width in _WIDTHS if span < 256**width)
     body = b"".join(digests) + b"".join(fingerprints)
-    assert len(body) == len(keys) * (DIGEST_BYTES + FINGERPRINT_BYTES), "a digest or fingerprint of a wrong size"
+    assert len(body) == count * (DIGEST_BYTES + FINGERPRINT_BYTES), "a digest or fingerprint of a wrong size"
     codes = {each: _OUTCOMES.get(each.partition(":")[0], _OTHER_OUTCOME) for each in set(outcomes)}
-    times = struct.pack(f">{len(keys)}{_WIDTHS[width]}", *[at_ms - base_ms for at_ms in times_ms if width])
-    header = _HEADER.pack(VERSION, width, len(keys), base_ms)
-    value = header + body + bytes([codes[each] for each in outcomes]) + times[: width * len(keys)]
+    times = struct.pack(f">{count}{_WIDTHS[width]}", *[at_ms - base_ms for at_ms in times_ms]) if width else b""
+    value = _HEADER.pack(VERSION, width, count, base_ms) + body + bytes(map(codes.__getitem__, outcomes)) + times
     return Packed(newest_ms, min(offsets), body), value
 
 

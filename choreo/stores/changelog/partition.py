@@ -4,13 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from itertools import takewhile
 
 from choreo.errors import ChoreoError, RecordTooLarge, StoreError, TransportError
 from choreo.ports import Claimed, ClaimRequest, Finished, Lease, LogCommit, StoreStats, Transactions
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.stores.changelog.index import KeyIndex
-from choreo.stores.changelog.packing import DIGEST_BYTES, Key, Packed, first_digest, pack, unpack
+from choreo.stores.changelog.packing import DIGEST_BYTES, Packed, first_digest, pack_columns, unpack
 
 log = logging.getLogger("choreo.changelog")
 
@@ -25,30 +25,34 @@ RECORDS_AT_ONCE = 200
 """Taken in without a pause: 20 ms if each has 100 keys."""
 
 
-@dataclass(slots=True)
 class Part:
-    """What one commit writes for the partition.
+    """What one commit writes for the partition: tombstones, then the units' emits, then the records of keys.
 
     Attributes:
-        places: For each record its place among the flush's emits; None for a record of keys or a tombstone.
-        packed: The records of keys among them, as memory is to keep them.
-        tombstones: How many of those queued are among them.
+        units: Those whose emits and keys are written, in order.
+        packed: The records of keys, as memory is to keep them.
+        tombstones: How many of those queued are among the records.
     """
 
-    records: list[ProducerRecord] = field(default_factory=list)
-    places: list[int | None] = field(default_factory=list)
-    packed: list[Packed] = field(default_factory=list)
-    tombstones: int = 0
-    offset: int | None = None
+    def __init__(self) -> None:
+        self.records: list[ProducerRecord] = []
+        self.units: list[Finished] = []
+        self.packed: list[Packed] = []
+        self.tombstones = 0
+        self.offset: int | None = None
 
     def log_commit(self) -> LogCommit:
         """As the log takes it."""
         return LogCommit(self.records, self.offset)
 
-    def append(self, record: ProducerRecord, place: int | None = None) -> None:
-        """Write one more record."""
-        self.records.append(record)
-        self.places.append(place)
+    def unit_of(self, index: int) -> tuple[Finished, int] | None:
+        """Whose emit the record `index` is, and which of its emits; None of a record of keys or a tombstone."""
+        index -= self.tombstones
+        for unit in self.units:
+            if 0 <= index < len(unit.emits):
+                return unit, index
+            index -= len(unit.emits)
+        return None
 
 
 class HeldPartition:
@@ -71,7 +75,7 @@ class HeldPartition:
         self.tombstones: list[bytes] = []
         self.committed_since_purge = False
         self._position = 0
-        self._claims: dict[bytes, tuple[bytes, int]] = {}
+        self._claims: dict[bytes, ClaimRequest] = {}
         self._offset: int | None = None
 
     @property
@@ -131,38 +135,44 @@ class HeldPartition:
 
     # ---- units
 
-    def claim(self, request: ClaimRequest) -> Claimed:
-        """Whether a key is known; if not, what its record on the log will say of it is remembered."""
+    def claim(self, requests: Sequence[ClaimRequest]) -> list[Claimed]:
+        """Whether each key is known; if not, what its record on the log will say of it is remembered."""
+        digests = [request[1] for request in requests]
+        if self.index.knows_any(digests):
+            return [self._claim(request) for request in requests]
+        self._claims.update(zip(digests, requests, strict=True))
+        return [FRESH] * len(requests)
+
+    def _claim(self, request: ClaimRequest) -> Claimed:
         known = self.index.fingerprint(request.digest)
         if known is not None:
             return Claimed("done" if known == request.fingerprint else "conflict")
-        self._claims[request.digest] = request.fingerprint, request.timestamp_ms
+        self._claims[request.digest] = request
         return FRESH
 
-    def part(self, units: Sequence[tuple[int, Finished]], offset: int | None) -> Part | None:
-        """What to write of these units, each with its first emit's place in the flush; None if one is not claimed.
+    def part(self, units: Sequence[Finished], offset: int | None) -> Part | None:
+        """What to write of these units; None if one is not claimed.
 
         Units whose keys are known were written by this very request, which is repeated: nothing of them is.
         """
-        part, keys = Part(), []
-        written: set[bytes] = set()
+        part = Part()
         self._bury(part)
-        for place, unit in units:
-            digest = unit.digest
+        written: dict[bytes, ClaimRequest] = {}
+        for unit in units:
+            digest, emits = unit[2], unit[3]
             claim = self._claims.get(digest)
             if claim is None:
                 if self.index.fingerprint(digest) is None:
                     return None
-                continue
-            if digest in written:
-                continue
-            written.add(digest)
-            part.records += unit.emits
-            part.places += range(place, place + len(unit.emits))
-            fingerprint, timestamp_ms = claim
-            keys.append(Key(digest, fingerprint, unit.offset, timestamp_ms, unit.outcome))
-        for packed, value in pack(keys):
-            part.append(ProducerRecord(self.changelog.topic, packed.record_key, value, (), self.changelog.partition))
+            elif digest not in written:
+                written[digest] = claim
+                part.records += emits
+                part.units.append(unit)
+        fingerprints, times_ms = [each[2] for each in written.values()], [each[6] for each in written.values()]
+        offsets, outcomes = [unit[1] for unit in part.units], [unit[4] for unit in part.units]
+        topic, number = self.changelog
+        for packed, value in pack_columns(list(written), fingerprints, offsets, times_ms, outcomes):
+            part.records.append(ProducerRecord(topic, packed.record_key, value, (), number))
             part.packed.append(packed)
         if offset is not None and offset != self._offset:
             part.offset = offset
@@ -176,16 +186,16 @@ class HeldPartition:
 
     def _bury(self, part: Part) -> None:
         """Tombstones go first: the same record key may be written anew behind them."""
-        for key in self.tombstones:
-            part.append(ProducerRecord(self.changelog.topic, key, None, (), self.changelog.partition))
+        topic, number = self.changelog
+        part.records += [ProducerRecord(topic, key, None, (), number) for key in self.tombstones]
         part.tombstones = len(self.tombstones)
 
     def landed(self, part: Part) -> None:
         """The part is on the log."""
         for packed in part.packed:
             self.index.add(packed)
-            for at in range(0, packed.keys * DIGEST_BYTES, DIGEST_BYTES):
-                self._claims.pop(packed.body[at : at + DIGEST_BYTES], None)
+        for unit in part.units:
+            self._claims.pop(unit[2], None)
         del self.tombstones[: part.tombstones]
         if part.offset is not None:
             self._offset = part.offset
@@ -200,11 +210,12 @@ class HeldPartition:
         self.tombstones += [packed.record_key for packed in expired]
         return before - len(self.index)
 
-    def too_large(self, part: Part, index: int) -> int | StoreError:
-        """The place among the flush's emits of the part's record `index`, or what is wrong with the changelog."""
-        place = part.places[index]
-        if place is not None:
-            return place
+    def too_large(self, part: Part, index: int, finished: Sequence[Finished]) -> int | StoreError:
+        """Where the part's record `index` is among the emits of `finished`, or what is wrong with the changelog."""
+        found = part.unit_of(index)
+        if found is not None:
+            unit, emit = found
+            return emit + sum(len(each.emits) for each in takewhile(lambda each: each is not unit, finished))
         return StoreError(
             f"{self.changelog} does not take a record of {len(part.records[index].value or b'')} bytes: raise "
             f"max.message.bytes of {self.changelog.topic} to 1048588 or more"
@@ -220,13 +231,14 @@ def stats_of(partitions: Collection[HeldPartition]) -> StoreStats:
     return StoreStats(keys, claims, 0, min(oldest, default=None), told)
 
 
-def units_by_partition(finished: Iterable[Finished]) -> dict[TopicPartition, list[tuple[int, Finished]]]:
-    """The units of each partition, with the place of their first emit among all emits."""
-    units: dict[TopicPartition, list[tuple[int, Finished]]] = {}
-    place = 0
+def units_by_partition(finished: Iterable[Finished]) -> dict[TopicPartition, list[Finished]]:
+    """The units of each partition."""
+    units: dict[TopicPartition, list[Finished]] = {}
     for unit in finished:
-        units.setdefault(unit.partition, []).append((place, unit))
-        place += len(unit.emits)
+        found = units.get(unit[0])
+        if found is None:
+            found = units[unit[0]] = []
+        found.append(unit)
     return units
 
 

@@ -21,6 +21,7 @@ from choreo.ports import (
     ClaimRequest,
     CommitRequest,
     CommitResult,
+    Finished,
     Lease,
     StoreStats,
     Transactions,
@@ -172,11 +173,14 @@ class ChangelogStore:
         """From memory; never busy, since a key is one partition's, and deliveries are not counted."""
         held: dict[TopicPartition, HeldPartition] = {}
         for lease in leases:
-            partition = self._of(lease)
-            if partition is None:
+            ours = self._of(lease)
+            if ours is None:
                 raise LeaseLost(f"{lease.partition} of the group {lease.group} is not ours any more")
-            held[lease.partition] = partition
-        return [held[request.partition].claim(request) for request in requests]
+            held[lease.partition] = ours
+        if len(held) == 1:
+            (partition,) = held.values()
+            return partition.claim(requests)
+        return [held[request.partition].claim((request,))[0] for request in requests]
 
     async def commit(self, request: CommitRequest) -> CommitResult:
         """Emits, packed keys and offsets, one transaction a partition.
@@ -188,10 +192,10 @@ class ChangelogStore:
         """
         if request.transacted:
             raise ConfigurationError("the changelog store has no transaction for handlers: choose a database")
-        wanted = set(request.offsets) | {unit.partition for unit in request.finished}
-        ours = {id_: held for id_ in sorted(wanted) if (held := self._of(request.leases[id_])) is not None}
-        refused = wanted - set(ours)
         units = units_by_partition(request.finished)
+        wanted = request.offsets.keys() | units.keys()
+        ours = {id_: held for id_ in sorted(wanted) if (held := self._of(request.leases[id_])) is not None}
+        refused = wanted - ours.keys()
         async with AsyncExitStack() as stack:
             for held in ours.values():
                 await stack.enter_async_context(held.lock)
@@ -207,7 +211,7 @@ class ChangelogStore:
                     refused.add(id_)
                 elif part.records or part.offset is not None:
                     parts[held] = part
-            lost, errors = await self._write(parts)
+            lost, errors = await self._write(parts, request.finished)
         if failed or errors:
             raise first_failure(failed + errors)
         return CommitResult(frozenset(refused | lost), (), [])
@@ -225,8 +229,10 @@ class ChangelogStore:
         await self._transactions.give_up(released)  # while they were fenced once more
         return [answer for answer in answers if isinstance(answer, ChoreoError)]
 
-    async def _write(self, parts: Mapping[HeldPartition, Part]) -> tuple[set[TopicPartition], list[Exception]]:
-        """Commit each part; returns the partitions that are lost, and what else went wrong."""
+    async def _write(
+        self, parts: Mapping[HeldPartition, Part], finished: Sequence[Finished] = ()
+    ) -> tuple[set[TopicPartition], list[Exception]]:
+        """Commit each part, of these units; returns the partitions that are lost, and what else went wrong."""
         if not parts:
             return set(), []
         for held in parts:
@@ -245,7 +251,7 @@ class ChangelogStore:
                 await self._lose(held)
                 lost.add(held.lease.partition)
             elif isinstance(error, RecordTooLarge):
-                place = held.too_large(part, error.index)
+                place = held.too_large(part, error.index, finished)
                 errors.append(place if isinstance(place, StoreError) else RecordTooLarge(str(error), index=place))
             else:
                 errors.append(error)

@@ -21,7 +21,8 @@ from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.errors import denied, out_of_range, reason
 from choreo.transports.kafka.holds import Holds, absent_topics, culprits, unreadable
 from choreo.transports.kafka.offsets import bounds, end, start_offset
-from choreo.transports.kafka.records import BATCH_BYTES_MAX, UnreadableBatch, lenient
+from choreo.transports.kafka.records import BATCH_BYTES_MAX, UnreadableBatch
+from choreo.transports.kafka.runs import lenient
 from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import CONSUMER_DEFAULTS
 

@@ -11,7 +11,7 @@ from choreo.errors import TransportError
 from choreo.ports import Start
 from choreo.record import Record, TopicPartition
 from choreo.transports.kafka.client import offset_at
-from choreo.transports.kafka.records import lenient
+from choreo.transports.kafka.runs import lenient
 
 EARLIEST, LATEST = -2, -1
 READ_UNCOMMITTED, READ_COMMITTED = 0, 1

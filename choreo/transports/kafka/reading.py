@@ -13,7 +13,7 @@ from choreo.record import Record, TopicPartition
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.errors import reason
 from choreo.transports.kafka.offsets import bounds
-from choreo.transports.kafka.records import lenient
+from choreo.transports.kafka.runs import lenient
 
 READ_OPTIONS: Mapping[str, Any] = {
     "auto_offset_reset": "none",

@@ -5,19 +5,17 @@ Private API like kafka/client.py, and held by the same contract test.
 
 import struct
 from collections.abc import Iterator
-from operator import itemgetter
-from types import FunctionType, MethodType
+from itertools import islice
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, errors
-from aiokafka.consumer.fetcher import Fetcher, PartitionRecords
+from aiokafka import errors
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy, _DefaultRecordBatchPy
 from aiokafka.record.legacy_records import _LegacyRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.record import ProducerRecord, TopicPartition
 from choreo.transports.kafka.compression import LZ4, InflatesTooFar, inflate
 
 BATCH_BYTES_MAX = 64 * 1024 * 1024
@@ -28,7 +26,6 @@ RECORD_OVERHEAD_BYTES = 200
 
 _LENGTH_OFFSET = struct.calcsize(">q")
 _HEADER_BYTES: int = _DefaultRecordBatchPy.HEADER_STRUCT.size
-_NAME = itemgetter(0)
 _CODEC_MASK: int = _DefaultRecordBatchPy.CODEC_MASK
 
 
@@ -76,14 +73,16 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
-        raw, batch = self._raw, self._batch
+        """Decoded when asked for: 5,000 at once would be out of the processor's cache when their turn comes."""
+        raw, batch, read = self._raw, self._batch, 0
         if batch.compression_type:
             raw = self._inflated()
             batch = DefaultRecordBatch(raw)
         try:
-            return iter(list(batch))
+            for read, record in enumerate(batch, 1):  # noqa: B007  # how many were handed out
+                yield record
         except (UnicodeDecodeError, errors.CorruptRecordException):  # the second one: aiokafka without its C part
-            return iter(list(_LenientBatch(raw)))
+            yield from islice(_LenientBatch(raw), read, None)
 
     def _inflated(self) -> memoryview:
         """The same batch without compression, its checksum no longer valid (it was read before)."""
@@ -151,54 +150,6 @@ class LenientRecords(_MemoryRecordsPy):  # type: ignore[misc]  # untyped
         return batch
 
 
-class _BoundedPartitionRecords(PartitionRecords):  # type: ignore[misc]  # untyped
-    """Records of our own, without aiokafka's for each between them.
-
-    Says which partition a batch that cannot be read belongs to, after everything before it was handed out.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._first_offset: int = self.next_fetch_offset
-
-    def _unpack_records(self) -> Iterator[Record]:
-        try:
-            yield from super()._unpack_records()
-        except Exception as error:
-            if self.next_fetch_offset > self._first_offset:
-                return  # the next fetch begins with this batch, and ends below
-            batch = self._records.current
-            next_offset = None if batch is None else batch.next_offset
-            raise UnreadableBatch(self._tp, self.next_fetch_offset, next_offset, error) from error
-
-    def __iter__(self) -> Iterator[Record]:
-        """Without a call for each record; what is left stays for the next time."""
-        return iter(self._records_iterator or ())
-
-    def _consumer_record(self, partition: KafkaPartition, found: Any) -> Record:
-        offset, timestamp_ms = found.offset, found.timestamp
-        return Record(
-            partition.topic, partition.partition, offset, found.key, found.value, tuple(found.headers), timestamp_ms
-        )
-
-
-def lenient(consumer: AIOKafkaConsumer, *, batch_bytes_max: int = BATCH_BYTES_MAX) -> None:
-    """Let this started consumer, and no other of the process, read record sets through `LenientRecords`.
-
-    The fetcher takes the classes from its module's globals (0.14: fetcher.py:810); so it is given the same code with
-    two globals replaced, rather than patching the module for everybody.
-    """
-
-    def partition_records(partition: KafkaPartition, records: LenientRecords, *rest: Any) -> PartitionRecords:
-        records.batch_bytes_max = batch_bytes_max
-        return _BoundedPartitionRecords(partition, records, *rest)
-
-    code = Fetcher._proc_fetch_request
-    scope = {**code.__globals__, "MemoryRecords": LenientRecords, "PartitionRecords": partition_records}
-    function = FunctionType(code.__code__, scope, code.__name__, code.__defaults__, code.__closure__)
-    consumer._fetcher._proc_fetch_request = MethodType(function, consumer._fetcher)
-
-
 class _RawKey(str):
     """A header key that encodes to the bytes it was read from."""
 
@@ -207,7 +158,7 @@ class _RawKey(str):
 
 
 class RawBatch(BatchBuilder):  # type: ignore[misc]  # untyped
-    """A batch for records that `AIOKafkaProducer.send` refuses, although they came from a log: see `is_raw`.
+    """A batch for records with a header key that is no UTF-8, which aiokafka refuses although it may come from a log.
 
     The C builder takes no subclass of str, so this is the Python one, which 0.14 accepts everywhere but in
     `_set_producer_state` (message_accumulator.py:113).
@@ -226,11 +177,3 @@ class RawBatch(BatchBuilder):  # type: ignore[misc]  # untyped
         """Append one record; call `close` after the last one, else the producer adds its own."""
         headers = [(_RawKey(key), value) for key, value in record.headers]
         self.append(timestamp=None, key=record.key, value=record.value, headers=headers)
-
-
-def is_raw(record: ProducerRecord) -> bool:
-    """Whether it needs a `RawBatch`: a header key that is no UTF-8, or neither key nor value (producer.py:475)."""
-    if record.key is None and record.value is None:
-        return True
-    names = "".join(map(_NAME, record.headers))
-    return not names.isascii() and any("\udc80" <= letter <= "\udcff" for letter in names)

@@ -18,7 +18,7 @@ from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.transports.kafka import closing as kafka_closing
-from choreo.transports.kafka.batches import deliver
+from choreo.transports.kafka.batches import Filled, deliver, fill
 from choreo.transports.kafka.errors import denied, reason
 from choreo.transports.kafka.fencing import (
     CONNECT_BACKOFF_S,
@@ -34,7 +34,7 @@ from choreo.transports.kafka.fencing import (
     older_than_4_0,
     transactional_id,
 )
-from choreo.transports.kafka.producer import TOO_LARGE, partition_of, refuse_oversized, too_large
+from choreo.transports.kafka.producer import TOO_LARGE, partition_of, too_large
 from choreo.transports.kafka.reading import read_to_end
 from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import TRANSACTION_DEFAULTS, KafkaTransactionSettings
@@ -209,12 +209,12 @@ class KafkaTransactions:
         if not part.records and part.offset is None:
             return None
         try:
-            refuse_oversized(part.records, self._arguments["max_request_size"])
-        except RecordTooLarge as error:
-            return error
-        try:
             async with asyncio.timeout(self._settings.commit_s):
-                await self._transact(fenced, partition, part)
+                try:
+                    filled = await self._filled(fenced.producer, part.records)
+                except RecordTooLarge as error:  # nothing was begun
+                    return error
+                await self._transact(fenced, partition, part, filled)
         except BaseException as error:  # cancelled too: what it had begun must not be committed later
             ours, why = self._fenced.get(partition) is fenced, cause(fenced.producer, error)
             if ours:
@@ -228,7 +228,13 @@ class KafkaTransactions:
             return self._outcome(partition, why)
         return None
 
-    async def _transact(self, fenced: _Fenced, partition: TopicPartition, part: LogCommit) -> None:
+    async def _filled(self, producer: AIOKafkaProducer, records: Sequence[ProducerRecord]) -> list[Filled]:
+        bytes_max = self._arguments["max_request_size"]
+        return await fill(producer, records, bytes_max=bytes_max, raw=TransactionalRawBatch)
+
+    async def _transact(
+        self, fenced: _Fenced, partition: TopicPartition, part: LogCommit, filled: Sequence[Filled]
+    ) -> None:
         producer = fenced.producer
         await producer.begin_transaction()
         offset = None
@@ -237,7 +243,7 @@ class KafkaTransactions:
             offset = asyncio.ensure_future(producer.send_offsets_to_transaction(found, self._group))
         try:
             # Every one awaited: 0.14 commits over a batch that failed.
-            failed = await deliver(producer, part.records, TransactionalRawBatch)
+            failed = await deliver(producer, part.records, filled)
             if failed:
                 raise self._explained(fenced, partition, part.records, failed)
             if offset is not None:
