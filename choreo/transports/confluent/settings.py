@@ -26,7 +26,7 @@ CONSUMER_DEFAULTS: Mapping[str, Any] = {
     "fetch.wait.max.ms": 250,
     "fetch.error.backoff.ms": 100,
     # Checked by us: a dead letter larger than this must still be read.
-    "fetch.message.max.bytes": MESSAGE_BYTES_MAX,
+    "fetch.message.max.bytes": 1024 * 1024,
     "receive.message.max.bytes": 100_000_000,
     "topic.metadata.refresh.interval.ms": 30_000,  # how soon new partitions are seen
     "socket.timeout.ms": 10_000,
