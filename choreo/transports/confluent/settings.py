@@ -25,7 +25,7 @@ CONSUMER_DEFAULTS: Mapping[str, Any] = {
     "queued.min.messages": 10_000,
     "fetch.wait.max.ms": 250,
     "fetch.error.backoff.ms": 100,
-    # Checked by us: a dead letter larger than this must still be read.
+    # Of one partition, so that the others do not wait behind it. A broker sends a larger record too, as KIP-74 says.
     "fetch.message.max.bytes": 1024 * 1024,
     "receive.message.max.bytes": 100_000_000,
     "topic.metadata.refresh.interval.ms": 30_000,  # how soon new partitions are seen
