@@ -151,6 +151,22 @@ async def test_oversized_part_is_refused_alone(kafka: str) -> None:
         assert await committed(owner, target) == [7, *range(10)]
 
 
+async def test_batch_that_a_topic_does_not_take_is_made_smaller(kafka: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and not down to single records where less will do; the next transaction begins with what did."""
+    async with owners(kafka, 1, transactional=True) as (_, (owner,)):
+        source = await topic_of(owner.transport)
+        target = await topic_of(owner.transport, max_message_bytes="300000")
+        await owner.join(source)
+        await until(lambda: owner.owned, owner)
+        where = TopicPartition(source, 0)
+        assert owner.transactions is not None
+        for begin in (0, 600):
+            many = [ProducerRecord(target, b"k", b"%01000d" % number, (), 0) for number in range(begin, begin + 600)]
+            assert await owner.transactions.commit({where: LogCommit(many, 0)}) == {where: None}
+        assert await committed(owner, target) == list(range(1200))
+        assert caplog.text.count("a batch was too large") == 1
+
+
 async def test_reading_waits_for_an_open_transaction(kafka: str) -> None:
     """To the end of all that was appended: what is open is waited for, and not shown when it was aborted."""
     async with owners(kafka, 1, transactional=True) as (group, (owner,)):
