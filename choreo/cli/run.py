@@ -28,7 +28,7 @@ from choreo.cli.console import (
 )
 from choreo.cli.supervising import WORKERS_MAX, Supervisor
 from choreo.errors import ChoreoError, ConfigurationError
-from choreo.runtime.collector import collect_less
+from choreo.runtime.collector import collecting_less
 from choreo.runtime.unsaid import unsaid
 
 log = logging.getLogger("choreo.run")
@@ -80,7 +80,6 @@ def run(
         running = _supervise(_supervisor(target, wanted, workers, told, settings))
     else:
         running = _run(app, wanted, supervised, **settings)
-    collect_less()
     try:
         code = asyncio.run(running)
     except ChoreoError as error:
@@ -143,7 +142,7 @@ async def serve(
     **settings: Any,
 ) -> None:
     """Run until `stop`, or until a worker died, whose error is raised after the others have drained."""
-    async with app.running(services, share_tracer=True, **settings) as running:
+    async with collecting_less(), app.running(services, share_tracer=True, **settings) as running:
         ready()
         await until_stopped(stop, running.failed())
 

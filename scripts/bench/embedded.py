@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from choreo import App, Event, Service
-from choreo.runtime.collector import collect_less
+from choreo.runtime.collector import collecting_less
 from scripts.bench.markdown import prose, table
 from scripts.bench.running import peak_mb
 from scripts.bench.stage import Stage, child, say
@@ -67,7 +67,10 @@ async def run(orders: int) -> tuple[float, float]:
     """Seconds, and CPU seconds, from the first order on the log to the last one told."""
     app = App(inventory, payments, shipping, notifications)
     with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder:
-        async with app.running(broker=f"embedded:{folder}/log.db", create_topics=True) as running:
+        async with (
+            collecting_less(),  # as `choreo run` does
+            app.running(broker=f"embedded:{folder}/log.db", create_topics=True) as running,
+        ):
             began_s, began_cpu_s = time.perf_counter(), time.process_time()
             for start in range(0, orders, 500):
                 batch = [
@@ -85,7 +88,6 @@ async def run(orders: int) -> tuple[float, float]:
 
 def run_here(orders: int) -> dict[str, float]:
     """In this process: seconds, CPU seconds and peak memory."""
-    collect_less()  # as `choreo run` does
     wall_s, cpu_s = asyncio.run(run(orders))
     return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": peak_mb()}
 

@@ -14,7 +14,7 @@ from choreo.core.messages import Limits
 from choreo.ports import CommitRequest, CommitResult, IdempotencyStore
 from choreo.record import Record
 from choreo.runtime import worker
-from choreo.runtime.collector import collect_less
+from choreo.runtime.collector import collecting_less
 from scripts.bench.orders import OrderPlaced, ParcelReceived, ParcelSent, PaymentTaken, taken
 from scripts.bench.running import RUN_S_MAX, Meter, Result, Run
 
@@ -84,10 +84,12 @@ async def choreo_loop(run: Run) -> Result:
     service, meter = Service(run.group), Meter()
     declare(service, run)
     app = App(service, topics={"orders": run.topic, "payments": run.out})
-    collect_less()  # as `choreo run` does
     settings: dict[str, Any] = {"limits": limits(run), "create_topics": True, "create_schema": True}
     with _metered(meter, run.client), _fetching(run.batch):
-        async with app.running(broker=f"{run.client}://{run.servers}", store=run.store, **settings) as running:
+        async with (
+            collecting_less(),  # as `choreo run` does
+            app.running(broker=f"{run.client}://{run.servers}", store=run.store, **settings) as running,
+        ):
             working = running.workers[service.name]
             committed = _count(working.ports.store, run)
             counts, until_s = working.counts, time.monotonic() + RUN_S_MAX
