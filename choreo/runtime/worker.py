@@ -89,7 +89,7 @@ class Worker:
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
         self.parker = Parker(emitter)
-        self.flusher = Flusher(self)
+        self.flusher = Flusher(self, self._spawn)
         self._keeper = Keeper(self)
         self._claimer = Claimer(self, self._steps, self._spawn, self._keeper.renew)
         self.timers = timers
@@ -229,6 +229,9 @@ class Worker:
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
                 await asyncio.sleep(0)
+            if 0 < len(records) < self.engine.limits.concurrency and not self.engine.waiting():
+                # They wait for the flush on its way, as will what comes meanwhile: it is fetched and claimed at once.
+                await asyncio.sleep(self.engine.limits.flush_s)
 
     def _enough_ready(self) -> bool:
         """What is fetched only to wait is out of the processor's cache when its turn comes."""
@@ -306,6 +309,7 @@ class Worker:
                         await self._progress.wait()
             except TimeoutError:
                 log.warning("%s: %s did not drain in time", self.service.name, ", ".join(map(str, partitions)))
+            await self.flusher.tell()
         self.step(m.Revoked(tuple(partitions)))
         self._runners.cancel_dropped()
         leases = [self.leases.pop(id_) for id_ in partitions if id_ in self.leases]
