@@ -217,6 +217,7 @@ class Worker:
                 continue
             groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
             self.in_hand = {partition for partition, _ in groups}
+            few = len(records) < self.engine.limits.concurrency
             for partition, group in groups:
                 deliveries = []
                 for record in group:
@@ -228,8 +229,9 @@ class Worker:
                 now_ms = int(self.ports.clock.now_s() * 1000)
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
-                await asyncio.sleep(0)
-            if 0 < len(records) < self.engine.limits.concurrency and not self.engine.waiting():
+                if not few:  # which are claimed together
+                    await asyncio.sleep(0)
+            if records and few and not self.engine.waiting():
                 # They wait for the flush on its way, as will what comes meanwhile: it is fetched and claimed at once.
                 await asyncio.sleep(self.engine.limits.flush_s)
 
