@@ -1,9 +1,9 @@
-"""Performs commits: flushes of results, and transactions with handlers inside; then the sends and the offset."""
+"""Performs commits: flushes of results, and transactions with handlers inside; then the sends; later the offset."""
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +24,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
+TELL_S = 0.1
+"""So much later the store is told what was sent and the broker what is done, of many flushes at once. After a crash
+meanwhile that is sent again, and found done."""
 COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parked", "unparked": "unparked"}
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 
 
 class Flusher:
-    """Commits of one worker."""
+    """Commits of one worker; `spawn` makes a task."""
 
-    def __init__(self, worker: "Worker") -> None:
-        self._worker = worker
+    def __init__(self, worker: "Worker", spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
+        self._worker, self._spawn = worker, spawn
         self._unconfirmed: dict[bytes, Lease] = {}  # of commits whose end is not known, by key
         self._acked: dict[bytes, Finished] = {}
         self._offsets: dict[TopicPartition, tuple[Lease, int]] = {}  # that the broker is still to be told
+        self._sent: set[int] = set()  # rows on the log that the store is still to be told of
         self._telling = asyncio.Lock()
+        self._tells = False  # it is to be told soon
 
     def finished(
         self, unit: Unit, emits: tuple[ProducerRecord, ...], outcome: str, waits: Waits | None = None
@@ -65,7 +70,7 @@ class Flusher:
             return
         await self._send_outbox(result.outbox, [each.digest for each in request.finished], request.leases)
         if "offset" not in worker.ports.store.carries:
-            await self._commit_offsets(request, result)
+            self._note_offsets(request, result)
         self._acked.clear()
         self._report(units, result)
         refused = worker.still(request.leases, result.refused)
@@ -233,7 +238,7 @@ class Flusher:
         """Send what a former owner of the partition, or a commit with an unknown end, left; returns their rows."""
         if "outbox" not in self._worker.ports.store.carries:
             return set()
-        rows = await self._worker.ports.store.pending(lease)
+        rows = [each for each in await self._worker.ports.store.pending(lease) if each[0] not in self._sent]
         if rows:
             log.info("%s: %s: resending %d emits", self._worker.service.name, lease.partition, len(rows))
             await self._send(rows)
@@ -279,15 +284,10 @@ class Flusher:
 
         A dead letter that is too large for its topic is cut, since nobody could make its sender send less.
         """
-        ports, left, acknowledged = self._worker.ports, list(rows), False
+        ports, left = self._worker.ports, list(rows)
         while left:
             try:
-                if not acknowledged:
-                    await ports.transport.send([record for _, record in left])
-                    acknowledged = True  # if now the store fails, they are not sent again
-                if "outbox" in ports.store.carries:
-                    await ports.store.sent([row for row, _ in left])
-                return
+                await ports.transport.send([record for _, record in left])
             except ChoreoError as error:
                 log.warning("%s: sending %d emits failed: %s", self._worker.service.name, len(left), error)
                 if isinstance(error, RecordTooLarge):
@@ -297,12 +297,45 @@ class Flusher:
                         left[error.index] = row, smaller
                         continue
                 await asyncio.sleep(SEND_AGAIN_S)
+                continue
+            if "outbox" in ports.store.carries:
+                self._sent.update(row for row, _ in left)
+                self._tell_soon()
+            return
 
-    async def _commit_offsets(self, request: CommitRequest, result: CommitResult) -> None:
+    # ---- telling store and broker what need not be known at once
+
+    def _note_offsets(self, request: CommitRequest, result: CommitResult) -> None:
         for id_, offset in request.offsets.items():
             if id_ not in result.refused:
                 self._offsets[id_] = request.leases[id_], offset
+                self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if not self._tells:
+            self._tells = True
+            self._spawn(self._tell_in_time())
+
+    async def _tell_in_time(self) -> None:
+        await self._worker.ports.clock.sleep(TELL_S)
+        self._tells = False
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Tell the store what was sent and the broker what is done; what fails is tried again later."""
+        await self._confirm()
         await self.commit_offsets()
+
+    async def _confirm(self) -> None:
+        rows = sorted(self._sent)
+        if not rows:
+            return
+        try:
+            await self._worker.ports.store.sent(rows)
+        except ChoreoError as error:
+            log.info("%s: %d emits stay in the outbox for now: %s", self._worker.service.name, len(rows), error)
+        else:
+            self._sent.difference_update(rows)
 
     async def commit_offsets(self) -> None:
         """Commit those that a flush was to commit and the broker has not taken yet; what fails is tried again later.

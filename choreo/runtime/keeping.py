@@ -26,13 +26,13 @@ class Keeper:
         self._worker = worker
 
     async def loop(self) -> None:
-        """Renew three times a lease, tell the broker what it missed, purge now and then, until cancelled."""
+        """Renew three times a lease, tell store and broker what they missed, purge now and then, until cancelled."""
         ports, since_purge_s = self._worker.ports, 0.0
         while True:
             self._worker.beats["keep"] = ports.clock.monotonic_s()
             await asyncio.sleep(ports.lease_s / 3)
             await self.renew()
-            await self._worker.flusher.commit_offsets()
+            await self._worker.flusher.tell()
             since_purge_s += ports.lease_s / 3
             if since_purge_s >= PURGE_S:
                 since_purge_s = 0.0

@@ -11,11 +11,11 @@ from typing import Any
 
 from choreo.core import messages as m
 from choreo.core.engine import Engine
-from choreo.core.parking import follows
 from choreo.core.units import State, Unit
-from choreo.errors import ChoreoError, LeaseLost
-from choreo.ports import ClaimRequest, Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
-from choreo.record import TopicPartition, new
+from choreo.errors import ChoreoError
+from choreo.ports import Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
+from choreo.record import TopicPartition
+from choreo.runtime.claiming import Claimer
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker, describe, raised
@@ -89,8 +89,9 @@ class Worker:
         self._loops: list[asyncio.Task[Any]] = []
         self._progress = asyncio.Event()
         self.parker = Parker(emitter)
-        self.flusher = Flusher(self)
+        self.flusher = Flusher(self, self._spawn)
         self._keeper = Keeper(self)
+        self._claimer = Claimer(self, self._steps, self._spawn, self._keeper.renew)
         self.timers = timers
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -154,8 +155,8 @@ class Worker:
 
     def _perform(self, effect: m.Effect) -> None:
         match effect:
-            case m.Claim(units, solo):
-                self._spawn(self._claim(units, solo))
+            case m.Claim():
+                self._claimer.add(effect)
             case m.Transact():
                 self._spawn(self.flusher.transact(effect))
             case m.Commit():
@@ -216,6 +217,7 @@ class Worker:
                 continue
             groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
             self.in_hand = {partition for partition, _ in groups}
+            few = len(records) < self.engine.limits.concurrency
             for partition, group in groups:
                 deliveries, skips = self._router.deliveries(partition, group)
                 for skipped in skips:
@@ -224,7 +226,11 @@ class Worker:
                 now_ms = int(self.ports.clock.now_s() * 1000)
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
-                await asyncio.sleep(0)
+                if not few:  # which are claimed together
+                    await asyncio.sleep(0)
+            if records and few and not self.engine.waiting():
+                # They wait for the flush on its way, as will what comes meanwhile: it is fetched and claimed at once.
+                await asyncio.sleep(self.engine.limits.flush_s)
 
     def _enough_ready(self) -> bool:
         """What is fetched only to wait is out of the processor's cache when its turn comes."""
@@ -302,6 +308,7 @@ class Worker:
                         await self._progress.wait()
             except TimeoutError:
                 log.warning("%s: %s did not drain in time", self.service.name, ", ".join(map(str, partitions)))
+            await self.flusher.tell()
         self.step(m.Revoked(tuple(partitions)))
         self._runners.cancel_dropped()
         leases = [self.leases.pop(id_) for id_ in partitions if id_ in self.leases]
@@ -332,42 +339,6 @@ class Worker:
             await self.assigned([partition])
 
     # ---- effects
-
-    async def _claim(self, units: Sequence[Unit], solo: bool) -> None:
-        leases = {partition: self.leases.get(partition) for partition in {unit.partition for unit in units}}
-        ours = [unit for unit in units if leases[unit.partition] is not None]
-        names = {name: f"{self.service.name}.{name}" for name in {unit.handler for unit in ours}}
-        requests = [
-            new(
-                ClaimRequest,
-                (
-                    unit.partition,
-                    unit.digest,
-                    unit.fingerprint,
-                    names[unit.handler],
-                    unit.offset,
-                    unit.correlation_id,
-                    unit.entry.timestamp_ms,
-                    solo,
-                    unit.queue if unit.queue is not None and follows(unit) else None,
-                ),
-            )
-            for unit in ours
-        ]
-        try:
-            verdicts = await self.ports.store.claim([lease for lease in leases.values() if lease], requests)
-        except LeaseLost:
-            self.step(m.ClaimFailed(units))
-            await self._keeper.renew()
-            return
-        except ChoreoError as error:
-            log.warning("%s: the store did not take a claim, trying again: %s", self.service.name, error)
-            self.step(m.ClaimFailed(units))
-            return
-        if len(ours) < len(units):  # some were revoked meanwhile
-            self.step(m.ClaimFailed(units))
-            return
-        self.step(m.Claimed(units, verdicts))
 
     async def _invoke(self, unit: Unit) -> m.Input:
         work: Work = unit.work

@@ -20,7 +20,7 @@ LONG = timedelta(seconds=150)
 """Longer than anything lasts that goes wrong here: what is poured at all is poured in time."""
 SHORT = timedelta(seconds=6)
 """Timers are due while things go wrong, and some who are served are late, too."""
-CRASHES = {"outbox": 24, "embedded": 10}
+CRASHES = {"outbox": 30, "embedded": 10}
 
 
 class Asked(Event, type="tea.asked", version=1, topic="asked", key="who"):

@@ -18,6 +18,7 @@ from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.running import Running
+from choreo.runtime import flushing
 from tests.integration.bad_days import running
 
 
@@ -175,6 +176,47 @@ async def test_an_outbox_that_cannot_be_read_is_read_again(tmp_path: Path) -> No
         await found.publish(Asked(who="ann", number=1))
         assert await until(lambda: all_said(found, 1))
         assert found.workers["desk"].flusher._unconfirmed == {}
+
+
+async def test_what_is_on_the_log_is_not_sent_again_though_the_outbox_has_it_still(tmp_path: Path) -> None:
+    """The store is told later, and did not listen; whoever asks for what is left meanwhile gets nothing."""
+    async with at_work(tmp_path, desk()) as found:
+        store, worker, fails = found.stores["desk"], found.workers["desk"], [True]
+        tell, (lease,) = store.sent, worker.leases.values()
+
+        async def away(rows: Sequence[int]) -> None:
+            if fails:
+                fails.clear()
+                raise StoreError("the store is away")
+            await tell(rows)
+
+        store.sent = away  # type: ignore[method-assign]
+        await found.publish(Asked(who="ann", number=1))
+        assert await until(lambda: all_said(found, 1))
+        await worker.flusher.tell()
+        assert len(await store.pending(lease)) == 1
+        assert await worker.flusher.resend(lease) == set()
+        await found.publish(Asked(who="ann", number=2))
+
+        async def told() -> bool:
+            return await all_said(found, 2) and not await store.pending(lease)
+
+        assert await until(told)
+        assert len(await found.transport.scan(["said"], since_ms=0)) == 2
+
+
+async def test_who_gives_a_partition_up_has_told_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next owner would send it again, and read from where the offset stood."""
+    monkeypatch.setattr(flushing, "TELL_S", 60.0)
+    async with at_work(tmp_path, desk()) as found:
+        store, worker = found.stores["desk"], found.workers["desk"]
+        ((id_, lease),) = worker.leases.items()
+        await found.publish(Asked(who="ann", number=1))
+        assert await until(lambda: all_said(found, 1))
+        assert len(await store.pending(lease)) == 1
+        await worker.revoked([id_], lost=False)
+        assert await store.pending(lease) == []
+        assert await worker.consumer.position(id_, "earliest") == 1
 
 
 @pytest.mark.parametrize("late", ["commit", "transaction", "renew"])

@@ -37,31 +37,51 @@ def slices(requests: Sequence[ClaimRequest]) -> list[Slice]:
     return [slice_ for slice_, _ in made]
 
 
-def statements(
+def inserting(
     queries: Queries,
     parked: ParkedQueries,
     leases: Sequence[Lease],
     requests: Sequence[ClaimRequest],
     made: Sequence[Slice],
 ) -> list[Statement]:
-    """Which leases are lost; then, a slice, what is new, and what was there; then, if they were asked for, queues."""
-    wanted: list[Statement] = [(queries.lost, lease_columns(leases))]
-    for slice_ in made:
-        columns = claim_columns(leases, slice_.firsts)
-        wanted += [(queries.insert, columns), (queries.take, columns)]
+    """What is new, a slice; then, if they were asked for, queues."""
+    wanted: list[Statement] = [(queries.insert, claim_columns(leases, slice_.firsts)) for slice_ in made]
     queues = sorted({each.queue for each in requests if each.queue is not None})
     return [*wanted, (parked.of, {"queues": queues})] if queues else wanted
 
 
-def answers(requests: Sequence[ClaimRequest], made: Sequence[Slice], rows: Sequence[Sequence[Row]]) -> list[Claimed]:
-    """The answers in order of the requests; `rows` is what the statements for the slices returned."""
+def taking(
+    queries: Queries, leases: Sequence[Lease], made: Sequence[Slice], inserted: Sequence[Sequence[Row]]
+) -> list[Statement]:
+    """Where not all was new: which leases are lost; then, a slice, what was there."""
+    if made and all(len(rows) == len(slice_.firsts) for slice_, rows in zip(made, inserted, strict=False)):
+        return []
+    wanted: list[Statement] = [(queries.lost, lease_columns(leases))]
+    for slice_, rows in zip(made, inserted, strict=False):  # behind them are queues
+        new = {bytes(digest) for (digest,) in rows}
+        left = [each for each in slice_.firsts if each[1].digest not in new]
+        wanted.append((queries.take, claim_columns(leases, left)))
+    return wanted
+
+
+def answers(
+    requests: Sequence[ClaimRequest],
+    made: Sequence[Slice],
+    inserted: Sequence[Sequence[Row]],
+    found: Sequence[Sequence[Row]],
+) -> list[Claimed]:
+    """The answers in order of the requests.
+
+    Args:
+        inserted: What `inserting` returned.
+        found: What `taking` returned of each slice; nothing if it was not asked.
+    """
     told: dict[int, tuple[Claimed, bytes | None]] = {}
     for at, slice_ in enumerate(made):
-        inserted, found = rows[2 * at], rows[2 * at + 1]
         numbers = {request.digest: number for number, request in slice_.firsts}
-        for (digest,) in inserted:
+        for (digest,) in inserted[at]:
             told[numbers[bytes(digest)]] = Claimed("fresh"), None
-        for number, verdict, deliveries, fingerprint in found:
+        for number, verdict, deliveries, fingerprint in found[at] if found else ():
             fresh = verdict == "fresh"
             told[number] = Claimed(verdict, deliveries if fresh else 1), fingerprint
         # What was neither inserted nor found was somebody's a moment ago, who then gave it up.
@@ -73,7 +93,7 @@ def answers(requests: Sequence[ClaimRequest], made: Sequence[Slice], rows: Seque
                 same = bytes(fingerprint) == requests[number].fingerprint
                 claimed = Claimed("done" if same else "conflict")
             told[number] = claimed, fingerprint
-    parked = {bytes(queue) for (queue,) in rows[2 * len(made)]} if len(rows) > 2 * len(made) else set[bytes]()
+    parked = {bytes(queue) for rows in inserted[len(made) :] for (queue,) in rows}
     verdicts = [told[number][0] for number in range(len(requests))]
     if not parked:
         return verdicts

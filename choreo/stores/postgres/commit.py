@@ -16,7 +16,7 @@ from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import parked
 from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Statement
-from choreo.stores.postgres.queries import BEGIN, COMMIT, CONSTRAINTS, LIMITS, Queries
+from choreo.stores.postgres.queries import BEGIN, COMMIT, CONSTRAINTS, FORGETTABLE, LIMITS, Queries
 from choreo.stores.postgres.values import Row, emit_columns, encode, lease_columns
 
 INVOKING_S_MAX = 0.05
@@ -70,9 +70,9 @@ class Settings(NamedTuple):
     limits: Mapping[str, Any]
     """Timeouts of the transaction, as parameters of `LIMITS`."""
 
-    def begin(self) -> list[Statement]:
+    def begin(self, *, forgettable: bool = False) -> list[Statement]:
         """The beginning of a transaction on a connection in autocommit."""
-        return [(BEGIN, {}), (LIMITS, self.limits)]
+        return [(BEGIN, {}), (FORGETTABLE if forgettable else LIMITS, self.limits)]
 
     def go_on(self) -> list[Statement]:
         """The same on one that begins by itself: what a handler does after a ROLLBACK of its own is not durable."""

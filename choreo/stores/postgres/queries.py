@@ -16,6 +16,8 @@ LIMITS = (
     b"SELECT set_config('statement_timeout', %(statement_ms)s, true), "
     b"set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true)"
 )
+# The client does not wait for the disk. What a server that crashes then forgets is as if it had not been done.
+FORGETTABLE = LIMITS + b", set_config('synchronous_commit', 'off', true)"
 LOCK_TIMEOUT = b"SELECT set_config('lock_timeout', %(lock_ms)s, true)"
 LOCK = b"SELECT pg_advisory_xact_lock(%(lock)s)"
 CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"

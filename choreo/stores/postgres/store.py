@@ -136,16 +136,22 @@ class PostgresStore:
         return frozenset(lease.partition for lease in lost)
 
     async def claim(self, leases: Sequence[Lease], requests: Sequence[ClaimRequest]) -> Sequence[Claimed]:
-        """Claim in one flush, whatever the number of requests."""
+        """Claim in one flush, whatever the number of requests; in two if there are keys that were there before.
+
+        A claim that a crash of the server takes with it was never made: its commit finds none and is refused.
+        """
         made = claims.slices(requests)
         self._in_flight.asked(leases, requests)
-        lost, *rows = await self._flush(
-            *claims.statements(self._queries, self._settings.parked, leases, requests, made)
+        inserted = await self._flush(
+            *claims.inserting(self._queries, self._settings.parked, leases, requests, made), forgettable=True
         )
-        if lost:
-            lease = leases[lost[0][0] - 1]
-            raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
-        told = claims.answers(requests, made, rows)
+        found: list[list[Row]] = []
+        if rest := claims.taking(self._queries, leases, made, inserted):
+            lost, *found = await self._flush(*rest, forgettable=True)
+            if lost:
+                lease = leases[lost[0][0] - 1]
+                raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
+        told = claims.answers(requests, made, inserted, found)
         self._in_flight.answered(leases, requests, told)
         return told
 
@@ -192,7 +198,7 @@ class PostgresStore:
     async def sent(self, rows: Sequence[int]) -> None:
         """Delete outbox rows that are on the log."""
         if rows:
-            await self._flush((self._queries.sent, {"ids": list(rows)}))
+            await self._flush((self._queries.sent, {"ids": list(rows)}), forgettable=True)
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """Give up leases, and claims that were not finished."""
@@ -324,9 +330,9 @@ class PostgresStore:
         await self._inside.close()
         await self._server.close()
 
-    async def _flush(self, *statements: Statement) -> list[list[Row]]:
+    async def _flush(self, *statements: Statement, forgettable: bool = False) -> list[list[Row]]:
         """One transaction in one round trip; once more if the connection was lost, which is no harm."""
-        begin = self._settings.begin()
+        begin = self._settings.begin(forgettable=forgettable)
         wanted = [*begin, *statements, (COMMIT, {})]
         rows = await self._call(lambda connection: flush(connection, wanted))
         return rows[len(begin) : -1]
