@@ -17,8 +17,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
 from choreo.telemetry.attributes import SCHEMA_URL
-from choreo.telemetry.encoding import field
-from choreo.telemetry.quick import EncodedSpan, Quick
+from choreo.telemetry.encoding import before
+from choreo.telemetry.quick import Encoded, Quick
 
 ENCODED = "encode_spans" in Http.export.__code__.co_names
 _SCOPE = InstrumentationScope("choreo", schema_url=SCHEMA_URL)
@@ -32,18 +32,19 @@ class Request:
 
     def SerializePartialToString(self) -> bytes:
         """As the message has it. A request behind another is, in protobuf, one request of both."""
-        others = [span for span in self._spans if not isinstance(span, EncodedSpan)]
-        by_service: dict[Quick, list[bytes]] = {}
+        others, by_service = [], {}  # type: tuple[list[Any], dict[Quick, list[bytes]]]
         for span in self._spans:
-            if isinstance(span, EncodedSpan):
+            if type(span) is Encoded:
                 by_service.setdefault(span.service, []).append(span.data)
-        found = [field(1, _of_service(service, spans)) for service, spans in by_service.items()]
+            else:
+                others.append(span)
+        found = [piece for service, spans in by_service.items() for piece in _of_service(service, spans)]
         if others:
             found.append(bytes(encode_spans(others).SerializePartialToString()))
         return b"".join(found)
 
 
-def _of_service(service: Quick, spans: Sequence[bytes]) -> bytes:
+def _of_service(service: Quick, spans: Sequence[bytes]) -> Sequence[bytes]:
     """`ResourceSpans`, around which the SDK's own encoder puts resource and scope."""
     stand_in = ReadableSpan(
         "", SpanContext(1, 1, False), resource=service.provider.resource, instrumentation_scope=_SCOPE
@@ -51,8 +52,10 @@ def _of_service(service: Quick, spans: Sequence[bytes]) -> bytes:
     (resource_spans,) = encode_spans([stand_in]).resource_spans
     (scope_spans,) = resource_spans.scope_spans
     del scope_spans.spans[:], resource_spans.scope_spans[:]
-    within = scope_spans.SerializeToString() + b"".join(spans)
-    return bytes(resource_spans.SerializeToString()) + field(2, within)
+    scope, resource = scope_spans.SerializeToString(), resource_spans.SerializeToString()
+    inner = before(2, len(scope) + sum(map(len, spans)))
+    outer = before(1, len(resource) + len(inner) + len(scope) + sum(map(len, spans)))
+    return outer, resource, inner, scope, *spans
 
 
 def otlp(protocol: str) -> SpanExporter:

@@ -19,9 +19,8 @@ from choreo.record import Record
 from choreo.telemetry import pipeline
 from choreo.telemetry.encoding import varint
 from choreo.telemetry.exporting import ENCODED, Request
-from choreo.telemetry.quick import TEMPLATES_MAX, EncodedSpan, Quick, QuickUnit
+from choreo.telemetry.quick import KINDS_MAX, Encoded, Quick, QuickUnit
 from choreo.telemetry.spans import OtelInstrument
-from choreo.telemetry.traceparent import Parent, parse
 from tests.integration.tracing import SAMPLED, unset_otel
 
 OTHER = SpanContext(7, 8, True, TraceFlags(1))
@@ -248,7 +247,7 @@ def test_spans_of_both_kinds_and_of_two_services_leave_together() -> None:
     for service in ("a", "b"):
         provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
         kept = Kept()
-        unit_of = QuickUnit(Quick({}, provider, [kept]), unit(), _parent())  # type: ignore[list-item]
+        unit_of = QuickUnit(Quick({}, provider, [kept]), unit(), SAMPLED)  # type: ignore[list-item]
         unit_of.finish("handled", attempts=1)
         spans += kept.spans
     exporter = InMemorySpanExporter()
@@ -263,12 +262,6 @@ def test_spans_of_both_kinds_and_of_two_services_leave_together() -> None:
     ]
     assert [each[1:] for each in found] == [("choreo", ["process orders"])] * 2 + [("own", ["own"])]
     assert {each[0] for each in found} == {"a", "b"}
-
-
-def _parent() -> Parent:
-    parent = parse(SAMPLED)
-    assert parent is not None
-    return parent
 
 
 def test_the_exporters_still_call_what_is_replaced() -> None:
@@ -311,9 +304,9 @@ def test_templates_are_bounded() -> None:
     """A sender that makes up a type for every event fills no memory."""
     provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
     quick = Quick({}, provider, [kept])  # type: ignore[list-item]
-    for number in range(TEMPLATES_MAX + 10):
+    for number in range(KINDS_MAX + 10):
         quick.send("stock", Envelope("i", "/s", f"type.{number}"), None)
-    assert len(quick._templates) <= TEMPLATES_MAX
+    assert len(quick._kinds) <= KINDS_MAX
 
 
 def test_varints_are_those_of_protobuf() -> None:
@@ -326,9 +319,9 @@ def test_varints_are_those_of_protobuf() -> None:
 
 
 def test_what_waits_for_its_export_is_bytes() -> None:
-    """Neither the record nor its payload, of which a queue of spans would hold 16,384."""
+    """Neither the record nor its payload, of which a queue of spans would hold thousands."""
     provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
-    QuickUnit(Quick({}, provider, [kept]), unit(), _parent()).finish("handled", attempts=1)  # type: ignore[list-item]
+    QuickUnit(Quick({}, provider, [kept]), unit(), SAMPLED).finish("handled", attempts=1)  # type: ignore[list-item]
     (span,) = kept.spans
-    assert isinstance(span, EncodedSpan)
+    assert isinstance(span, Encoded)
     assert isinstance(span.data, bytes)
