@@ -1,4 +1,4 @@
-"""OTLP exporters whose batches may hold spans that are encoded already: `choreo.telemetry.quick`.
+"""OTLP exporters whose batches may hold spans that are not the SDK's: `choreo.telemetry.quick`.
 
 Private API of the exporters, seen in 1.35 to 1.45: the HTTP one calls a global of its module, `encode_spans`, and the
 gRPC one a method, `_translate_data`. Where that is not so, ENCODED is false and every span is the SDK's.
@@ -18,7 +18,8 @@ from opentelemetry.trace import SpanContext
 
 from choreo.telemetry.attributes import SCHEMA_URL
 from choreo.telemetry.encoding import before
-from choreo.telemetry.quick import Encoded, Quick
+from choreo.telemetry.quick import Queued, Quick
+from choreo.telemetry.watching import contain
 
 ENCODED = "encode_spans" in Http.export.__code__.co_names
 _SCOPE = InstrumentationScope("choreo", schema_url=SCHEMA_URL)
@@ -34,14 +35,23 @@ class Request:
         """As the message has it. A request behind another is, in protobuf, one request of both."""
         others, by_service = [], {}  # type: tuple[list[Any], dict[Quick, list[bytes]]]
         for span in self._spans:
-            if type(span) is Encoded:
-                by_service.setdefault(span.service, []).append(span.data)
+            if isinstance(span, Queued):
+                by_service.setdefault(span.service, []).append(_encoded(span))
             else:
                 others.append(span)
         found = [piece for service, spans in by_service.items() for piece in _of_service(service, spans)]
         if others:
             found.append(bytes(encode_spans(others).SerializePartialToString()))
         return b"".join(found)
+
+
+def _encoded(spans: Queued) -> bytes:
+    """Nothing of what cannot be told, of which the others of its batch do not die."""
+    try:
+        return spans.encoded()
+    except Exception as error:
+        contain("end", error)
+        return b""
 
 
 def _of_service(service: Quick, spans: Sequence[bytes]) -> Sequence[bytes]:

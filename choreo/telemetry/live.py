@@ -29,8 +29,10 @@ class LiveSpan(Span):
         ended: Nothing is any more.
     """
 
+    __slots__ = ("_sender", "_span_id")  # the rest of it is not made for most
+
     changed = ended = False
-    _attributes: BoundedAttributes | None = None  # what most spans have nothing of is not made for each
+    _attributes: BoundedAttributes | None = None
     _events: tuple[trace_pb2.Span.Event, ...] = ()
     _links: tuple[trace_pb2.Span.Link, ...] = ()
     _dropped_events = _dropped_links = 0

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, Sampler
 
 from choreo.telemetry import watching
 from choreo.telemetry.attributes import Attributes
-from choreo.telemetry.quick import TOGETHER_MAX, Encoded, Quick
+from choreo.telemetry.quick import SENDS_MAX, Queued, Quick
 from choreo.telemetry.sampling import FlowRatio
 from choreo.telemetry.setup import flow_ratio_wanted
 from choreo.telemetry.watching import Watch
@@ -26,7 +26,7 @@ from choreo.telemetry.watching import Watch
 QUEUE_MAX = 8192
 BATCH_MAX = 1024
 BATCH_DELAY_MS = 1000
-"""Where no OTEL_BSP_* is set; of a unit, up to TOGETHER_MAX spans count as one here, two of most. Export is serial:
+"""Where no OTEL_BSP_* is set; of a unit, a process span and SENDS_MAX below it count as one here. Export is serial:
 with a backend that takes 250 ms, the SDK's own 512 spans a batch lose half of 4000 spans/s, and these lose none. A
 request stays below the 4 MiB that gRPC takes."""
 
@@ -40,7 +40,7 @@ class Watched(SpanExporter):
     """An exporter that never raises, and whose losses are said by its Watch.
 
     Args:
-        encoded: It takes spans that are encoded already, too.
+        encoded: It takes what is not the SDK's, too.
     """
 
     def __init__(self, exporter: SpanExporter, watch: Watch, *, encoded: bool = False) -> None:
@@ -56,7 +56,7 @@ class Watched(SpanExporter):
             export,
             success=SpanExportResult.SUCCESS,
             failure=SpanExportResult.FAILURE,
-            count=sum(span.count if type(span) is Encoded else 1 for span in spans),
+            count=sum(span.count if isinstance(span, Queued) else 1 for span in spans),
         )
 
     def shutdown(self) -> None:
@@ -134,7 +134,7 @@ def quick(made: TracerProvider, pipeline: Pipeline, always: Attributes) -> Quick
     limited = any(name.startswith("OTEL_") and name.endswith("_LIMIT") for name in os.environ)
     if limited or not follows_parents or not all(each.encoded for each in pipeline.exporters):
         return None
-    return Quick(always, made, pipeline.processors, 1 if _configured() else TOGETHER_MAX)
+    return Quick(always, made, pipeline.processors, 0 if _configured() else SENDS_MAX)
 
 
 def _sampler() -> Sampler | None:

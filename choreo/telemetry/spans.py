@@ -21,7 +21,7 @@ from choreo.ports import FlowMark, Peer, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
 from choreo.telemetry.nesting import attach
-from choreo.telemetry.quick import Quick, QuickUnit
+from choreo.telemetry.quick import Quick
 from choreo.telemetry.setup import SPLIT_AFTER_S, TraceMode
 from choreo.telemetry.silent import Forward, incoming, nothing
 from choreo.telemetry.traceparent import Parent, is_usual, parse, parse_state, render
@@ -72,8 +72,9 @@ class OtelInstrument:
                 if traceparent[54] in "02":
                     return _Unrecorded(traceparent, tracestate)
                 if self._quick is not None and not tracestate and not self._apart(unit, now_s):
-                    if self._quick.takes(unit):
-                        return QuickUnit(self._quick, unit, traceparent)
+                    begun = self._quick.begin(unit, traceparent)
+                    if begun is not None:
+                        return begun
             return self._begin(unit, now_s, traceparent, tracestate)
         except Exception as error:
             contain("process", error)
