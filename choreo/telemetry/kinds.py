@@ -1,4 +1,4 @@
-"""What the spans of one name, handler and type of event have in common, encoded once: see `choreo.telemetry.quick`."""
+"""What the spans of one name, handler and event type have in common, encoded once: see `choreo.telemetry.quick`."""
 
 from collections.abc import Hashable
 

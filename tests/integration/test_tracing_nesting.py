@@ -29,7 +29,7 @@ async def invoked(span: Span, handler: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
-    """Whatever a handler traces itself hangs below its process span, and nothing is left behind where it was begun."""
+    """Whatever a handler traces itself hangs below its process span, nothing is left behind where it began."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
