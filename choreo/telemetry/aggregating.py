@@ -1,7 +1,7 @@
 """A histogram of the SDK's that takes Many durations at once, for a MeterProvider of our own.
 
 How a histogram keeps its buckets and their sum is private API, seen in 1.45 and tried before it is relied on. Where
-it is otherwise, or other buckets are asked for, there are no `views`, and a histogram is given each duration by itself.
+it is otherwise, or other buckets are wanted, there are no `views`, and a histogram is given each duration by itself.
 
 Imports the SDK: only `choreo.telemetry.readers` imports this, once somebody wants metrics.
 """
