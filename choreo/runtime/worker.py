@@ -14,7 +14,7 @@ from choreo.core.engine import Engine
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError
 from choreo.ports import Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
-from choreo.record import TopicPartition
+from choreo.record import TopicPartition, new
 from choreo.runtime.claiming import Claimer
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.flushing import Flusher

@@ -20,10 +20,10 @@ REMOTE, LOCAL = 0x300, 0x100
 ERROR = b"\x7a\x02\x18\x02"
 """The status of a span that failed."""
 
-_IDS = struct.Struct(">2s16s2sQ2sQ").pack
-_TIMES = struct.Struct("<BQBQ").pack
-_FIXED_BYTES = struct.calcsize(">2s16s2sQ2sQ") + struct.calcsize("<BQBQ")
+_BEGINNING = struct.Struct("<2s16s2s8s2s8sBQBQ")
+_PACK, _BEGINNING_BYTES = _BEGINNING.pack, _BEGINNING.size
 _SHORT_MAX = 127
+_CONTINUED = [bytes((number | 0x80,)) for number in range(_SHORT_MAX + 1)]
 
 
 def varint(number: int) -> bytes:
@@ -40,18 +40,39 @@ def varint(number: int) -> bytes:
 
 def field(number: int, payload: bytes) -> bytes:
     """A field that holds text, bytes or a message."""
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
+    return before(number, len(payload)) + payload
+
+
+def before(number: int, size: int) -> bytes:
+    """What stands before the `size` bytes of such a field."""
+    return varint(number << 3 | 2) + varint(size)
 
 
 def of_text(name: bytes, text: bytes) -> bytes:
     """An attribute of a span that is text; `name` as `name_of` gives it."""
-    return _before(name, 1 << 3 | 2, len(text)) + text
+    return before_text(name, len(text)) + text
 
 
 def of_number(name: bytes, number: int) -> bytes:
     """An attribute that is a whole number, 0 or more."""
+    if number <= _SHORT_MAX:
+        digits = varint(number)
+        return _before(name, 3 << 3, len(digits)) + digits
+    before, digits = _from_second_digit(name, number >> 7)
+    return b"%b%b%b" % (before, _CONTINUED[number & _SHORT_MAX], digits)
+
+
+@lru_cache(maxsize=4096)
+def _from_second_digit(name: bytes, number: int) -> tuple[bytes, bytes]:
+    """The same for all numbers that differ in their last seven bits only, as offsets do that follow each other."""
     digits = varint(number)
-    return _before(name, 3 << 3, len(digits)) + digits
+    return _before(name, 3 << 3, len(digits) + 1), digits
+
+
+@lru_cache(maxsize=4096)
+def before_text(name: bytes, size: int) -> bytes:
+    """What stands before the `size` bytes of an attribute that is text."""
+    return _before(name, 1 << 3 | 2, size)
 
 
 @lru_cache(maxsize=4096)
@@ -100,10 +121,15 @@ def template(name: str, kind: int, flags: int, constant: Mapping[str, AttributeV
     )
 
 
-def span(trace_id: bytes, span_id: int, parent_id: int, start_ns: int, end_ns: int, rest: bytes) -> bytes:
-    """A span, as a field of its scope. `rest`: its template and what else is to be said."""
-    ids = _IDS(b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id)
-    return b"%b%b%b%b" % (_before_span(_FIXED_BYTES + len(rest)), ids, _TIMES(0x39, start_ns, 0x41, end_ns), rest)
+def span(
+    trace_id: bytes, span_id: bytes, parent_id: bytes, start_ns: int, end_ns: int, known: bytes, ending: bytes
+) -> bytes:
+    """A span, as a field of its scope. `known`: its template and what else is to be said."""
+    beginning = _PACK(
+        b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, 0x39, start_ns, 0x41, end_ns
+    )
+    size = _BEGINNING_BYTES + len(known) + len(ending)
+    return b"%b%b%b%b" % (_before_span(size), beginning, known, ending)
 
 
 @lru_cache(maxsize=4096)

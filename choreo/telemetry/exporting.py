@@ -1,4 +1,4 @@
-"""OTLP exporters whose batches may hold spans that are encoded already: `choreo.telemetry.quick`.
+"""OTLP exporters whose batches may hold spans that are not the SDK's: `choreo.telemetry.quick`.
 
 Private API of the exporters, seen in 1.35 to 1.45: the HTTP one calls a global of its module, `encode_spans`, and the
 gRPC one a method, `_translate_data`. Where that is not so, ENCODED is false and every span is the SDK's.
@@ -17,8 +17,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
 from choreo.telemetry.attributes import SCHEMA_URL
-from choreo.telemetry.encoding import field
-from choreo.telemetry.quick import EncodedSpan, Quick
+from choreo.telemetry.encoding import before
+from choreo.telemetry.quick import Queued, Quick
+from choreo.telemetry.watching import contain
 
 ENCODED = "encode_spans" in Http.export.__code__.co_names
 _SCOPE = InstrumentationScope("choreo", schema_url=SCHEMA_URL)
@@ -32,18 +33,28 @@ class Request:
 
     def SerializePartialToString(self) -> bytes:
         """As the message has it. A request behind another is, in protobuf, one request of both."""
-        others = [span for span in self._spans if not isinstance(span, EncodedSpan)]
-        by_service: dict[Quick, list[bytes]] = {}
+        others, by_service = [], {}  # type: tuple[list[Any], dict[Quick, list[bytes]]]
         for span in self._spans:
-            if isinstance(span, EncodedSpan):
-                by_service.setdefault(span.service, []).append(span.data)
-        found = [field(1, _of_service(service, spans)) for service, spans in by_service.items()]
+            if isinstance(span, Queued):
+                by_service.setdefault(span.service, []).append(_encoded(span))
+            else:
+                others.append(span)
+        found = [piece for service, spans in by_service.items() for piece in _of_service(service, spans)]
         if others:
             found.append(bytes(encode_spans(others).SerializePartialToString()))
         return b"".join(found)
 
 
-def _of_service(service: Quick, spans: Sequence[bytes]) -> bytes:
+def _encoded(spans: Queued) -> bytes:
+    """Nothing of what cannot be told, of which the others of its batch do not die."""
+    try:
+        return spans.encoded()
+    except Exception as error:
+        contain("end", error)
+        return b""
+
+
+def _of_service(service: Quick, spans: Sequence[bytes]) -> Sequence[bytes]:
     """`ResourceSpans`, around which the SDK's own encoder puts resource and scope."""
     stand_in = ReadableSpan(
         "", SpanContext(1, 1, False), resource=service.provider.resource, instrumentation_scope=_SCOPE
@@ -51,8 +62,10 @@ def _of_service(service: Quick, spans: Sequence[bytes]) -> bytes:
     (resource_spans,) = encode_spans([stand_in]).resource_spans
     (scope_spans,) = resource_spans.scope_spans
     del scope_spans.spans[:], resource_spans.scope_spans[:]
-    within = scope_spans.SerializeToString() + b"".join(spans)
-    return bytes(resource_spans.SerializeToString()) + field(2, within)
+    scope, resource = scope_spans.SerializeToString(), resource_spans.SerializeToString()
+    inner = before(2, len(scope) + sum(map(len, spans)))
+    outer = before(1, len(resource) + len(inner) + len(scope) + sum(map(len, spans)))
+    return outer, resource, inner, scope, *spans
 
 
 def otlp(protocol: str) -> SpanExporter:

@@ -20,26 +20,33 @@ ATTRIBUTES_MAX = EVENTS_MAX = LINKS_MAX = 128
 class LiveSpan(Span):
     """What is added to one span.
 
+    Args:
+        sender: `traceparent` of its parent.
+        span_id: Its own.
+
     Attributes:
         changed: Something was.
         ended: Nothing is any more.
     """
 
+    __slots__ = ("_sender", "_span_id")  # the rest of it is not made for most
+
     changed = ended = False
-    _attributes: BoundedAttributes | None = None  # what most spans have nothing of is not made for each
+    _attributes: BoundedAttributes | None = None
     _events: tuple[trace_pb2.Span.Event, ...] = ()
     _links: tuple[trace_pb2.Span.Link, ...] = ()
     _dropped_events = _dropped_links = 0
     _name: str | None = None
     _status: Status | None = None
 
-    def __init__(self, trace_id: int, span_id: int, flags: int) -> None:
-        self._ids = trace_id, span_id, flags
+    def __init__(self, sender: str, span_id: bytes) -> None:
+        self._sender = sender
+        self._span_id = span_id
 
     def get_span_context(self) -> SpanContext:
         """What spans below it have for a parent."""
-        trace_id, span_id, flags = self._ids
-        return SpanContext(trace_id, span_id, False, TraceFlags(flags))
+        trace_id, flags = int(self._sender[3:35], 16), int(self._sender[53:], 16)
+        return SpanContext(trace_id, int.from_bytes(self._span_id, "big"), False, TraceFlags(flags))
 
     def is_recording(self) -> bool:
         """Until its unit is durable."""

@@ -8,7 +8,8 @@ from opentelemetry.metrics import Histogram
 
 from choreo.envelope import Envelope
 from choreo.ports import FlowMark, Instrument, Span, UnitInfo
-from choreo.telemetry.attributes import Attributes, type_name
+from choreo.telemetry.attributes import type_name
+from choreo.telemetry.durations import Durations
 from choreo.telemetry.tally import Tally, count, of_error, of_operation
 
 
@@ -17,12 +18,12 @@ class MeteredInstrument:
 
     silent = False
 
-    def __init__(self, inner: Instrument, tally: Tally, durations: Histogram, flows: Histogram) -> None:
+    def __init__(self, inner: Instrument, tally: Tally, durations: Durations, flows: Histogram) -> None:
         self.tally = tally
         self._inner = inner
         self._durations = durations
         self._flows = flows
-        self._attributes: dict[tuple[str, str, str], Attributes] = {}
+        self._recorders: dict[tuple[str, str, str], Callable[[float], None]] = {}
 
     def process(self, unit: UnitInfo, *, now_s: float) -> Span:
         """A unit begins."""
@@ -43,12 +44,13 @@ class MeteredInstrument:
     def processed(self, unit: UnitInfo, took_s: float, error_type: str) -> None:
         """A unit was handled, or given up."""
         key = unit.handler, unit.record.topic, error_type
-        attributes = self._attributes.get(key)
-        if attributes is None:
+        record = self._recorders.get(key)
+        if record is None:
             more = {"messaging.consumer.group.name": unit.group, "choreo.handler": unit.handler}
             operation = of_operation("process", "process", unit.record.topic)
-            attributes = self._attributes[key] = of_error({**self.tally.always, **operation, **more}, error_type)
-        self._durations.record(took_s, attributes)
+            attributes = of_error({**self.tally.always, **operation, **more}, error_type)
+            record = self._recorders[key] = self._durations.recorder(attributes)
+        record(took_s)
 
     def flow(self, mark: FlowMark) -> None:
         """How long a flow took that has ended; one more that is overdue."""

@@ -1,12 +1,13 @@
 """Metrics through OpenTelemetry's API: counts kept in plain dicts, and read by whoever collects.
 
 A counter of the SDK costs some 10 us a call, so what happens to every event is counted by hand and read by
-observable instruments; only `messaging.process.duration` is recorded once an event. Whether an event is sampled has
+observable instruments, and `messaging.process.duration` gets many durations at once. Whether an event is sampled has
 no part in it.
 
 Nothing here knows exporters or the environment: see `choreo.telemetry.setup`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvid
 from choreo.ports import Backlog, Consumer, IdempotencyStore, Instrument, Levels, Peer, Transport
 from choreo.record import ProducerRecord, Record
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, type_name
+from choreo.telemetry.durations import Durations
 from choreo.telemetry.metered import MeteredInstrument
 from choreo.telemetry.tally import COUNTERS, GAUGES, Read, Tally, count, of_error, of_operation
 from choreo.telemetry.timing import TimedConsumer, TimedStore, TimedTransport
@@ -46,13 +48,13 @@ class Meters:
         self, instruments: "Instruments", system: str, peer: Peer, on_close: Callable[[], None] | None
     ) -> None:
         self._instruments = instruments
-        self._process, self._operation, self._store, self._flow = instruments.histograms
+        _, self._operation, self._store, self._flow = instruments.histograms
         self._always = of_client(system, Peer(address=peer.address, port=peer.port))
         self._on_close = on_close
 
     def instrument(self, service: str, inner: Instrument) -> Instrument:
         """One that counts, and has `inner` trace."""
-        return MeteredInstrument(inner, self._tally(service), self._process, self._flow)
+        return MeteredInstrument(inner, self._tally(service), self._instruments.durations, self._flow)
 
     def store(self, service: str, store: IdempotencyStore) -> IdempotencyStore:
         """The store, its calls timed."""
@@ -79,8 +81,8 @@ class Meters:
             )
 
             def fetched(records: Sequence[Record], took_s: float) -> None:
-                for record in records:
-                    count(tally.consumed, (group, record.topic))
+                for topic, number in Counter([record.topic for record in records]).items():
+                    count(tally.consumed, (group, topic), number)
                 self._operation.record(took_s, polled)
 
             def committed(took_s: float, error: BaseException | None) -> None:
@@ -111,12 +113,13 @@ class Meters:
 class Instruments:
     """The instruments of one MeterProvider, and the tallies they read, by service."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, *, many: bool) -> None:
         self._tallies: dict[str, Tally] = {}
         self.histograms: Sequence[Histogram] = [
             meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=buckets)
             for name, (description, buckets) in HISTOGRAMS.items()
         ]
+        self.durations = Durations(self.histograms[0], BUCKETS_S if many else ())
         for name, unit, description, read in COUNTERS:
             meter.create_observable_counter(name, [self._callback(read)], unit, description)
         for name, unit, description, read in GAUGES:
@@ -131,6 +134,7 @@ class Instruments:
 
     def _callback(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterable[Observation]:
+            self.durations.flush()  # the SDK asks these before it looks at its histograms
             tallies = self._tallies.copy()
             return [Observation(value, found) for tally in tallies.values() for value, found in read(tally)]
 
@@ -141,7 +145,12 @@ _known: "WeakKeyDictionary[Any, Instruments]" = WeakKeyDictionary()
 
 
 def meters(
-    provider: MeterProvider, *, system: str, peer: Peer | None = None, on_close: Callable[[], None] | None = None
+    provider: MeterProvider,
+    *,
+    system: str,
+    peer: Peer | None = None,
+    on_close: Callable[[], None] | None = None,
+    many: bool = False,
 ) -> Meters:
     """What counts through `provider`. Its instruments are made once: a second run in one process goes on counting.
 
@@ -149,9 +158,10 @@ def meters(
         system: `messaging.system`, such as `kafka`.
         peer: Whom the transport talks to.
         on_close: Flushes; without it that is left to the provider's owner.
+        many: The provider has the views of `choreo.telemetry.aggregating`.
     """
     if provider not in _known:
-        _known[provider] = Instruments(provider.get_meter("choreo", schema_url=SCHEMA_URL))
+        _known[provider] = Instruments(provider.get_meter("choreo", schema_url=SCHEMA_URL), many=many)
     return Meters(_known[provider], system, peer or Peer(), on_close)
 
 

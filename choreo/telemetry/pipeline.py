@@ -18,16 +18,17 @@ from opentelemetry.sdk.trace.sampling import ParentBased, Sampler
 
 from choreo.telemetry import watching
 from choreo.telemetry.attributes import Attributes
-from choreo.telemetry.quick import Quick
+from choreo.telemetry.quick import SENDS_MAX, Queued, Quick
 from choreo.telemetry.sampling import FlowRatio
 from choreo.telemetry.setup import flow_ratio_wanted
 from choreo.telemetry.watching import Watch
 
-QUEUE_SPANS_MAX = 16384
-BATCH_SPANS_MAX = 2048
+QUEUE_MAX = 8192
+BATCH_MAX = 1024
 BATCH_DELAY_MS = 1000
-"""Where no OTEL_BSP_* is set. Export is serial: with a backend that takes 250 ms, the SDK's own 512 spans a batch
-lose half of 4000 spans/s, and these lose none."""
+"""Where no OTEL_BSP_* is set; of a unit, a process span and SENDS_MAX below it count as one here. Export is serial:
+with a backend that takes 250 ms, the SDK's own 512 spans a batch lose half of 4000 spans/s, and these lose none. A
+request stays below the 4 MiB that gRPC takes."""
 
 _FOLLOW_PARENTS = ("", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio")
 
@@ -39,7 +40,7 @@ class Watched(SpanExporter):
     """An exporter that never raises, and whose losses are said by its Watch.
 
     Args:
-        encoded: It takes spans that are encoded already, too.
+        encoded: It takes what is not the SDK's, too.
     """
 
     def __init__(self, exporter: SpanExporter, watch: Watch, *, encoded: bool = False) -> None:
@@ -52,7 +53,10 @@ class Watched(SpanExporter):
         """Export, or count the spans as lost."""
         export = None if self._closed else lambda: self._exporter.export(spans)
         return self.watch.take(
-            export, success=SpanExportResult.SUCCESS, failure=SpanExportResult.FAILURE, count=len(spans)
+            export,
+            success=SpanExportResult.SUCCESS,
+            failure=SpanExportResult.FAILURE,
+            count=sum(span.count if isinstance(span, Queued) else 1 for span in spans),
         )
 
     def shutdown(self) -> None:
@@ -130,7 +134,7 @@ def quick(made: TracerProvider, pipeline: Pipeline, always: Attributes) -> Quick
     limited = any(name.startswith("OTEL_") and name.endswith("_LIMIT") for name in os.environ)
     if limited or not follows_parents or not all(each.encoded for each in pipeline.exporters):
         return None
-    return Quick(always, made, pipeline.processors)
+    return Quick(always, made, pipeline.processors, 0 if _configured() else SENDS_MAX)
 
 
 def _sampler() -> Sampler | None:
@@ -142,13 +146,18 @@ def _sampler() -> Sampler | None:
     return ParentBased(FlowRatio(ratio)) if follows_parents else FlowRatio(ratio)
 
 
+def _configured() -> bool:
+    """Whether somebody counts what goes into the queue, and means spans."""
+    return any(name.startswith("OTEL_BSP_") for name in os.environ)
+
+
 def _processor(exporter: Watched) -> BatchSpanProcessor:
-    if any(name.startswith("OTEL_BSP_") for name in os.environ):
+    if _configured():
         return BatchSpanProcessor(exporter)
     return BatchSpanProcessor(
         exporter,
-        max_queue_size=QUEUE_SPANS_MAX,
-        max_export_batch_size=BATCH_SPANS_MAX,
+        max_queue_size=QUEUE_MAX,
+        max_export_batch_size=BATCH_MAX,
         schedule_delay_millis=BATCH_DELAY_MS,
     )
 

@@ -1,10 +1,10 @@
-"""`process` and `send` spans the quick way: a few fields are kept of one, and it is encoded as it ends.
+"""`process` and `send` spans the quick way: a few fields are kept of one, and it is encoded when it is exported.
 
 For what happens to nearly every event: its sender was sampled, and its spans go by OTLP and nowhere else. All other
-spans, and those that a handler adds something to, are the SDK's, and leave in the same requests.
+spans are the SDK's, and leave in the same requests.
 """
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import getrandbits
 from time import time_ns
 from typing import Any
@@ -12,38 +12,22 @@ from typing import Any
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from choreo.envelope import ID_BYTES_MAX, Envelope
+from choreo.envelope import Envelope
 from choreo.ports import UnitInfo
 from choreo.telemetry import encoding
-from choreo.telemetry.attributes import Attributes, of_process, of_send, type_name
+from choreo.telemetry.attributes import Attributes, type_name
+from choreo.telemetry.kinds import Kind, Kinds, of_offset
 from choreo.telemetry.live import LiveSpan
-from choreo.telemetry.nesting import attach, within
-from choreo.telemetry.traceparent import RANDOM, SAMPLED, Parent
+from choreo.telemetry.nesting import attach
+from choreo.telemetry.traceparent import SAMPLED
 from choreo.telemetry.watching import contain
 
-TEMPLATES_MAX = 10_000
-_ID = "messaging.message.id"
-_FLOW = "messaging.message.conversation_id"
-_KEY = "messaging.kafka.message.key"
-_OFFSET = "messaging.kafka.offset"
-_ID_NAME, _FLOW_NAME, _KEY_NAME, _OFFSET_NAME = map(encoding.name_of, (_ID, _FLOW, _KEY, _OFFSET))
+SENDS_MAX = 3
+"""So many `send` spans wait for their export as one with the `process` span above them: what puts something into the
+queue costs more than they do."""
 
-
-class EncodedSpan:
-    """A span that has ended, as the exporter of `choreo.telemetry.pipeline` takes it.
-
-    Attributes:
-        context: Sampled; all that the SDK's processor asks for.
-        service: Whose it is.
-        data: A field of `ScopeSpans`.
-    """
-
-    __slots__ = ("data", "service")
-    context = SpanContext(1, 1, False, TraceFlags(SAMPLED))
-
-    def __init__(self, service: "Quick", data: bytes) -> None:
-        self.service = service
-        self.data = data
+Send = tuple[Kind, str, str, str, bytes | None, bytes, int]
+"""Of a `send` span: its kind, topic, event's id and correlation id, key, own id, and when it began."""
 
 
 class Quick:
@@ -53,87 +37,85 @@ class Quick:
         always: Attributes of all its spans.
         provider: Whose resource they have.
         processors: Where they go.
+        sends_max: How many `send` spans go there with the one above them.
     """
 
-    def __init__(self, always: Attributes, provider: TracerProvider, processors: Sequence[SpanProcessor]) -> None:
+    def __init__(
+        self,
+        always: Attributes,
+        provider: TracerProvider,
+        processors: Sequence[SpanProcessor],
+        sends_max: int = SENDS_MAX,
+    ) -> None:
         self.provider = provider
-        self.processors = processors
-        self._always = always
-        self._templates: dict[Hashable, bytes] = {}
+        self.kinds = Kinds(always)
+        self.sends_max = sends_max
+        self._processors = processors
 
-    def takes(self, unit: UnitInfo) -> bool:
-        """Whether the unit is one of the usual ones."""
-        envelope = unit.envelope
-        return envelope is not None and envelope.id != "" and not unit.attributes and unit.record.value is not None
+    def begin(self, unit: UnitInfo, sender: str) -> "QuickUnit | None":
+        """A unit begins; None where it is not one of the usual ones.
 
-    def process(self, unit: UnitInfo) -> bytes:
-        """What is known of a `process` span as it begins, but for its ids and times."""
-        record, envelope = unit.record, unit.envelope
-        assert envelope is not None
-        kind = record.topic, record.partition, unit.handler, envelope.type, envelope.source, envelope.version
-        found = self._templates.get(kind)
-        if found is None:
-            name = f"process {record.topic}"
-            found = self._made(kind, name, encoding.CONSUMER, encoding.REMOTE, of_process(self._always, unit))
-        return found + encoding.of_number(_OFFSET_NAME, record.offset) + _of_event(envelope, record.key)
+        `sender`: `traceparent` of the span that sent the event: sampled, and a usual one.
+        """
+        envelope, record = unit.envelope, unit.record
+        if envelope is None or not envelope.id or unit.attributes or record.value is None:
+            return None
+        kind = self.kinds.process(unit, envelope)
+        return QuickUnit(self, kind, envelope, record.key, record.offset, sender)
 
-    def send(self, topic: str, envelope: Envelope, key: bytes | None) -> bytes:
-        """The same of a `send` span."""
-        kind = topic, envelope.type, envelope.source, envelope.version
-        found = self._templates.get(kind)
-        if found is None:
-            attributes = of_send(self._always, topic, envelope, key)
-            found = self._made(kind, f"send {topic}", encoding.PRODUCER, encoding.LOCAL, attributes)
-        return found + _of_event(envelope, key)
-
-    def _made(self, kind: Hashable, name: str, number: int, flags: int, attributes: Attributes) -> bytes:
-        if len(self._templates) >= TEMPLATES_MAX:  # types and sources are the senders' to choose
-            self._templates.clear()
-        constant = {name: value for name, value in attributes.items() if name not in (_ID, _FLOW, _KEY, _OFFSET)}
-        made = self._templates[kind] = encoding.template(name, number, flags, constant)
-        return made
-
-    def end(self, span: Any) -> None:
-        """It goes to whoever exports it."""
-        for processor in self.processors:
-            processor.on_end(span)
+    def end(self, spans: Any) -> None:
+        """They go to whoever exports them: a QuickUnit, or Sends."""
+        for processor in self._processors:
+            processor.on_end(spans)
 
 
-def _of_event(envelope: Envelope, key: bytes | None) -> bytes:
-    of_text = encoding.of_text
-    found = of_text(_ID_NAME, envelope.id.encode())
-    if envelope.correlationid:
-        found += of_text(_FLOW_NAME, envelope.correlationid.encode())
-    if key is not None and len(key) <= ID_BYTES_MAX:
-        if not key.isascii():
-            try:
-                key.decode()
-            except UnicodeDecodeError:
-                return found
-        found += of_text(_KEY_NAME, key)
-    return found
+class Queued:
+    """Spans that have ended and wait for their export, as the SDK's processor and our exporter take them.
 
+    Attributes:
+        context: Sampled; all that the processor asks for.
+        service: Whose they are.
+    """
 
-class QuickUnit:
-    """One `process` span that is open, and the `send` spans below it, as `choreo.ports.Span`."""
-
-    __slots__ = ("_finished", "_live", "_sends", "_unit", "parent", "quick", "span_id", "start_ns", "trace_id")
-
-    def __init__(self, quick: Quick, unit: UnitInfo, parent: Parent) -> None:
-        self.quick = quick
-        self.parent = parent
-        self.trace_id = parent.trace_id.to_bytes(16, "big")
-        self.span_id = getrandbits(64) or 1
-        self.start_ns = time_ns()
-        self._unit = unit
-        self._live: LiveSpan | None = None  # what a handler sees of it
-        self._sends: dict[tuple[str, str], tuple[int, int, bytes]] = {}
-        self._finished = False
+    __slots__ = ("service",)
+    context = SpanContext(1, 1, False, TraceFlags(SAMPLED))
+    service: Quick
 
     @property
-    def flags(self) -> int:
-        """The flags of its context."""
-        return SAMPLED | self.parent.flags & RANDOM
+    def count(self) -> int:
+        """How many."""
+        raise NotImplementedError
+
+    def encoded(self) -> bytes:
+        """Fields of `ScopeSpans`."""
+        raise NotImplementedError
+
+
+class QuickUnit(Queued):
+    """One `process` span that is open, and the `send` spans below it, as `choreo.ports.Span`; queued once finished.
+
+    It holds what the spans say, not the record, whose payload may be large.
+    """
+
+    __slots__ = (
+        *("_end_ns", "_ending", "_envelope", "_key", "_kind", "_live", "_offset", "_sender", "_sends"),
+        *("_sends_ending", "_span_id", "_start_ns"),
+    )
+
+    def __init__(
+        self, service: Quick, kind: Kind, envelope: Envelope, key: bytes | None, offset: int, sender: str
+    ) -> None:
+        self.service = service
+        self._kind = kind
+        self._envelope = envelope
+        self._key = key
+        self._offset = offset
+        self._sender = sender
+        self._span_id = (getrandbits(64) or 1).to_bytes(8, "big")
+        self._start_ns = time_ns()
+        self._end_ns = 0
+        self._live: LiveSpan | None = None  # what a handler sees of it
+        self._sends: list[Send] = []
 
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
         """An event of the span; what the attempt began to send was never sent."""
@@ -146,54 +128,102 @@ class QuickUnit:
 
     def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         """A `send` span begins."""
-        span_id = self.span_id
-        if not self._finished:
+        span_id, sender = self._span_id, self._sender
+        if not self._end_ns:
             try:
-                known = self.quick.send(topic, envelope, key)
+                kind = self.service.kinds.send(topic, envelope, key)
             except Exception as error:
                 contain("sending", error)
             else:
-                span_id = getrandbits(64) or 1
-                self._sends[topic, envelope.id] = span_id, time_ns(), known
-        return envelope.traced(f"00-{self.trace_id.hex()}-{span_id:016x}-{self.flags:02x}", None)
+                span_id = (getrandbits(64) or 1).to_bytes(8, "big")
+                self._sends.append((kind, topic, envelope.id, envelope.correlationid, key, span_id, time_ns()))
+        return envelope.traced(f"{sender[:36]}{span_id.hex()}{sender[52:]}", None)
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
         """With the span as the current one."""
-        self._sends.clear()
-        return within(self._seen(), function)
+        self.attach()
+        return function()
 
     def attach(self) -> None:
-        """The same, in a context that is the handler's alone."""
-        self._sends.clear()
-        attach(self._seen())
+        """The current span of what runs in this context."""
+        if self._sends:
+            self._sends.clear()
+        attach(self._live or self._seen())
 
     def _seen(self) -> LiveSpan:
         if self._live is None:
-            self._live = LiveSpan(self.parent.trace_id, self.span_id, self.flags)
+            self._live = LiveSpan(self._sender, self._span_id)
         return self._live
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
-        """Encode it and what was sent below it."""
-        if self._finished:
+        """End it and what was sent below it."""
+        if self._end_ns:
             return
-        self._finished = True
+        self._end_ns = time_ns()
         try:
             self._end(outcome, attempts, error_type)
         except Exception as error:
             contain("end", error)
 
     def _end(self, outcome: str, attempts: int, error_type: str | None) -> None:
-        quick, now_ns = self.quick, time_ns()
-        dropped = encoding.ending("dropped", None, None) if outcome == "dropped" else b""
-        for span_id, start_ns, known in self._sends.values():
-            data = encoding.span(self.trace_id, span_id, self.span_id, start_ns, now_ns, known + dropped)
-            quick.end(EncodedSpan(quick, data))
-        known = quick.process(self._unit)
+        service, sends, live = self.service, self._sends, self._live
         failed = (error_type or "_OTHER") if outcome == "dead_letter" else None
-        live, ending = self._live, encoding.ending(outcome, attempts, failed)
+        self._ending = encoding.ending(outcome, attempts, failed)
+        self._sends_ending = encoding.ending(outcome, None, None) if outcome == "dropped" else b""
         if live is not None:
             live.ended = True
-            if live.changed:
-                known, ending = live.encoded(known, ending)
-        data = encoding.span(self.trace_id, self.span_id, self.parent.span_id, self.start_ns, now_ns, known + ending)
-        quick.end(EncodedSpan(quick, data))
+            if not live.changed:
+                self._live = None
+        if len(sends) > 1:  # what was to be sent twice is sent once
+            sends = self._sends = list({send[1:3]: send for send in sends}.values())
+        if len(sends) > service.sends_max:
+            self._sends = []
+            most = service.sends_max + 1
+            for at in range(0, len(sends), most):
+                service.end(Sends(self, sends[at : at + most]))
+        service.end(self)
+
+    @property
+    def count(self) -> int:
+        """How many spans it is."""
+        return 1 + len(self._sends)
+
+    def encoded(self) -> bytes:
+        """The process span behind what it sent."""
+        envelope, live, ending = self._envelope, self._live, self._ending
+        known = self._kind.encoded(envelope.id, envelope.correlationid, self._key) + of_offset(self._offset)
+        if live is not None:
+            known, ending = live.encoded(known, ending)
+        sender = self._sender
+        trace_id, parent_id = bytes.fromhex(sender[3:35]), bytes.fromhex(sender[36:52])
+        own = encoding.span(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns, known, ending)
+        return self.encoded_sends(trace_id, self._sends) + own if self._sends else own
+
+    def encoded_sends(self, trace_id: bytes, sends: Sequence[Send]) -> bytes:
+        """Some that it sent."""
+        own_id, end_ns, ending, span = self._span_id, self._end_ns, self._sends_ending, encoding.span
+        encoded = [
+            span(trace_id, span_id, own_id, start_ns, end_ns, kind.encoded(id_, flow, key), ending)
+            for kind, _, id_, flow, key, span_id, start_ns in sends
+        ]
+        return encoded[0] if len(encoded) == 1 else b"".join(encoded)
+
+
+class Sends(Queued):
+    """Some `send` spans of a unit that has many."""
+
+    __slots__ = ("_sends", "_unit")
+
+    def __init__(self, unit: QuickUnit, sends: Sequence[Send]) -> None:
+        self.service = unit.service
+        self._unit = unit
+        self._sends = sends
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self._sends)
+
+    def encoded(self) -> bytes:
+        """One behind the other."""
+        return self._unit.encoded_sends(bytes.fromhex(self._unit._sender[3:35]), self._sends)

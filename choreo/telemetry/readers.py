@@ -18,15 +18,16 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-from choreo.telemetry import watching
+from choreo.telemetry import aggregating, watching
 from choreo.telemetry.watching import Watch
 
 
 class Made(NamedTuple):
-    """A provider, and how to flush and end it in bounded time."""
+    """A provider, how to flush and end it in bounded time, and whether it takes many durations at once."""
 
     provider: MeterProvider
     close: Callable[[], None]
+    many: bool
 
 
 class WatchedMetrics(MetricExporter):
@@ -69,11 +70,13 @@ def provider(process: str, names: Sequence[str], protocol: str, where: str, *, s
 
         readers.append(PrometheusMetricReader(scope_info_enabled=False))
     named = OTELResourceDetector().detect().attributes.get("service.name")
+    views = aggregating.views()
     made = MeterProvider(
         readers,
         resource=Resource.create({"service.name": named or process}),
         exemplar_filter=AlwaysOffExemplarFilter(),
         shutdown_on_exit=False,
+        views=views,
     )
     watching.quieten()
 
@@ -83,7 +86,7 @@ def provider(process: str, names: Sequence[str], protocol: str, where: str, *, s
         pairs = zip(periodic, exporters, strict=True)
         watching.close([(reader.shutdown, exporter.shutdown, exporter.watch) for reader, exporter in pairs])
 
-    return Made(made, close)
+    return Made(made, close, bool(views))
 
 
 def _exporter(name: str, protocol: str, where: str) -> WatchedMetrics:

@@ -120,7 +120,7 @@ def meters_from_environment(process: str, *, system: str, peer: Peer | None = No
             return metering.meters(provider, system=system, peer=peer)
         protocol = protocol_wanted(environ, "metrics")
         made = readers.provider(process, names, protocol, _where("metrics", protocol), scraped=scraped)
-        return metering.meters(made.provider, system=system, peer=peer, on_close=made.close)
+        return metering.meters(made.provider, system=system, peer=peer, on_close=made.close, many=made.many)
     except Exception as error:
         _log.warning("metrics of %s cannot be set up and are off: %s: %s", process, type(error).__name__, error)
         return None

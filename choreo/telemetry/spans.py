@@ -20,11 +20,11 @@ from choreo.envelope import Envelope
 from choreo.ports import FlowMark, Peer, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
-from choreo.telemetry.nesting import attach, within
-from choreo.telemetry.quick import Quick, QuickUnit
+from choreo.telemetry.nesting import attach
+from choreo.telemetry.quick import Quick
 from choreo.telemetry.setup import SPLIT_AFTER_S, TraceMode
 from choreo.telemetry.silent import Forward, incoming, nothing
-from choreo.telemetry.traceparent import Parent, parse, parse_state, render
+from choreo.telemetry.traceparent import Parent, is_usual, parse, parse_state, render
 from choreo.telemetry.watching import contain
 
 
@@ -70,23 +70,32 @@ class OtelInstrument:
         """A unit begins: a span below the one that sent its event, or nothing where that was not sampled."""
         traceparent, tracestate = incoming(unit)
         try:
-            parent = parse(traceparent)
-            if parent is not None and not parent.sampled:
-                return _Unrecorded(traceparent, tracestate, parent)
-            return self._begin(unit, now_s, parent, tracestate)
+            if traceparent is not None and is_usual(traceparent):
+                if traceparent[54] in "02":
+                    return _Unrecorded(traceparent, tracestate)
+                if self._quick is not None and not tracestate and not self._apart(unit, now_s):
+                    begun = self._quick.begin(unit, traceparent)
+                    if begun is not None:
+                        return begun
+            return self._begin(unit, now_s, traceparent, tracestate)
         except Exception as error:
             contain("process", error)
             return Forward(traceparent, tracestate)
 
-    def _begin(self, unit: UnitInfo, now_s: float, parent: Parent | None, tracestate: str | None) -> ports.Span:
-        record = unit.record
+    def _apart(self, unit: UnitInfo, now_s: float) -> bool:
+        """Whether it begins a trace of its own, whatever it came with."""
+        sent_ms = unit.record.timestamp_ms
+        return unit.new_trace or (sent_ms > 0 and now_s - sent_ms / 1000 > self._split_after_s)
+
+    def _begin(self, unit: UnitInfo, now_s: float, traceparent: str | None, tracestate: str | None) -> ports.Span:
         context, links = EMPTY, ()  # type: tuple[otel_context.Context, Sequence[Link]]
+        parent = parse(traceparent)
         if parent is not None:
-            old = record.timestamp_ms > 0 and now_s - record.timestamp_ms / 1000 > self._split_after_s
-            if self._quick is not None and not (old or unit.new_trace or tracestate) and self._quick.takes(unit):
-                return QuickUnit(self._quick, unit, parent)
+            if not parent.sampled:
+                return _Unrecorded(traceparent, tracestate)
             cause = _remote(parent, tracestate)
-            context, links = apart(cause) if old or unit.new_trace else below(cause, self._mode)
+            context, links = apart(cause) if self._apart(unit, now_s) else below(cause, self._mode)
+        record = unit.record
         span = self._tracer.start_span(
             f"process {record.topic}", context, SpanKind.CONSUMER, of_process(self._always, unit), links
         )
@@ -94,8 +103,7 @@ class OtelInstrument:
             own = span.get_span_context()
             if not own.is_valid:
                 return Forward(*incoming(unit))
-            own_parent = Parent(own.trace_id, own.span_id, own.trace_flags)
-            return _Unrecorded(*_headers(own), own_parent)
+            return _Unrecorded(*_headers(own))
         return _Recorded(self, span)
 
     def begin_send(
@@ -195,8 +203,8 @@ class _Recorded:
             return envelope
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        self._sends.clear()
-        return within(self._span, function)
+        self.attach()
+        return function()
 
     def attach(self) -> None:
         self._sends.clear()
@@ -216,27 +224,26 @@ class _Recorded:
 class _Unrecorded(Forward):
     """A unit that is not sampled: its emits and its handler's own spans belong to the same unsampled trace."""
 
-    __slots__ = ("_parent",)
-
-    def __init__(self, traceparent: str | None, tracestate: str | None, parent: Parent) -> None:
-        super().__init__(traceparent, tracestate)
-        self._parent = parent
+    __slots__ = ()
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        return within(_Passing(self._parent, self._tracestate), function)
+        self.attach()
+        return function()
 
     def attach(self) -> None:
-        attach(_Passing(self._parent, self._tracestate))
+        attach(_Passing(self._traceparent, self._tracestate))
 
 
 class _Passing(NonRecordingSpan):
     """A sender's span as the current one; its context is made when somebody asks for it, which few handlers do."""
 
-    def __init__(self, parent: Parent, tracestate: str | None) -> None:
-        self._of = parent, tracestate
+    def __init__(self, traceparent: str | None, tracestate: str | None) -> None:
+        self._of = traceparent, tracestate
 
     def get_span_context(self) -> SpanContext:
-        return _remote(*self._of)
+        traceparent, tracestate = self._of
+        parent = parse(traceparent)
+        return trace.INVALID_SPAN_CONTEXT if parent is None else _remote(parent, tracestate)
 
 
 def _remote(parent: Parent, tracestate: str | None) -> SpanContext:

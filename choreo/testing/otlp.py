@@ -14,6 +14,7 @@ import gzip
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -132,6 +133,7 @@ class OtlpReceiver:
         self.status = 200
         self.requests: list[int] = []
         self._spans: list[ReceivedSpan] = []
+        self._unread: deque[ExportTraceServiceRequest] = deque()  # who sends is not to be slowed down by our reading
         self._points: list[ReceivedPoint] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(
@@ -145,6 +147,8 @@ class OtlpReceiver:
 
     def spans(self) -> list[ReceivedSpan]:
         """What has arrived so far, in order of arrival."""
+        while self._unread:
+            self._spans += _spans(self._unread.popleft())
         return list(self._spans)
 
     def points(self, name: str) -> list[ReceivedPoint]:
@@ -186,12 +190,13 @@ class OtlpReceiver:
                 body = gzip.decompress(body)
             elif encoding == "deflate":
                 body = zlib.decompress(body)
-            spans = list(parse(body)) if path == TRACES else []
+            spans = ExportTraceServiceRequest.FromString(body) if path == TRACES else None
             points = list(parse_metrics(body)) if path == METRICS else []
         except Exception:  # whatever is wrong with it, it is no request
             return 400
         if self.status == 200:
-            self._spans += spans
+            if spans is not None:
+                self._unread.append(spans)
             self._points += points
         return self.status
 
@@ -222,7 +227,11 @@ def parse(body: bytes) -> Iterable[ReceivedSpan]:
     Raises:
         google.protobuf.message.DecodeError: It is none.
     """
-    for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+    return _spans(ExportTraceServiceRequest.FromString(body))
+
+
+def _spans(request: ExportTraceServiceRequest) -> Iterable[ReceivedSpan]:
+    for resource_spans in request.resource_spans:
         resource = _attributes(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:

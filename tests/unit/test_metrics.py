@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import random
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any, cast
 import pytest
 from opentelemetry import metrics
 from opentelemetry.metrics import _internal as metrics_internal
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 
 from choreo import App, Breaker, Context, Event, Flow, Reject, RetryPolicy, Service
 from choreo.core.units import Unit
@@ -26,7 +28,9 @@ from choreo.process import FlowOverdue, overdue
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.runtime.invoking import Inside, Invoker
 from choreo.runtime.levels import Gauge
-from choreo.telemetry.metering import HISTOGRAMS, Meters, meters
+from choreo.telemetry import aggregating, readers
+from choreo.telemetry.metered import MeteredInstrument
+from choreo.telemetry.metering import BUCKETS_S, HISTOGRAMS, Meters, meters
 from choreo.telemetry.silent import NoInstrument
 from choreo.telemetry.spans import OtelInstrument
 from choreo.telemetry.tally import COUNTERS, GAUGES
@@ -173,6 +177,70 @@ def test_metrics_do_not_depend_on_sampling(header: str | None) -> None:
     assert values(reader, "choreo.handler.events", "choreo.outcome") == {("handled",): 2}
     ((_, duration),) = all_points(reader)["messaging.process.duration"]
     assert duration.count == 2
+
+
+@pytest.mark.parametrize("temporality", [AggregationTemporality.CUMULATIVE, AggregationTemporality.DELTA])
+def test_durations_kept_in_buckets_read_as_those_recorded_one_by_one(temporality: AggregationTemporality) -> None:
+    """Every bucket, sum, least and most, at each of several collections, for each series, to each of two readers."""
+    chance, points = random.Random(7), []
+    took_s = [[chance.choice([*BUCKETS_S, chance.expovariate(1.0)]) for _ in range(300)] for _ in range(3)]
+    for many in (True, False):
+        collectors = [InMemoryMetricReader({Histogram: temporality}) for _ in range(2)]
+        found = MeterProvider(collectors, shutdown_on_exit=False, views=aggregating.views() if many else ())
+        inner = meters(found, system="kafka", peer=PEER, many=many).instrument("inventory", NoInstrument())
+        assert isinstance(inner, MeteredInstrument)
+        about = unit("inventory", "orders", event("o-1", "order.placed"))
+        seen: list[Any] = []
+        for part in took_s:
+            for number, each_s in enumerate(part):
+                inner.processed(about, each_s, "invalid_data" if number % 7 == 0 else "")
+            for reader in collectors:
+                seen += [
+                    (attributes, point.bucket_counts, pytest.approx(point.sum), point.min, point.max, point.count)
+                    for attributes, point in all_points(reader)["messaging.process.duration"]
+                ]
+        points.append(seen)
+    assert points[0] == points[1]
+    assert sum(point[-1] for point in points[0][-2:]) == (
+        900 if temporality is AggregationTemporality.CUMULATIVE else 300
+    )
+
+
+def test_no_duration_is_lost_between_threads() -> None:
+    """A collector reads while events are handled."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False, views=aggregating.views())
+    inner: Any = meters(provider, system="kafka", many=True).instrument("inventory", NoInstrument())
+    about, began = unit("inventory", "orders", event("o-1", "order.placed")), threading.Barrier(3)
+
+    def handle() -> None:
+        began.wait()
+        for _ in range(20_000):
+            inner.processed(about, 0.001, "")
+
+    threads = [threading.Thread(target=handle) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    began.wait()
+    while any(thread.is_alive() for thread in threads):
+        all_points(reader)
+    ((_, point),) = all_points(reader)["messaging.process.duration"]
+    assert point.count == 40_000
+
+
+def test_buckets_that_somebody_asks_for_are_his(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then, and where the SDK has changed, each duration is recorded by itself."""
+    assert aggregating.views()
+    monkeypatch.setenv(
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram"
+    )
+    assert not aggregating.views()
+    made = readers.provider("inventory", [], "http/protobuf", "there", scraped=False)
+    assert not made.many
+    made.close()
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION")
+    monkeypatch.setattr(aggregating, "_aggregate", lambda made, one_by_one, *given: one_by_one(*given))
+    assert not aggregating.views()
 
 
 def test_a_second_run_in_one_process_goes_on_counting(caplog: pytest.LogCaptureFixture) -> None:

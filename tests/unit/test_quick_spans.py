@@ -1,6 +1,7 @@
 """Spans recorded the quick way are, to a receiver, those of the SDK: message by message, as protobuf."""
 
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,9 +20,9 @@ from choreo.record import Record
 from choreo.telemetry import pipeline
 from choreo.telemetry.encoding import varint
 from choreo.telemetry.exporting import ENCODED, Request
-from choreo.telemetry.quick import TEMPLATES_MAX, EncodedSpan, Quick, QuickUnit
+from choreo.telemetry.kinds import KINDS_MAX, Kinds
+from choreo.telemetry.quick import Quick, QuickUnit
 from choreo.telemetry.spans import OtelInstrument
-from choreo.telemetry.traceparent import Parent, parse
 from tests.integration.tracing import SAMPLED, unset_otel
 
 OTHER = SpanContext(7, 8, True, TraceFlags(1))
@@ -163,7 +164,13 @@ async def failed_with_a_status(span: Span) -> None:
     span.finish("dead_letter", attempts=1, error_type=None)
 
 
-PLAYS: list[Play] = [handled, dropped, dead, tried_again, annotated, settled_and_renamed]
+async def fanned_out(span: Span) -> None:
+    for number in range(10):
+        span.sending(f"{number}", Envelope("s-1", "/inventory", "stock.reserved", correlationid="flow-1"), b"k")
+    span.finish("dropped", attempts=1)
+
+
+PLAYS: list[Play] = [handled, fanned_out, dropped, dead, tried_again, annotated, settled_and_renamed]
 UNITS = {
     "usual": unit(),
     "no key": unit(key=None),
@@ -248,7 +255,8 @@ def test_spans_of_both_kinds_and_of_two_services_leave_together() -> None:
     for service in ("a", "b"):
         provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
         kept = Kept()
-        unit_of = QuickUnit(Quick({}, provider, [kept]), unit(), _parent())  # type: ignore[list-item]
+        unit_of = Quick({}, provider, [kept]).begin(unit(), SAMPLED)  # type: ignore[list-item]
+        assert unit_of is not None
         unit_of.finish("handled", attempts=1)
         spans += kept.spans
     exporter = InMemorySpanExporter()
@@ -263,12 +271,6 @@ def test_spans_of_both_kinds_and_of_two_services_leave_together() -> None:
     ]
     assert [each[1:] for each in found] == [("choreo", ["process orders"])] * 2 + [("own", ["own"])]
     assert {each[0] for each in found} == {"a", "b"}
-
-
-def _parent() -> Parent:
-    parent = parse(SAMPLED)
-    assert parent is not None
-    return parent
 
 
 def test_the_exporters_still_call_what_is_replaced() -> None:
@@ -307,13 +309,12 @@ def test_where_more_is_asked_for_all_spans_are_the_sdks(
         each.close()
 
 
-def test_templates_are_bounded() -> None:
+def test_kinds_are_bounded() -> None:
     """A sender that makes up a type for every event fills no memory."""
-    provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
-    quick = Quick({}, provider, [kept])  # type: ignore[list-item]
-    for number in range(TEMPLATES_MAX + 10):
-        quick.send("stock", Envelope("i", "/s", f"type.{number}"), None)
-    assert len(quick._templates) <= TEMPLATES_MAX
+    kinds = Kinds({})
+    for number in range(KINDS_MAX + 10):
+        kinds.send("stock", Envelope("i", "/s", f"type.{number}"), None)
+    assert len(kinds._known) <= KINDS_MAX
 
 
 def test_varints_are_those_of_protobuf() -> None:
@@ -325,10 +326,46 @@ def test_varints_are_those_of_protobuf() -> None:
         assert span.dropped_attributes_count == number % 2**32
 
 
-def test_what_waits_for_its_export_is_bytes() -> None:
-    """Neither the record nor its payload, of which a queue of spans would hold 16,384."""
+def test_what_waits_for_its_export_holds_no_record() -> None:
+    """Nor its payload, of which a queue of spans would hold thousands."""
     provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
-    QuickUnit(Quick({}, provider, [kept]), unit(), _parent()).finish("handled", attempts=1)  # type: ignore[list-item]
-    (span,) = kept.spans
-    assert isinstance(span, EncodedSpan)
-    assert isinstance(span.data, bytes)
+    payload = bytes(bytearray(100))
+    held = sys.getrefcount(payload)
+    about = unit()
+    about.record = about.record._replace(value=payload)
+    begun = Quick({}, provider, [kept]).begin(about, SAMPLED)  # type: ignore[list-item]
+    assert begun is not None
+    assert sys.getrefcount(payload) == held + 1
+    del about
+    begun.finish("handled", attempts=1)
+    assert sys.getrefcount(payload) == held
+    assert kept.spans == [begun]
+
+
+@pytest.mark.parametrize(("sends_max", "counts"), [(0, [1] * 9), (3, [4, 4, 1]), (8, [9])])
+def test_the_sends_of_one_unit_wait_in_parts(sends_max: int, counts: list[int]) -> None:
+    """Each counted, none told twice: a queue that is bounded by its length is so by its spans."""
+    provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
+    begun = Quick({}, provider, [kept], sends_max).begin(unit(), SAMPLED)  # type: ignore[list-item]
+    assert begun is not None
+    for number in range(8):
+        begun.sending("stock", Envelope(f"s-{number}", "/inventory", "stock.reserved"), b"k")
+    begun.finish("handled", attempts=1)
+    assert [spans.count for spans in kept.spans] == counts
+    found = [span for each in parsed(kept.spans).resource_spans for span in each.scope_spans[0].spans]
+    assert len({span.span_id for span in found}) == len(found) == 9
+    assert [span.name for span in found] == ["send stock"] * 8 + ["process orders"]
+    assert {span.parent_span_id for span in found[:8]} == {found[8].span_id}
+
+
+def test_spans_that_cannot_be_told_cost_no_others() -> None:
+    """Those of its batch are sent."""
+    provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
+    quick = Quick({}, provider, [kept])  # type: ignore[list-item]
+    for id_ in ("o-1", "\udc00", "o-2"):
+        begun = quick.begin(unit(id=id_), SAMPLED)
+        assert begun is not None
+        begun.finish("handled", attempts=1)
+    (found,) = parsed(kept.spans).resource_spans
+    ids = [each.value.string_value for span in found.scope_spans[0].spans for each in span.attributes]
+    assert [id_ for id_ in ids if id_.startswith("o-")] == ["o-1", "o-2"]

@@ -1,0 +1,99 @@
+"""What the spans of one name, handler and event type have in common, encoded once: see `choreo.telemetry.quick`."""
+
+from collections.abc import Hashable
+
+from choreo.envelope import ID_BYTES_MAX, Envelope
+from choreo.ports import UnitInfo
+from choreo.telemetry import encoding
+from choreo.telemetry.attributes import Attributes, of_process, of_send
+
+KINDS_MAX = 10_000
+LAYOUTS_MAX = 1_000
+_ID = "messaging.message.id"
+_FLOW = "messaging.message.conversation_id"
+_KEY = "messaging.kafka.message.key"
+_OFFSET = "messaging.kafka.offset"
+_ID_NAME, _FLOW_NAME, _KEY_NAME, _OFFSET_NAME = map(encoding.name_of, (_ID, _FLOW, _KEY, _OFFSET))
+
+
+class Kind:
+    """Spans that differ in their ids and times, in their event's id, flow and key, and in its offset."""
+
+    def __init__(self, template: bytes) -> None:
+        self._template = template
+        self._layouts: dict[tuple[int, int, int], tuple[bytes, bytes, bytes]] = {}
+
+    def encoded(self, id_: str, correlation_id: str, key: bytes | None) -> bytes:
+        """What is known of a span as it begins, but for its ids and times."""
+        event, flow, text = id_.encode(), correlation_id.encode(), key
+        if text is None or not _is_text(text):
+            text = b""
+        sizes = len(event), len(flow), len(text) if text is key else -1
+        before_event, before_flow, before_key = self._layouts.get(sizes) or self._laid_out(*sizes)
+        return b"%b%b%b%b%b%b" % (before_event, event, before_flow, flow, before_key, text)
+
+    def _laid_out(self, event: int, flow: int, key: int) -> tuple[bytes, bytes, bytes]:
+        if len(self._layouts) >= LAYOUTS_MAX:
+            self._layouts.clear()
+        before = encoding.before_text
+        found = self._layouts[event, flow, key] = (
+            self._template + before(_ID_NAME, event),
+            before(_FLOW_NAME, flow) if flow else b"",
+            before(_KEY_NAME, key) if key >= 0 else b"",
+        )
+        return found
+
+
+class Kinds:
+    """The kinds of one service's spans.
+
+    Args:
+        always: Attributes of all of them.
+    """
+
+    def __init__(self, always: Attributes) -> None:
+        self._always = always
+        self._known: dict[Hashable, Kind] = {}
+
+    def process(self, unit: UnitInfo, envelope: Envelope) -> Kind:
+        """That of a unit's `process` span; `envelope` is the unit's."""
+        topic, partition = unit.record[:2]
+        name = topic, partition, unit.handler, envelope[1:4]
+        kind = self._known.get(name)
+        if kind is None:
+            attributes = of_process(self._always, unit)
+            kind = self._made(name, f"process {topic}", encoding.CONSUMER, encoding.REMOTE, attributes)
+        return kind
+
+    def send(self, topic: str, envelope: Envelope, key: bytes | None) -> Kind:
+        """That of a `send` span."""
+        name = topic, envelope[1:4]
+        kind = self._known.get(name)
+        if kind is None:
+            attributes = of_send(self._always, topic, envelope, key)
+            kind = self._made(name, f"send {topic}", encoding.PRODUCER, encoding.LOCAL, attributes)
+        return kind
+
+    def _made(self, name: Hashable, title: str, number: int, flags: int, attributes: Attributes) -> Kind:
+        if len(self._known) >= KINDS_MAX:  # types and sources are the senders' to choose
+            self._known.clear()
+        constant = {key: value for key, value in attributes.items() if key not in (_ID, _FLOW, _KEY, _OFFSET)}
+        made = self._known[name] = Kind(encoding.template(title, number, flags, constant))
+        return made
+
+
+def of_offset(offset: int) -> bytes:
+    """What a `process` span says of its record's."""
+    return encoding.of_number(_OFFSET_NAME, offset)
+
+
+def _is_text(key: bytes) -> bool:
+    """Whether a key can be told: it is UTF-8, and not too long."""
+    if len(key) > ID_BYTES_MAX:
+        return False
+    if not key.isascii():
+        try:
+            key.decode()
+        except UnicodeDecodeError:
+            return False
+    return True
