@@ -9,7 +9,7 @@ import pytest
 
 from choreo.core import messages as m
 from choreo.core.retry import RetryPolicy
-from choreo.core.units import CLAIM, Entry, Signal, Unit
+from choreo.core.units import CLAIM, Delivery, Signal, Unit
 from choreo.errors import LeaseLost, StoreError
 from choreo.ports import Claimed, ClaimRequest, Lease
 from choreo.record import TopicPartition
@@ -79,7 +79,7 @@ def unit(partition: TopicPartition, offset: int) -> Unit:
         transacts=False,
         retry=RetryPolicy(),
     )
-    made.entry = Entry(offset, 1, 0, 0)
+    made.entry = Delivery(offset, 0, 0, [made])
     made.advance(CLAIM)
     return made
 
