@@ -162,7 +162,9 @@ class TestApp:
     def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
         """Events of one flow with their records, in the order they reached the log; not those of `own_topics`."""
         own = self.app.own_topics()
-        topics = [spec.name for spec in self.app.topic_specs() if spec.name not in own]
+        return self._records_of(correlation_id, [each.name for each in self.app.topic_specs() if each.name not in own])
+
+    def _records_of(self, correlation_id: str, topics: Sequence[str]) -> list[tuple[Envelope, Record]]:
         found = []
         database = self.running.database
         assert database is not None
@@ -220,7 +222,8 @@ class TestApp:
         unread = await self._transport.unread() + sum(not worker.leases for worker in workers)
         if correlation_id is None or not unread:
             return unread
-        return self._unfetched([record for _, record in self.flow_records(correlation_id)])
+        topics = [each.name for each in self.app.topic_specs()]  # delayed retries and replays are of the flow, too
+        return self._unfetched([record for _, record in self._records_of(correlation_id, topics)])
 
     def _unfetched(self, records: list[Record]) -> int:
         count = 0
