@@ -358,7 +358,7 @@ async def test_record_too_large_is_found_before_anything_is_handed_over() -> Non
     for headers in ((), ODD):
         records = [record_in(0, b"a"), record_in(1, b"b"), record_in(0, b"c" * 60_000, headers)]
         with pytest.raises(RecordTooLarge, match="larger than the 50000 that are sent") as caught:
-            await sent(producer, records, bytes_max=50_000)
+            await asyncio.wait_for(sent(producer, records, bytes_max=50_000), 1)
         assert caught.value.index == 2
     assert producer.batches(0) == producer.batches(1) == []
 
