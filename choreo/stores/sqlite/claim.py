@@ -27,6 +27,7 @@ def claim(
             raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
     by_partition = {lease.partition: lease for lease in held}
     digests.refresh(db)
+    there = digests.find_all(db, [request.digest for request in requests])
     made: dict[bytes, int] = {}
     new: dict[bytes, tuple[Lease, ClaimRequest]] = {}  # written by one statement
     answers = []
@@ -35,7 +36,7 @@ def claim(
         if digest in new:
             made |= _insert(db, new)
             new = {}
-        id_ = made.get(digest) or digests.find(db, digest)
+        id_ = made.get(digest) or there.get(digest)
         row = None if id_ is None else _row(db, id_)
         if id_ is None or row is None:
             new[digest] = lease, request

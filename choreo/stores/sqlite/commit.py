@@ -66,14 +66,21 @@ class Commit:
     def _done_at_once(self, units: Sequence[Finished]) -> bool:
         """Their keys are done, by one statement for all; none is if one of them is not ours, or is done already."""
         held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in self._request.leases.items()}
-        ids = [self._digests.find(self._db, unit.digest) for unit in units]
+        ids = self._digests.find_all(self._db, [unit.digest for unit in units])
         self._db.execute(f"SAVEPOINT {self._savepoint}")
         done = self._db.executemany(
             "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? "
             f"WHERE id = ? AND done = 0 AND {OUR_CLAIM}",
             [
-                (unit.outcome, unit.attempts, unit.duration_s, self._now_ms, id_, *held[unit.partition])
-                for id_, unit in zip(ids, units, strict=True)
+                (
+                    unit.outcome,
+                    unit.attempts,
+                    unit.duration_s,
+                    self._now_ms,
+                    ids.get(unit.digest),
+                    *held[unit.partition],
+                )
+                for unit in units
             ],
         ).rowcount
         all_done = done == len(units) or not units

@@ -10,7 +10,7 @@ what is rolled back was never in memory. No id is given twice, so none is missed
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 RUN_KEYS = 65_536
 """In memory some 10 MB; sorting them in holds the write lock for a fraction of a second."""
@@ -18,6 +18,11 @@ _INDEXED = (
     "SELECT k.id FROM choreo_digest d CROSS JOIN choreo_key k ON k.id = d.id "
     "WHERE d.prefix = substr(?1, 1, 8) AND k.digest = ?1"
 )
+_AT_ONCE = 64
+# A statement each would be the larger part of what it costs to find nothing.
+_ALL_INDEXED = f"""SELECT v.column1, k.id FROM (VALUES {", ".join(["(?)"] * _AT_ONCE)}) v
+    CROSS JOIN choreo_digest d ON d.prefix = substr(v.column1, 1, 8)
+    CROSS JOIN choreo_key k ON k.id = d.id AND k.digest = v.column1"""
 
 
 class Digests:
@@ -48,6 +53,17 @@ class Digests:
             return id_
         row = db.execute(_INDEXED, (digest,)).fetchone()
         return None if row is None else int(row[0])
+
+    def find_all(self, db: sqlite3.Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """`find` of many: the ids of those that are there."""
+        newest = self._ids
+        found = {digest: newest[digest] for digest in digests if digest in newest}
+        if self._run_end and len(found) < len(digests):
+            older: list[bytes | None] = [digest for digest in digests if digest not in found]
+            for at in range(0, len(older), _AT_ONCE):
+                some = older[at : at + _AT_ONCE]
+                found.update(db.execute(_ALL_INDEXED, some + [None] * (_AT_ONCE - len(some))))
+        return found
 
 
 def known(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, bool]:
