@@ -190,20 +190,22 @@ class QuickUnit(Queued):
 
     def encoded(self) -> bytes:
         """The process span behind what it sent."""
-        envelope, live, ending = self._envelope, self._live, self._ending
-        known = self._kind.encoded(envelope.id, envelope.correlationid, self._key) + of_offset(self._offset)
-        if live is not None:
-            known, ending = live.encoded(known, ending)
-        sender = self._sender
+        envelope, sender, live = self._envelope, self._sender, self._live
         trace_id, parent_id = bytes.fromhex(sender[3:35]), bytes.fromhex(sender[36:52])
-        own = encoding.span(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns, known, ending)
+        beginning = encoding.beginning(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns)
+        told = envelope.id, envelope.correlationid, self._key
+        offset, ending = of_offset(self._offset), self._ending
+        if live is None:
+            own = self._kind.encoded(beginning, *told, offset + ending)
+        else:
+            own = live.encoded(self._kind.encoded(beginning, *told, offset), ending)
         return self.encoded_sends(trace_id, self._sends) + own if self._sends else own
 
     def encoded_sends(self, trace_id: bytes, sends: Sequence[Send]) -> bytes:
         """Some that it sent."""
-        own_id, end_ns, ending, span = self._span_id, self._end_ns, self._sends_ending, encoding.span
+        own_id, end_ns, ending, beginning = self._span_id, self._end_ns, self._sends_ending, encoding.beginning
         encoded = [
-            span(trace_id, span_id, own_id, start_ns, end_ns, kind.encoded(id_, flow, key), ending)
+            kind.encoded(beginning(trace_id, span_id, own_id, start_ns, end_ns), id_, flow, key, ending)
             for kind, _, id_, flow, key, span_id, start_ns in sends
         ]
         return encoded[0] if len(encoded) == 1 else b"".join(encoded)
