@@ -57,9 +57,8 @@ class Kinds:
         self._always = always
         self._known: dict[Hashable, Kind] = {}
 
-    def process(self, unit: UnitInfo, envelope: Envelope) -> Kind:
-        """That of a unit's `process` span; `envelope` is the unit's."""
-        topic, partition = unit.record[:2]
+    def process(self, topic: str, partition: int, unit: UnitInfo, envelope: Envelope) -> Kind:
+        """That of a unit's `process` span; all else is the unit's."""
         name = topic, partition, unit.handler, envelope[1:4]
         kind = self._known.get(name)
         if kind is None:

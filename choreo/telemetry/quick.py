@@ -22,9 +22,9 @@ from choreo.telemetry.nesting import attach
 from choreo.telemetry.traceparent import SAMPLED
 from choreo.telemetry.watching import contain
 
-SENDS_MAX = 3
-"""So many `send` spans wait for their export as one with the `process` span above them: what puts something into the
-queue costs more than they do."""
+SENDS_MAX = 1
+"""So many `send` spans wait for their export as one with the `process` span above them: to be put into the queue by
+itself would cost it more than all the rest."""
 
 Send = tuple[Kind, str, str, str, bytes | None, bytes, int]
 """Of a `send` span: its kind, topic, event's id and correlation id, key, own id, and when it began."""
@@ -57,11 +57,10 @@ class Quick:
 
         `sender`: `traceparent` of the span that sent the event: sampled, and a usual one.
         """
-        envelope, record = unit.envelope, unit.record
-        if envelope is None or not envelope.id or unit.attributes or record.value is None:
+        envelope, (topic, partition, offset, key, value, _, _) = unit.envelope, unit.record
+        if envelope is None or not envelope[0] or unit.attributes or value is None:
             return None
-        kind = self.kinds.process(unit, envelope)
-        return QuickUnit(self, kind, envelope, record.key, record.offset, sender)
+        return QuickUnit(self, self.kinds.process(topic, partition, unit, envelope), envelope, key, offset, sender)
 
     def end(self, spans: Any) -> None:
         """They go to whoever exports them: a QuickUnit, or Sends."""
