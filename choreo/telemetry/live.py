@@ -142,7 +142,7 @@ class LiveSpan(Span):
         span.dropped_attributes_count = added.dropped
         span.dropped_events_count, span.dropped_links_count = self._dropped_events, self._dropped_links
         span.MergeFrom(last)
-        return trace_pb2.ScopeSpans(spans=[span]).SerializeToString()
+        return bytes(trace_pb2.ScopeSpans(spans=[span]).SerializeToString())
 
 
 def _encoded(attributes: Mapping[str, Any]) -> list[KeyValue]:
