@@ -27,8 +27,8 @@ QUEUE_MAX = 8192
 BATCH_MAX = 2048
 BATCH_DELAY_MS = 1000
 """Where no OTEL_BSP_* is set; a process span and what it sent, if that is no more than SENDS_MAX, count as one.
-Export is serial: with a backend that takes 250 ms, the SDK's own 512 spans a batch lose half of 4000 spans/s, and these
-lose none. A request costs 2 ms, whatever is in it."""
+Export is serial: with a backend that takes 250 ms, the SDK's own 512 spans a batch lose half of 4000 spans/s, and
+these lose none. A request costs 2 ms, whatever is in it."""
 GRPC_BATCH_MAX = 1024
 """It takes 4 MiB at most."""
 
