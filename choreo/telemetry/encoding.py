@@ -21,7 +21,7 @@ ERROR = b"\x7a\x02\x18\x02"
 """The status of a span that failed."""
 
 _BEGINNING = struct.Struct("<2s16s2s8s2s8sBQBQ")
-_PACK, _BEGINNING_BYTES = _BEGINNING.pack, _BEGINNING.size
+_PACK, BEGINNING_BYTES = _BEGINNING.pack, _BEGINNING.size
 _SHORT_MAX = 127
 _CONTINUED = [bytes((number | 0x80,)) for number in range(_SHORT_MAX + 1)]
 
@@ -121,17 +121,12 @@ def template(name: str, kind: int, flags: int, constant: Mapping[str, AttributeV
     )
 
 
-def span(
-    trace_id: bytes, span_id: bytes, parent_id: bytes, start_ns: int, end_ns: int, known: bytes, ending: bytes
-) -> bytes:
-    """A span, as a field of its scope. `known`: its template and what else is to be said."""
-    beginning = _PACK(
-        b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, 0x39, start_ns, 0x41, end_ns
-    )
-    size = _BEGINNING_BYTES + len(known) + len(ending)
-    return b"%b%b%b%b" % (_before_span(size), beginning, known, ending)
+def beginning(trace_id: bytes, span_id: bytes, parent_id: bytes, start_ns: int, end_ns: int) -> bytes:
+    """Ids and times of a span, of BEGINNING_BYTES."""
+    return _PACK(b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, 0x39, start_ns, 0x41, end_ns)
 
 
 @lru_cache(maxsize=4096)
-def _before_span(size: int) -> bytes:
+def before_span(size: int) -> bytes:
+    """What stands before the `size` bytes of a span, as a field of its scope."""
     return b"\x12" + varint(size)

@@ -21,26 +21,28 @@ class Kind:
 
     def __init__(self, template: bytes) -> None:
         self._template = template
-        self._layouts: dict[tuple[int, int, int], tuple[bytes, bytes, bytes]] = {}
+        self._layouts: dict[tuple[int, int, int], tuple[bytes, bytes, bytes, int]] = {}
 
-    def encoded(self, id_: str, correlation_id: str, key: bytes | None) -> bytes:
-        """What is known of a span as it begins, but for its ids and times."""
+    def encoded(self, beginning: bytes, id_: str, correlation_id: str, key: bytes | None, ending: bytes) -> bytes:
+        """A span, as a field of its scope. `beginning`: its ids and times; `ending`: what is known at its end."""
         event, flow, text = id_.encode(), correlation_id.encode(), key
-        if text is None or not _is_text(text):
+        if text is None or len(text) > ID_BYTES_MAX or not (text.isascii() or _is_text(text)):
             text = b""
         sizes = len(event), len(flow), len(text) if text is key else -1
-        before_event, before_flow, before_key = self._layouts.get(sizes) or self._laid_out(*sizes)
-        return b"%b%b%b%b%b%b" % (before_event, event, before_flow, flow, before_key, text)
+        before_event, before_flow, before_key, size = self._layouts.get(sizes) or self._laid_out(*sizes)
+        before = encoding.before_span(size + len(ending))
+        return b"".join((before, beginning, before_event, event, before_flow, flow, before_key, text, ending))
 
-    def _laid_out(self, event: int, flow: int, key: int) -> tuple[bytes, bytes, bytes]:
+    def _laid_out(self, event: int, flow: int, key: int) -> tuple[bytes, bytes, bytes, int]:
         if len(self._layouts) >= LAYOUTS_MAX:
             self._layouts.clear()
         before = encoding.before_text
-        found = self._layouts[event, flow, key] = (
-            self._template + before(_ID_NAME, event),
-            before(_FLOW_NAME, flow) if flow else b"",
-            before(_KEY_NAME, key) if key >= 0 else b"",
-        )
+        before_event = self._template + before(_ID_NAME, event)
+        before_flow = before(_FLOW_NAME, flow) if flow else b""
+        before_key = before(_KEY_NAME, key) if key >= 0 else b""
+        known = len(before_event) + event + len(before_flow) + flow + len(before_key) + max(0, key)
+        found = before_event, before_flow, before_key, encoding.BEGINNING_BYTES + known
+        self._layouts[event, flow, key] = found
         return found
 
 
@@ -55,9 +57,8 @@ class Kinds:
         self._always = always
         self._known: dict[Hashable, Kind] = {}
 
-    def process(self, unit: UnitInfo, envelope: Envelope) -> Kind:
-        """That of a unit's `process` span; `envelope` is the unit's."""
-        topic, partition = unit.record[:2]
+    def process(self, topic: str, partition: int, unit: UnitInfo, envelope: Envelope) -> Kind:
+        """That of a unit's `process` span; all else is the unit's."""
         name = topic, partition, unit.handler, envelope[1:4]
         kind = self._known.get(name)
         if kind is None:
@@ -88,12 +89,8 @@ def of_offset(offset: int) -> bytes:
 
 
 def _is_text(key: bytes) -> bool:
-    """Whether a key can be told: it is UTF-8, and not too long."""
-    if len(key) > ID_BYTES_MAX:
+    try:
+        key.decode()
+    except UnicodeDecodeError:
         return False
-    if not key.isascii():
-        try:
-            key.decode()
-        except UnicodeDecodeError:
-            return False
     return True

@@ -120,9 +120,12 @@ class LiveSpan(Span):
         self.changed = self.changed or not self.ended
         return not self.ended
 
-    def encoded(self, known: bytes, ending: bytes) -> tuple[bytes, bytes]:
-        """`known` and `ending` of its unit, both changed by what was added; the ending has the last word."""
-        span, last = trace_pb2.Span.FromString(known), trace_pb2.Span.FromString(ending)
+    def encoded(self, known: bytes, ending: bytes) -> bytes:
+        """The span with what was added, as a field of its scope; what its unit says at its `ending` comes last.
+
+        `known`: such a field without that ending.
+        """
+        (span,), last = trace_pb2.ScopeSpans.FromString(known).spans, trace_pb2.Span.FromString(ending)
         added = self._attributes or BoundedAttributes()
         attributes = {each.key: each for each in (*span.attributes, *_encoded(added), *last.attributes)}
         del span.attributes[:], last.attributes[:]
@@ -138,7 +141,8 @@ class LiveSpan(Span):
             span.status.message = self._status.description or ""
         span.dropped_attributes_count = added.dropped
         span.dropped_events_count, span.dropped_links_count = self._dropped_events, self._dropped_links
-        return span.SerializeToString(), last.SerializeToString()
+        span.MergeFrom(last)
+        return bytes(trace_pb2.ScopeSpans(spans=[span]).SerializeToString())
 
 
 def _encoded(attributes: Mapping[str, Any]) -> list[KeyValue]:

@@ -22,9 +22,9 @@ from choreo.telemetry.nesting import attach
 from choreo.telemetry.traceparent import SAMPLED
 from choreo.telemetry.watching import contain
 
-SENDS_MAX = 3
-"""So many `send` spans wait for their export as one with the `process` span above them: what puts something into the
-queue costs more than they do."""
+SENDS_MAX = 1
+"""So many `send` spans wait for their export as one with the `process` span above them: to be put into the queue by
+itself would cost it more than all the rest."""
 
 Send = tuple[Kind, str, str, str, bytes | None, bytes, int]
 """Of a `send` span: its kind, topic, event's id and correlation id, key, own id, and when it began."""
@@ -57,11 +57,10 @@ class Quick:
 
         `sender`: `traceparent` of the span that sent the event: sampled, and a usual one.
         """
-        envelope, record = unit.envelope, unit.record
-        if envelope is None or not envelope.id or unit.attributes or record.value is None:
+        envelope, (topic, partition, offset, key, value, _, _) = unit.envelope, unit.record
+        if envelope is None or not envelope[0] or unit.attributes or value is None:
             return None
-        kind = self.kinds.process(unit, envelope)
-        return QuickUnit(self, kind, envelope, record.key, record.offset, sender)
+        return QuickUnit(self, self.kinds.process(topic, partition, unit, envelope), envelope, key, offset, sender)
 
     def end(self, spans: Any) -> None:
         """They go to whoever exports them: a QuickUnit, or Sends."""
@@ -190,20 +189,22 @@ class QuickUnit(Queued):
 
     def encoded(self) -> bytes:
         """The process span behind what it sent."""
-        envelope, live, ending = self._envelope, self._live, self._ending
-        known = self._kind.encoded(envelope.id, envelope.correlationid, self._key) + of_offset(self._offset)
-        if live is not None:
-            known, ending = live.encoded(known, ending)
-        sender = self._sender
+        envelope, sender, live = self._envelope, self._sender, self._live
         trace_id, parent_id = bytes.fromhex(sender[3:35]), bytes.fromhex(sender[36:52])
-        own = encoding.span(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns, known, ending)
+        beginning = encoding.beginning(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns)
+        told = envelope.id, envelope.correlationid, self._key
+        offset, ending = of_offset(self._offset), self._ending
+        if live is None:
+            own = self._kind.encoded(beginning, *told, offset + ending)
+        else:
+            own = live.encoded(self._kind.encoded(beginning, *told, offset), ending)
         return self.encoded_sends(trace_id, self._sends) + own if self._sends else own
 
     def encoded_sends(self, trace_id: bytes, sends: Sequence[Send]) -> bytes:
         """Some that it sent."""
-        own_id, end_ns, ending, span = self._span_id, self._end_ns, self._sends_ending, encoding.span
+        own_id, end_ns, ending, beginning = self._span_id, self._end_ns, self._sends_ending, encoding.beginning
         encoded = [
-            span(trace_id, span_id, own_id, start_ns, end_ns, kind.encoded(id_, flow, key), ending)
+            kind.encoded(beginning(trace_id, span_id, own_id, start_ns, end_ns), id_, flow, key, ending)
             for kind, _, id_, flow, key, span_id, start_ns in sends
         ]
         return encoded[0] if len(encoded) == 1 else b"".join(encoded)

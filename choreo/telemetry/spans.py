@@ -221,29 +221,25 @@ class _Recorded:
         _end(self._span, {"choreo.outcome": outcome, "choreo.attempts": attempts}, failed)
 
 
-class _Unrecorded(Forward):
-    """A unit that is not sampled: its emits and its handler's own spans belong to the same unsampled trace."""
+class _Unrecorded(Forward, NonRecordingSpan):
+    """A unit that is not sampled: its emits and its handler's own spans belong to the same unsampled trace.
 
-    __slots__ = ()
+    It is the current span of its handler, its sender's; whose context is made when somebody asks for it, as few do.
+    """
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        self.attach()
+        attach(self)
         return function()
 
     def attach(self) -> None:
-        attach(_Passing(self._traceparent, self._tracestate))
-
-
-class _Passing(NonRecordingSpan):
-    """A sender's span as the current one; its context is made when somebody asks for it, which few handlers do."""
-
-    def __init__(self, traceparent: str | None, tracestate: str | None) -> None:
-        self._of = traceparent, tracestate
+        attach(self)
 
     def get_span_context(self) -> SpanContext:
-        traceparent, tracestate = self._of
-        parent = parse(traceparent)
-        return trace.INVALID_SPAN_CONTEXT if parent is None else _remote(parent, tracestate)
+        parent = parse(self._traceparent)
+        return trace.INVALID_SPAN_CONTEXT if parent is None else _remote(parent, self._tracestate)
+
+    def __repr__(self) -> str:
+        return f"NonRecordingSpan({self.get_span_context()!r})"
 
 
 def _remote(parent: Parent, tracestate: str | None) -> SpanContext:

@@ -97,9 +97,18 @@ async def choreo_loop(run: Run) -> Result:
                 await asyncio.sleep(POLL_S)
             if counts["handled"] != run.events or counts["emitted"] != run.events:
                 raise SystemExit(f"{run.events} events were to be handled within {RUN_S_MAX:g} s: {dict(counts)}")
-            if not run.telemetry:
-                return meter.stop(committed[0])
-    return meter.stop(committed[0])  # what was recorded has been sent
+            if run.telemetry:
+                await asyncio.to_thread(_send_spans)
+            return meter.stop(committed[0])
+
+
+def _send_spans() -> None:
+    """All that were recorded; closing would do that too, and much else that no other loop is measured at."""
+    from choreo.telemetry import pipeline
+
+    assert pipeline._shared is not None
+    for processor in pipeline._shared.processors:
+        processor.force_flush()
 
 
 def limits(run: Run) -> Limits:

@@ -342,7 +342,7 @@ def test_what_waits_for_its_export_holds_no_record() -> None:
     assert kept.spans == [begun]
 
 
-@pytest.mark.parametrize(("sends_max", "counts"), [(0, [1] * 9), (3, [4, 4, 1]), (8, [9])])
+@pytest.mark.parametrize(("sends_max", "counts"), [(0, [1] * 9), (1, [2, 2, 2, 2, 1]), (8, [9])])
 def test_the_sends_of_one_unit_wait_in_parts(sends_max: int, counts: list[int]) -> None:
     """Each counted, none told twice: a queue that is bounded by its length is so by its spans."""
     provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
