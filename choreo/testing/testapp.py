@@ -162,7 +162,9 @@ class TestApp:
     def flow_records(self, correlation_id: str) -> list[tuple[Envelope, Record]]:
         """Events of one flow with their records, in the order they reached the log; not those of `own_topics`."""
         own = self.app.own_topics()
-        return self._records_of(correlation_id, [each.name for each in self.app.topic_specs() if each.name not in own])
+        return self._records_of(
+            correlation_id, [each.name for each in self.app.topic_specs() if each.name not in own]
+        )
 
     def _records_of(self, correlation_id: str, topics: Sequence[str]) -> list[tuple[Envelope, Record]]:
         found = []
