@@ -1,9 +1,9 @@
 """aiokafka's private API: connections, groups and offsets. Each touch says why; all were seen in aiokafka 0.14.0.
 
 Only this module, kafka/records.py, kafka/runs.py and kafka/batches.py (record batches), kafka/fencing.py and
-kafka/closing.py touch it; what they rely on is held by tests/integration/test_kafka_client_contract.py, so that a newer
-aiokafka fails there first. Errors leave here as aiokafka's own. Requests are repeated without end: the caller sets the
-deadline.
+kafka/closing.py touch it; what they rely on is held by tests/integration/test_kafka_client_contract.py, so that a
+newer aiokafka fails there first. Errors leave here as aiokafka's own. Requests are repeated without end: the caller
+sets the deadline.
 """
 
 import asyncio
