@@ -18,9 +18,8 @@ Why nobody commits for a partition that is another's:
   `read`: it sees what the transaction left. One without offsets may still be open then; it can only be aborted, and
   `read` waits for it, for it reads to the end of all that was appended.
 
-No record has a delivery report: each would take Python's lock from the event loop once, and costs more than all else
-that is done for a record. librdkafka counts those that failed and refuses to commit; only then is the transaction
-made again with reports, which tell whose record it was.
+No record has a delivery report: each would take Python's lock from the event loop once. librdkafka counts those that
+failed and refuses to commit; only then is the transaction made again with reports, which tell whose record it was.
 """
 
 import asyncio
@@ -251,7 +250,7 @@ class ConfluentTransactions:
 
     def _transact(self, parts: Mapping[TopicPartition, LogCommit]) -> None:
         member = self._consumer()
-        until_s = time.monotonic() + COMMIT_S
+        until_s, ending = time.monotonic() + COMMIT_S, False
         with member.grants.using(parts):
             producer = self._current()
             try:
@@ -270,6 +269,7 @@ class ConfluentTransactions:
                 until(until_s, lambda left_s: producer.send_offsets_to_transaction(places, metadata, left_s))
                 if self._producer is not producer:
                     raise TransportError("given up meanwhile")
+                ending = True
                 until(until_s, producer.commit_transaction)
                 self._begun = self._reported = False
             except KafkaException as error:
@@ -277,7 +277,7 @@ class ConfluentTransactions:
                 found = error_of(error)
                 if found is not None and found.code() in STALE:
                     raise _Stale(reason(error)) from error
-                if found is not None and found.txn_requires_abort() and not self._reported:
+                if found is not None and not self._reported and _certainly_aborted(found, ending):
                     self._reported = True
                     raise _Refused({}) from error
                 raise
@@ -365,6 +365,11 @@ class ConfluentTransactions:
             box = [producer]
             del producer
             threading.Thread(target=_abort_and_drop, args=(box,), daemon=True).start()
+
+
+def _certainly_aborted(error: KafkaError, ending: bool) -> bool:
+    """When it was `ending`, only if librdkafka had counted records that failed: then it asks no broker."""
+    return error.txn_requires_abort() and (not ending or error.code() == KafkaError._INCONSISTENT)
 
 
 def _report(
