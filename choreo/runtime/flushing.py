@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
 TELL_S = 0.1
-"""So much later the store is told what was sent and the broker what is done, of many flushes at once. After a crash
-meanwhile that is sent again, and found done."""
+"""So much later the broker is told what is done, of many flushes at once; after a crash meanwhile that comes
+again, and is found done."""
 COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parked", "unparked": "unparked"}
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 
@@ -40,8 +40,9 @@ class Flusher:
         self._acked: dict[bytes, Finished] = {}
         self._offsets: dict[TopicPartition, tuple[Lease, int]] = {}  # that the broker is still to be told
         self._sent: set[int] = set()  # rows on the log that the store is still to be told of
+        self._confirms = False
         self._telling = asyncio.Lock()
-        self._tells = False  # it is to be told soon
+        self._tells = False
 
     def finished(
         self, unit: Unit, emits: tuple[ProducerRecord, ...], outcome: str, waits: Waits | None = None
@@ -300,7 +301,9 @@ class Flusher:
                 continue
             if "outbox" in ports.store.carries:
                 self._sent.update(row for row, _ in left)
-                self._tell_soon()
+                if not self._confirms:  # beside the next flush, which does not wait for it
+                    self._confirms = True
+                    self._spawn(self._confirm())
             return
 
     # ---- telling store and broker what need not be known at once
@@ -319,23 +322,22 @@ class Flusher:
     async def _tell_in_time(self) -> None:
         await self._worker.ports.clock.sleep(TELL_S)
         self._tells = False
-        await self.tell()
+        await self.commit_offsets()
 
     async def tell(self) -> None:
-        """Tell the store what was sent and the broker what is done; what fails is tried again later."""
+        """Tell the store what was sent and the broker what is done, now; what fails is tried again later."""
         await self._confirm()
         await self.commit_offsets()
 
     async def _confirm(self) -> None:
-        rows = sorted(self._sent)
-        if not rows:
-            return
         try:
-            await self._worker.ports.store.sent(rows)
+            while rows := sorted(self._sent):
+                await self._worker.ports.store.sent(rows)
+                self._sent.difference_update(rows)
         except ChoreoError as error:
             log.info("%s: %d emits stay in the outbox for now: %s", self._worker.service.name, len(rows), error)
-        else:
-            self._sent.difference_update(rows)
+        finally:
+            self._confirms = False
 
     async def commit_offsets(self) -> None:
         """Commit those that a flush was to commit and the broker has not taken yet; what fails is tried again later.
