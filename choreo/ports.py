@@ -434,13 +434,10 @@ class Span(Protocol):
         """Begin a `send` span below this one; returns the envelope with that span's context."""
 
     def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        """Run a handler so that spans of its own nest below this one. It is told at once, before it is awaited.
-
-        For that it changes the current context (PEP 567), which is to be the invocation's alone.
-        """
+        """Run a handler so that spans of its own nest below this one; in the current context, as `attach` does."""
 
     def attach(self) -> None:
-        """The same for all that runs in the current context from here on."""
+        """The same for all that runs in the current context from here on, which is the handler's alone."""
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         """End it and the sends below it. `outcome`: handled, duplicate, dead_letter, parked, dropped."""

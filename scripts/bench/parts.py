@@ -28,6 +28,7 @@ from choreo.envelope import Envelope, write
 from choreo.ports import Claimed as Verdict
 from choreo.ports import Instrument, UnitInfo
 from choreo.record import Record, TopicPartition
+from choreo.telemetry import aggregating
 from choreo.telemetry.metering import meters
 from choreo.telemetry.quick import Quick
 from choreo.telemetry.silent import NoInstrument
@@ -140,20 +141,30 @@ def cost_us(instrument: Instrument, traceparent: str) -> float:
     return best / TELEMETRY_UNITS * 1e6
 
 
+class _Encoding(SpanProcessor):
+    """What the exporter does with a span, at once."""
+
+    def on_end(self, span: Any) -> None:
+        span.encoded()
+
+
 def telemetry() -> dict[str, float]:
     """Microseconds a unit of each instrument."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SpanProcessor())
     counting = MeterProvider(
-        [InMemoryMetricReader()], exemplar_filter=AlwaysOffExemplarFilter(), shutdown_on_exit=False
+        [InMemoryMetricReader()],
+        exemplar_filter=AlwaysOffExemplarFilter(),
+        shutdown_on_exit=False,
+        views=aggregating.views(),
     )
-    counts = meters(counting, system="kafka")
+    counts = meters(counting, system="kafka", many=True)
     traced = OtelInstrument("inventory", tracer_provider=provider, system="kafka")
     otlp = OtelInstrument(
         "inventory",
         tracer_provider=provider,
         system="kafka",
-        quick=lambda always: Quick(always, provider, [SpanProcessor()]),
+        quick=lambda always: Quick(always, provider, [_Encoding()]),
     )
     rows: dict[str, Callable[[], float]] = {
         "off": lambda: cost_us(NoInstrument(), TRACE + "1"),

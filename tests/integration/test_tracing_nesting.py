@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -41,6 +42,7 @@ async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
             return "done"
 
     async def handler() -> str:
+        assert baggage.get_baggage("tenant") == "tea", "what is around is there, too"
         with tracer.start_as_current_span("in a task"):
             return await asyncio.to_thread(plain)
 
@@ -48,6 +50,7 @@ async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:
         raise LookupError
 
     with tracer.start_as_current_span("ambient") as ambient:
+        otel_context.attach(baggage.set_baggage("tenant", "tea"))
         span = instrument.process(unit("inventory", "orders", event("o-1", "order.placed")), now_s=time.time())
         assert await asyncio.create_task(invoked(span, handler)) == "done"
         with pytest.raises(LookupError):

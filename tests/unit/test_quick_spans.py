@@ -1,5 +1,6 @@
 """Spans recorded the quick way are, to a receiver, those of the SDK: message by message, as protobuf."""
 
+import asyncio
 import random
 import sys
 from collections.abc import Awaitable, Callable
@@ -170,7 +171,13 @@ async def fanned_out(span: Span) -> None:
     span.finish("dropped", attempts=1)
 
 
-PLAYS: list[Play] = [handled, fanned_out, dropped, dead, tried_again, annotated, settled_and_renamed]
+async def sent_twice(span: Span) -> None:
+    for version in (1, 2):
+        span.sending("stock", Envelope("s-1", "/inventory", "stock.reserved", version), b"k")
+    span.finish("handled", attempts=1)
+
+
+PLAYS: list[Play] = [handled, sent_twice, fanned_out, dropped, dead, tried_again, annotated, settled_and_renamed]
 UNITS = {
     "usual": unit(),
     "no key": unit(key=None),
@@ -247,6 +254,34 @@ def test_what_is_unusual_is_left_to_the_sdk(about: UnitInfo) -> None:
     """And leaves in the same request."""
     made, _ = instrument(True)
     assert not isinstance(made.process(about, now_s=1e9), QuickUnit)
+
+
+@pytest.mark.parametrize("state", [None, "vendor=1"])
+@pytest.mark.parametrize("flags", ["00", "02"])
+async def test_what_is_not_sampled_is_no_span_and_its_handler_sees_its_sender(flags: str, state: str | None) -> None:
+    """What the handler sends goes on with the header that came, byte for byte."""
+    made, _ = instrument(True)
+    traceparent = f"{SAMPLED[:-2]}{flags}"
+    span = made.process(unit(traceparent=traceparent, tracestate=state), now_s=0.0)
+    assert not isinstance(span, QuickUnit)
+
+    async def handler() -> SpanContext:
+        own = trace.get_current_span()
+        assert not own.is_recording()
+        assert traceparent[36:52] in repr(own)
+        return own.get_span_context()
+
+    seen = await asyncio.create_task(invoked(span, handler))
+    assert f"00-{seen.trace_id:032x}-{seen.span_id:016x}-{seen.trace_flags:02x}" == traceparent
+    assert seen.is_remote
+    assert dict(seen.trace_state) == ({"vendor": "1"} if state else {})
+    sent = span.sending("stock", Envelope("s-1", "/inventory", "stock.reserved"))
+    assert (sent.traceparent, sent.tracestate) == (traceparent, state)
+
+
+async def invoked(span: Span, handler: Callable[[], Awaitable[Any]]) -> Any:
+    """As a worker does it: in a context of its own."""
+    return await span.call(handler)
 
 
 def test_spans_of_both_kinds_and_of_two_services_leave_together() -> None:

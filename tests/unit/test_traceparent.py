@@ -7,7 +7,7 @@ from opentelemetry import trace
 from opentelemetry.trace import TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from choreo.telemetry.traceparent import CHARS_MAX, Parent, parse, parse_state, render, render_state
+from choreo.telemetry.traceparent import CHARS_MAX, Parent, is_usual, parse, parse_state, render, render_state
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
@@ -58,6 +58,7 @@ def test_parse_reads_the_example_of_the_recommendation() -> None:
 def test_parse_takes_a_broken_header_for_none(header: str | None) -> None:
     """What breaks a rule of the recommendation names no parent, so a new root begins."""
     assert parse(header) is None
+    assert not is_usual(header or "")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,9 @@ def test_what_is_rendered_is_parsed(trace_id: int, span_id: int, flags: int) -> 
     header = render(trace_id, span_id, flags)
     assert len(header) == 55
     assert parse(header) == Parent(trace_id, span_id, flags)
+    header = render(trace_id, span_id, flags)
+    assert is_usual(header) is (flags < 4)
+    assert (int(header[3:35], 16), int(header[36:52], 16)) == (trace_id, span_id)
 
 
 @given(st.text() | hexadecimal | hexadecimal.map(lambda text: GOOD[: 55 - len(text)] + text))
