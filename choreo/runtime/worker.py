@@ -337,23 +337,7 @@ class Worker:
         leases = {partition: self.leases.get(partition) for partition in {unit.partition for unit in units}}
         ours = [unit for unit in units if leases[unit.partition] is not None]
         names = {name: f"{self.service.name}.{name}" for name in {unit.handler for unit in ours}}
-        requests = [
-            new(
-                ClaimRequest,
-                (
-                    unit.partition,
-                    unit.digest,
-                    unit.fingerprint,
-                    names[unit.handler],
-                    unit.offset,
-                    unit.correlation_id,
-                    unit.entry.timestamp_ms,
-                    solo,
-                    unit.queue if unit.queue is not None and follows(unit) else None,
-                ),
-            )
-            for unit in ours
-        ]
+        requests = [_request(unit, names[unit.handler], solo) for unit in ours]
         try:
             verdicts = await self.ports.store.claim([lease for lease in leases.values() if lease], requests)
         except LeaseLost:
@@ -493,6 +477,12 @@ class Worker:
             info.new_trace = work.replay is not None and work.retried is None
             work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
         return work.span
+
+
+def _request(unit: Unit, handler: str, solo: bool) -> ClaimRequest:
+    digest, fingerprint, flow, log_ms = unit.digest, unit.fingerprint, unit.correlation_id, unit.entry.timestamp_ms
+    queue = unit.queue if unit.queue is not None and follows(unit) else None
+    return new(ClaimRequest, (unit.partition, digest, fingerprint, handler, unit.offset, flow, log_ms, solo, queue))
 
 
 def _why(unit: Unit, reason: str) -> tuple[BaseException | None, str]:
