@@ -444,11 +444,7 @@ class Span(Protocol):
 
 
 class Instrument(Protocol):
-    """Observes a service. Its failures are its own: it never raises.
-
-    Attributes:
-        silent: It looks at nothing, so nobody need tell it of what is handled; a context is passed on as it came.
-    """
+    """Observes a service; one that is `silent` need be told of nothing. Its failures are its own: it never raises."""
 
     silent: bool
 
@@ -484,8 +480,7 @@ class Levels(NamedTuple):
     """How things stand with one service in one process.
 
     `oldest_s`: age of the oldest event in hand; `running` handlers of at most `running_max`; `lanes` with work;
-    `timers_due`: to be sent now, by whichever process; None of a service without a process, or if it is not known.
-    `parked_keys`: of all processes; None of a service without `order="key"`, or if it is not known.
+    `timers_due`, to be sent now, and `parked_keys` are of all processes; None of a service without, or if unknown.
     """
 
     group: str

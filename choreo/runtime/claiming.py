@@ -91,21 +91,14 @@ class Claimer:
     ) -> list[ClaimRequest]:
         name = self._worker.service.name
         return [
-            new(
-                ClaimRequest,
-                (
-                    unit.partition,
-                    unit.digest,
-                    unit.fingerprint,
-                    f"{name}.{unit.handler}",
-                    unit.offset,
-                    unit.correlation_id,
-                    unit.entry.timestamp_ms,
-                    solo,
-                    unit.queue if unit.queue is not None and follows(unit) else None,
-                ),
-            )
+            _request(unit, f"{name}.{unit.handler}", solo)
             for units, solo in asked
             for unit in units
             if unit.partition in held
         ]
+
+
+def _request(unit: Unit, handler: str, solo: bool) -> ClaimRequest:
+    digest, fingerprint, flow, log_ms = unit.digest, unit.fingerprint, unit.correlation_id, unit.entry.timestamp_ms
+    queue = unit.queue if unit.queue is not None and follows(unit) else None
+    return new(ClaimRequest, (unit.partition, digest, fingerprint, handler, unit.offset, flow, log_ms, solo, queue))
