@@ -1,4 +1,4 @@
-"""Performs commits: flushes of results, and transactions with handlers inside; then the sends; later the offset."""
+"""Performs commits: flushes of results, and transactions with handlers inside; then the sends and the offset."""
 
 import asyncio
 import logging
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
-TELL_S = 0.1
-"""So much later the broker is told what is done, of many flushes at once; after a crash meanwhile that comes
-again, and is found done."""
 COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parked", "unparked": "unparked"}
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 
@@ -42,7 +39,7 @@ class Flusher:
         self._sent: set[int] = set()  # rows on the log that the store is still to be told of
         self._confirms = False
         self._telling = asyncio.Lock()
-        self._tells = False
+        self._untold = self._tells = False
 
     def finished(
         self, unit: Unit, emits: tuple[ProducerRecord, ...], outcome: str, waits: Waits | None = None
@@ -301,28 +298,29 @@ class Flusher:
                 continue
             if "outbox" in ports.store.carries:
                 self._sent.update(row for row, _ in left)
-                if not self._confirms:  # beside the next flush, which does not wait for it
+                if not self._confirms:
                     self._confirms = True
                     self._spawn(self._confirm())
             return
 
-    # ---- telling store and broker what need not be known at once
+    # ---- telling store and broker beside the next flush, which does not wait for it
 
     def _note_offsets(self, request: CommitRequest, result: CommitResult) -> None:
         for id_, offset in request.offsets.items():
             if id_ not in result.refused:
                 self._offsets[id_] = request.leases[id_], offset
-                self._tell_soon()
-
-    def _tell_soon(self) -> None:
-        if not self._tells:
+                self._untold = True
+        if self._untold and not self._tells:
             self._tells = True
-            self._spawn(self._tell_in_time())
+            self._spawn(self._tell_broker())
 
-    async def _tell_in_time(self) -> None:
-        await self._worker.ports.clock.sleep(TELL_S)
-        self._tells = False
-        await self.commit_offsets()
+    async def _tell_broker(self) -> None:
+        try:
+            while self._untold:
+                self._untold = False
+                await self.commit_offsets()
+        finally:
+            self._tells = False
 
     async def tell(self) -> None:
         """Tell the store what was sent and the broker what is done, now; what fails is tried again later."""

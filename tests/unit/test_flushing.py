@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from sqlite3 import Connection
@@ -18,7 +18,6 @@ from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.running import Running
-from choreo.runtime import flushing
 from tests.integration.bad_days import running
 
 
@@ -211,15 +210,29 @@ async def test_what_is_on_the_log_is_not_sent_again_though_the_outbox_has_it_sti
         assert len(await found.transport.scan(["said"], since_ms=0)) == 2
 
 
-async def test_who_gives_a_partition_up_has_told_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_gives_a_partition_up_has_told_all_of_it(tmp_path: Path) -> None:
     """Else the next owner would send it again, and read from where the offset stood."""
-    monkeypatch.setattr(flushing, "TELL_S", 60.0)
     async with at_work(tmp_path, desk()) as found:
         store, worker = found.stores["desk"], found.workers["desk"]
         ((id_, lease),) = worker.leases.items()
         once_away(found)
+        consumer, fails = worker.consumer, [True]
+        commit = consumer.commit
+
+        async def away(offsets: Mapping[TopicPartition, int]) -> None:
+            if fails:
+                fails.clear()
+                raise TransportError("the broker is away")
+            await commit(offsets)
+
+        consumer.commit = away  # type: ignore[method-assign]
         await found.publish(Asked(who="ann", number=1))
         assert await until(lambda: all_said(found, 1))
+
+        async def failed() -> bool:
+            return not fails and len(await store.pending(lease)) == 1
+
+        assert await until(failed)
         await worker.revoked([id_], lost=False)
         assert await store.pending(lease) == []
         assert await worker.consumer.position(id_, "earliest") == 1
