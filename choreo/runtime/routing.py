@@ -75,14 +75,6 @@ class Work:
         self.outside_key: bytes | None = None
         self.flow: FlowMark | None = None
 
-    def let_go(self) -> None:
-        """Its handler returned and is not called again: what it was called with need not wait for the commit."""
-        self.event = self.envelope = None
-        self.record = _GONE
-
-
-_GONE = Record("", 0, 0, None, None, (), 0)
-
 
 class _Constants:
     """What all units of a handler have in common, those that come by its delay topics or queues aside."""
