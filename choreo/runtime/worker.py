@@ -231,9 +231,8 @@ class Worker:
                 self.in_hand.discard(partition)
                 if not few:  # which are claimed together
                     await asyncio.sleep(0)
-            if records and few and not self.engine.waiting():
-                # They wait for the flush on its way, as will what comes meanwhile: it is fetched and claimed at once.
-                await asyncio.sleep(self.engine.limits.flush_s)
+            if few:
+                await asyncio.sleep(0)
 
     def _enough_ready(self) -> bool:
         """What is fetched only to wait is out of the processor's cache when its turn comes."""
