@@ -217,7 +217,6 @@ class Worker:
                 continue
             groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
             self.in_hand = {partition for partition, _ in groups}
-            few = len(records) < self.engine.limits.concurrency
             for partition, group in groups:
                 deliveries = []
                 for record in group:
@@ -229,9 +228,6 @@ class Worker:
                 now_ms = int(self.ports.clock.now_s() * 1000)
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
-                if not few:  # which are claimed together
-                    await asyncio.sleep(0)
-            if few:
                 await asyncio.sleep(0)
 
     def _enough_ready(self) -> bool:
