@@ -217,7 +217,6 @@ class Worker:
                 continue
             groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
             self.in_hand = {partition for partition, _ in groups}
-            few = len(records) < self.engine.limits.concurrency
             for partition, group in groups:
                 deliveries, skips = self._router.deliveries(partition, group)
                 for skipped in skips:
@@ -226,11 +225,7 @@ class Worker:
                 now_ms = int(self.ports.clock.now_s() * 1000)
                 self.step(m.Fetched(partition, deliveries, now_ms))
                 self.in_hand.discard(partition)
-                if not few:  # which are claimed together
-                    await asyncio.sleep(0)
-            if records and few and not self.engine.waiting():
-                # They wait for the flush on its way, as will what comes meanwhile: it is fetched and claimed at once.
-                await asyncio.sleep(self.engine.limits.flush_s)
+                await asyncio.sleep(0)
 
     def _enough_ready(self) -> bool:
         """What is fetched only to wait is out of the processor's cache when its turn comes."""
