@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from choreo.context import invocation
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError, LeaseLost, RecordTooLarge
@@ -18,6 +17,7 @@ from choreo.record import ProducerRecord, TopicPartition, new
 from choreo.runtime.emitting import truncated
 from choreo.runtime.invoking import Inside, describe, raised
 from choreo.runtime.routing import Work
+from choreo.runtime.runners import apart
 
 if TYPE_CHECKING:
     from choreo.runtime.worker import Worker
@@ -184,12 +184,11 @@ class Flusher:
 
         async def invoke_async(transaction: Any, connection: Any) -> Finished:
             work.started_s = work.started_s or worker.ports.clock.now_s()
-            before = invocation.get()
-            try:
-                result = await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
-            finally:
-                invocation.set(before)  # not by token, which another context does not take, as where a loop dies
-            return finished(bound.emitted(result))
+            # What is current while it runs is not to be so for the next one, and for the commit.
+            return finished(bound.emitted(await apart(called(transaction, connection))))
+
+        async def called(transaction: Any, connection: Any) -> Any:
+            return await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
 
         bound = work.bound
         call = invoke if inside is not None else invoke_async

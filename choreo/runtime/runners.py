@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
 from types import coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from choreo.core import messages as m
 from choreo.core.units import State, Unit
+
+Result = TypeVar("Result")
 
 
 class Runners:
@@ -97,8 +99,19 @@ class Runners:
             self._tell(ended)
 
 
+async def apart(invocation: Coroutine[Any, Any, Result]) -> Result:
+    """Await it in a context (PEP 567) of its own, as if it were a task of its own, in this one."""
+    context = copy_context()
+    try:
+        asked = context.run(invocation.send, None)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    return await _driven(invocation, context, asked)
+
+
 @coroutine
-def _driven(invocation: Coroutine[Any, Any, m.Input], context: Context, asked: Any) -> Generator[Any, Any, m.Input]:
+def _driven(invocation: Coroutine[Any, Any, Result], context: Context, asked: Any) -> Generator[Any, Any, Result]:
     """Await the rest of `invocation`, which waits for `asked`, within `context`."""
     run, send, throw = context.run, invocation.send, invocation.throw
     try:
@@ -110,7 +123,7 @@ def _driven(invocation: Coroutine[Any, Any, m.Input], context: Context, asked: A
             else:
                 asked = run(send, answer)
     except StopIteration as end:
-        ended: m.Input = end.value
+        ended: Result = end.value
         return ended
 
 

@@ -301,9 +301,9 @@ class Worker:
                     while self.engine.unflushed(partitions):
                         self._progress.clear()
                         await self._progress.wait()
+                    await self.flusher.tell()
             except TimeoutError:
                 log.warning("%s: %s did not drain in time", self.service.name, ", ".join(map(str, partitions)))
-            await self.flusher.tell()
         self.step(m.Revoked(tuple(partitions)))
         self._runners.cancel_dropped()
         leases = [self.leases.pop(id_) for id_ in partitions if id_ in self.leases]

@@ -5,11 +5,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import pytest
+
 from choreo.core import messages as m
 from choreo.core.retry import RetryPolicy
 from choreo.core.units import Signal, Unit
 from choreo.record import TopicPartition
-from choreo.runtime.runners import Runners
+from choreo.runtime.runners import Runners, apart
 
 PLACE = TopicPartition("orders", 0)
 seen: ContextVar[str] = ContextVar("seen", default="nothing")
@@ -164,3 +166,24 @@ async def test_of_a_lost_partition_nothing_begins_and_what_waits_is_interrupted(
         await stage.run(*units)
     assert begun == [0, 1]
     assert stage.results == {0: "done"}
+
+
+async def test_what_is_set_apart_is_not_seen_afterwards() -> None:
+    """Neither where it waits nor where it fails; and it sees what was set before."""
+
+    async def sets(name: str, *, waits: bool) -> str:
+        before = seen.get()
+        seen.set(name)
+        if waits:
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0.001)
+        if name == "bad":
+            raise KeyError(name)
+        return f"{before}, then {seen.get()}"
+
+    seen.set("mine")
+    for waits in (False, True):
+        assert await apart(sets("theirs", waits=waits)) == "mine, then theirs"
+        with pytest.raises(KeyError):
+            await apart(sets("bad", waits=waits))
+        assert seen.get() == "mine"
