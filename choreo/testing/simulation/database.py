@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from choreo.errors import StoreError
 from choreo.sqlite.connection import SqliteConnection
 from choreo.sqlite.database import Database
 from choreo.testing.simulation.process import Process
@@ -123,10 +124,20 @@ class SimulatedDatabase(Database):
         return await self._in_turn("write", lambda: self._shared.write_inline(change), writes=True)
 
     async def begin(self) -> OpenTransaction:
-        """Open a transaction that outlives the call."""
-        shared = self._shared
+        """Open a transaction that outlives the call; who gets no answer has lost its connection, and that with it."""
+        shared, opened = self._shared, list[OpenTransaction]()
         assert isinstance(shared, SharedDatabase)
-        return await self._in_turn("begin", lambda: shared.begin(self.process.life), writes=False)
+
+        def begin() -> OpenTransaction:
+            opened.append(shared.begin(self.process.life))
+            return opened[0]
+
+        try:
+            return await self._in_turn("begin", begin, writes=False)
+        except StoreError:
+            for each in opened:
+                each.end("ROLLBACK")
+            raise
 
     async def _in_turn(self, what: str, perform: Callable[[], _Result], *, writes: bool) -> _Result:
         shared = self._shared
