@@ -14,7 +14,7 @@ import pytest
 from choreo.errors import ConfigurationError, RecordTooLarge, TransportError
 from choreo.ports import Peer, TopicSpec
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.transports.confluent import ConfluentTransport, poll
+from choreo.transports.confluent import ConfluentTransport
 from choreo.transports.confluent.client import AdminClient
 from choreo.transports.confluent.settings import ConfluentMembership, security_arguments
 from choreo.transports.kafka import KafkaTransport
@@ -95,38 +95,6 @@ async def test_oversized_record_is_named_and_a_large_batch_is_split(kafka: str) 
         with pytest.raises(TransportError, match="there is no partition 9"):
             await owner.transport.send([ProducerRecord(topic, b"k", b"", (), 9)])
         await owner.transport.send(values(topic, [1]))
-
-
-async def test_record_larger_than_what_is_fetched_at_once_is_read(kafka: str) -> None:
-    """The first of its partition or not, and in both partitions."""
-    async with owners(kafka, 1) as (_, (owner,)):
-        topic = await topic_of(owner.transport, 2, max_message_bytes="8000000")
-        small, big = ProducerRecord(topic, b"k", b"s", ()), ProducerRecord(topic, b"k", b"b" * 5_000_000, ())
-        for number in (0, 1):
-            for each in (small, big, small, big, small):
-                await owner.transport.send([each._replace(partition=number)])
-        await owner.join(topic)
-        await until(lambda: len(owner.found) == 10, owner)
-        assert [len(each.value or b"") for each in owner.found if each.partition == 1] == [1, 5_000_000] * 2 + [1]
-
-
-async def test_thread_that_waits_for_room_takes_commands(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction asks it who the member is; it waits no longer than until there is room either."""
-    monkeypatch.setattr(poll, "PATIENCE_S", 20.0)
-    async with owners(kafka, 1) as (_, (owner,)):
-        topic = await topic_of(owner.transport)
-        await owner.transport.send(values(topic, range(3 * poll.RECORDS_HIGH)))
-        await owner.join(topic)
-        thread = owner.consumer._thread
-        async with asyncio.timeout(10):
-            while thread.delivered < poll.RECORDS_HIGH:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        await asyncio.sleep(0.2)
-        assert thread.delivered < 2 * poll.RECORDS_HIGH, "more was handed over than there is room for"
-        _, member = await asyncio.wait_for(asyncio.wrap_future(owner.consumer.metadata()), 5)
-        assert member.joined
-        await until(lambda: len(owner.found) == 3 * poll.RECORDS_HIGH, owner, within_s=10)
-        assert [int(each.value or b"") for each in owner.found] == list(range(3 * poll.RECORDS_HIGH))
 
 
 async def test_open_says_why_and_what_to_check(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo.errors import TransportError
@@ -21,7 +20,7 @@ from choreo.transports.confluent.client import (
     membership,
     partition_of,
     place,
-    records_of,
+    record_of,
 )
 from choreo.transports.confluent.grants import Grants
 
@@ -47,14 +46,6 @@ REVOKE_S = 240.0
 
 COMMITS_S = 15.0
 SEEK_S = 10.0
-
-
-def _look_again() -> None:
-    """A command for the thread to wake up at."""
-
-
-def _alike(message: Message) -> tuple[str | None, int | None, bool]:
-    return message.topic(), message.partition(), message.error() is not None
 
 
 class Batch(NamedTuple):
@@ -99,7 +90,7 @@ class PollThread:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._full = False  # waits for room
+        self._room = threading.Event()
         self._stopping = False
         self._over = False
         self._ended = asyncio.Event()
@@ -117,7 +108,7 @@ class PollThread:
     async def stop(self, *, timeout_s: float) -> bool:
         """Give up what is assigned and leave; whether that came to its end."""
         self._stopping = True
-        self._commands.put(_look_again)
+        self._room.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
@@ -170,9 +161,8 @@ class PollThread:
     def took(self, records: int) -> None:
         """The loop is done with so many (a negative number: it has them again)."""
         self.taken += records
-        if self._full and self.delivered - self.taken < RECORDS_LOW:
-            self._full = False
-            self._commands.put(_look_again)
+        if self.delivered - self.taken < RECORDS_LOW:
+            self._room.set()
 
     # ---- on the thread
 
@@ -225,16 +215,10 @@ class PollThread:
                 self._all_held = False
                 self._resume(list(self._versions))
         elif self.delivered - self.taken >= RECORDS_HIGH:
-            until_s = time.monotonic() + PATIENCE_S
-            self._full = True
-            while self.delivered - self.taken >= RECORDS_LOW and not self._stopping:
-                left_s = until_s - time.monotonic()
-                if left_s <= 0:
-                    self._all_held = True
-                    self._consumer.pause([place(partition) for partition in self._versions])
-                    break
-                self._obey(left_s)  # commits ask who they are meanwhile
-            self._full = False
+            self._room.clear()
+            if self.delivered - self.taken >= RECORDS_LOW and not self._room.wait(PATIENCE_S):
+                self._all_held = True
+                self._consumer.pause([place(partition) for partition in self._versions])
 
     def _resume(self, partitions: Sequence[TopicPartition]) -> None:
         free = [each for each in partitions if each in self._versions and each not in self._held]
@@ -264,23 +248,27 @@ class PollThread:
         self._held.discard(partition)
         self._resume([partition])
 
-    def _hand_over(self, messages: Iterable[Message]) -> None:
+    def _hand_over(self, messages: Sequence[Message]) -> None:
         batches: list[Batch] = []
         errors: list[tuple[KafkaError, TopicPartition | None]] = []
-        for (topic, number, failed), group in groupby(messages, _alike):
-            partition = TopicPartition(topic or "", -1 if number is None else number)
+        topic: str | None = None
+        partition = TopicPartition("", -1)
+        for message in messages:
+            if message.topic() != topic or message.partition() != partition.partition:
+                topic = message.topic()
+                number = message.partition()
+                partition = TopicPartition(topic or "", -1 if number is None else number)
             version = self._versions.get(partition)
-            if not failed:
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 if version is not None:
-                    batches.append(Batch(partition, version, records_of(group, partition)))
-                continue
-            for message in group:
-                error = message.error()
-                assert error is not None, "that is what the group has in common"
-                if error.code() != KafkaError._PARTITION_EOF:
-                    errors.append((error, partition if topic else None))
-                elif version is not None:
                     batches.append(Batch(partition, version, [], message.offset()))
+            elif error is not None:
+                errors.append((error, partition if topic else None))
+            elif version is not None:
+                if not batches or batches[-1].partition != partition or batches[-1].end is not None:
+                    batches.append(Batch(partition, version, []))
+                batches[-1].records.append(record_of(message, partition))
         self.delivered += sum(len(batch.records) for batch in batches)
         self._listener.arrived(batches, errors)
 

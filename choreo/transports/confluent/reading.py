@@ -10,14 +10,9 @@ from uuid import uuid4
 from choreo.errors import TransportError
 from choreo.record import Record, TopicPartition
 from choreo.transports.confluent.admin import ConfluentAdmin
-from choreo.transports.confluent.client import Consumer, KafkaError, made, place, reason, records_of
+from choreo.transports.confluent.client import Consumer, KafkaError, made, place, reason, record_of
 from choreo.transports.confluent.settings import CONSUMER_DEFAULTS
 
-BULK: Mapping[str, Any] = {
-    "queued.min.messages": 100_000,
-    "queued.max.messages.kbytes": 64 * 1024,
-    "fetch.message.max.bytes": 16 * 1024 * 1024,
-}
 STEP_S = 0.25
 STEP_RECORDS_MAX = 5_000
 _NOT_OF_PARTITIONS = frozenset({KafkaError._TRANSPORT, KafkaError.GROUP_AUTHORIZATION_FAILED})
@@ -32,7 +27,7 @@ class RangeReader:
 
     def __init__(self, arguments: Mapping[str, Any], spans: Mapping[TopicPartition, tuple[int, int]]) -> None:
         group = f"choreo-read-{uuid4()}"  # required, never joined
-        options = {**CONSUMER_DEFAULTS, **BULK}
+        options = {**CONSUMER_DEFAULTS, "queued.min.messages": 100_000, "queued.max.messages.kbytes": 65_536}
         self._one_at_a_time = threading.Lock()  # a cancelled reader is closed while its last step still runs
         self._consumer: Consumer = made(Consumer, {**arguments, **options, "group.id": group})
         self.at = {partition: start for partition, (start, end) in spans.items() if start < end}
@@ -60,7 +55,7 @@ class RangeReader:
             if error is None and partition in self.at:
                 assert offset is not None, "a message of a log has an offset"
                 if offset < self._ends[partition]:
-                    found += records_of((message,), partition)
+                    found.append(record_of(message, partition))
                 self._moved(partition, offset + 1)
             elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 # Not the last record: what ends a log may be an aborted transaction, or the mark that ends one.
