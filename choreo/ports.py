@@ -4,7 +4,7 @@ Nothing here names a broker, a database or a tracer. An adapter states what it g
 suite in `choreo.testing.conformance` holds it to that.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -433,11 +433,8 @@ class Span(Protocol):
     def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         """Begin a `send` span below this one; returns the envelope with that span's context."""
 
-    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        """Run a handler so that spans of its own nest below this one; in the current context, as `attach` does."""
-
     def attach(self) -> None:
-        """The same for all that runs in the current context from here on, which is the handler's alone."""
+        """An attempt begins: spans of the handler's own, in the current context, which is its alone, nest below."""
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         """End it and the sends below it. `outcome`: handled, duplicate, dead_letter, parked, dropped."""

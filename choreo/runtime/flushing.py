@@ -188,7 +188,8 @@ class Flusher:
             return finished(bound.emitted(await apart(called(transaction, connection))))
 
         async def called(transaction: Any, connection: Any) -> Any:
-            return await worker.span(unit).call(lambda: worker.invoker.invoke(unit, transaction, connection))
+            worker.span(unit).attach()
+            return await worker.invoker.invoke(unit, transaction, connection)
 
         bound = work.bound
         call = invoke if inside is not None else invoke_async

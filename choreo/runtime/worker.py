@@ -341,12 +341,11 @@ class Worker:
         if not work.started_s:
             work.started_s = now_s()
         try:
-            if self.ports.instrument.silent:
-                result = await self.invoker.invoke(unit)
-            else:
+            if not self.ports.instrument.silent:
                 span = self.span(unit)
                 sending = span.sending
-                result = await span.call(lambda: self.invoker.invoke(unit))
+                span.attach()
+            result = await self.invoker.invoke(unit)
             assert work.bound is not None
             events = work.bound.emitted(result)
             emits = self.emitter.emits(work, unit.handler, events, now_s(), sending)

@@ -1,8 +1,7 @@
 """The Instrument that counts: around one that traces, or around none."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
 from opentelemetry.metrics import Histogram
 
@@ -92,10 +91,6 @@ class _MeteredSpan:
     def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
         self._sends[topic, envelope.id] = None
         return self._inner.sending(topic, envelope, key)
-
-    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        self._sends.clear()
-        return self._inner.call(function)
 
     def attach(self) -> None:
         self._sends.clear()

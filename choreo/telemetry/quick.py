@@ -4,7 +4,7 @@ For what happens to nearly every event: its sender was sampled, and its spans go
 spans are the SDK's, and leave in the same requests.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from random import getrandbits
 from time import time_ns
 from typing import Any
@@ -137,11 +137,6 @@ class QuickUnit(Queued):
                 span_id = (getrandbits(64) or 1).to_bytes(8, "big")
                 self._sends.append((kind, topic, envelope.id, envelope.correlationid, key, span_id, time_ns()))
         return envelope.traced(f"{sender[:36]}{span_id.hex()}{sender[52:]}", None)
-
-    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        """With the span as the current one."""
-        self.attach()
-        return function()
 
     def attach(self) -> None:
         """The current span of what runs in this context."""

@@ -1,7 +1,6 @@
 """The instrument that records nothing: a trace passes through unchanged, and no tracer is imported."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from choreo.envelope import TRACESTATE_BYTES_MAX, Envelope
 from choreo.ports import FlowMark, Span, UnitInfo
@@ -53,10 +52,6 @@ class Forward:
         ):
             return envelope
         return envelope.traced(self._traceparent, self._tracestate)
-
-    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        """Just call it."""
-        return function()
 
     def attach(self) -> None:
         """Nothing to nest below."""

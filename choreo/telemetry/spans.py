@@ -8,8 +8,7 @@ leave their type behind, never their message or stack, which hold secrets and co
 Nothing here knows exporters or the environment: see `choreo.telemetry.setup`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -202,10 +201,6 @@ class _Recorded:
             contain("sending", error)
             return envelope
 
-    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        self.attach()
-        return function()
-
     def attach(self) -> None:
         self._sends.clear()
         attach(self._span)
@@ -226,10 +221,6 @@ class _Unrecorded(Forward, NonRecordingSpan):
 
     It is the current span of its handler, its sender's; whose context is made when somebody asks for it, as few do.
     """
-
-    def call(self, function: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
-        attach(self)
-        return function()
 
     def attach(self) -> None:
         attach(self)

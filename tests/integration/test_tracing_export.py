@@ -125,7 +125,8 @@ async def test_sends_of_an_earlier_attempt_are_not_exported(receiver: OtlpReceiv
     with instruments("inventory") as (inventory,):
         span = inventory.process(unit("inventory", "orders", event("o-1", "order.placed")), now_s=time.time())
         for topic in ("first", "second"):
-            await span.call(handler)
+            span.attach()
+            await handler()
             span.sending(topic, event("s-1", "stock.reserved"))
         span.finish("dropped", attempts=2, error_type="choreo.errors.LeaseLost")
     assert sorted(said.name for said in receiver.spans()) == ["process orders", "send second"]
@@ -143,7 +144,8 @@ async def test_unsampled_flow_is_forwarded_unchanged_and_exports_nothing(receive
     with instruments("inventory") as (inventory,):
         placed = event("o-1", "order.placed", traceparent=UNSAMPLED, tracestate="a=1, b=2")
         span = inventory.process(unit("inventory", "orders", placed), now_s=time.time())
-        await span.call(handler)
+        span.attach()
+        await handler()
         span.attempt_failed(1, ValueError())
         emitted = span.sending("stock", event("s-1", "stock.reserved"))
         span.finish("handled", attempts=1)

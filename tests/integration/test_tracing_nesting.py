@@ -26,7 +26,8 @@ from tests.integration.tracing import SAMPLED, event, unit, unset_otel
 
 async def invoked(span: Span, handler: Callable[[], Awaitable[Any]]) -> Any:
     """As a worker does it: in a context of its own."""
-    return await span.call(handler)
+    span.attach()
+    return await handler()
 
 
 async def test_spans_of_a_handler_nest_in_coroutines_and_threads() -> None:

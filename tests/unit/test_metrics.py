@@ -135,7 +135,8 @@ async def test_each_outcome_is_counted_once_and_only_what_was_sent_is_sent() -> 
 
     begun().finish("duplicate", attempts=0)
     span = begun()
-    await span.call(handler)
+    span.attach()
+    await handler()
     span.sending("stock", event("s-1", "stock.reserved"))
     span.attempt_failed(1, TimeoutError("card 4111"))
     span.sending("inventory.dlq", event("o-1", "order.placed"))

@@ -103,7 +103,8 @@ async def handled(span: Span) -> None:
     async def handler() -> None:
         assert trace.get_current_span().is_recording()
 
-    await span.call(handler)
+    span.attach()
+    await handler()
     span.sending("stock", Envelope("s-1", "/inventory", "stock.reserved", version=1, correlationid="flow-1"), b"k")
     span.sending("a", Envelope("s-2", "/inventory", "stock.reserved"))
     span.finish("handled", attempts=1)
@@ -138,7 +139,8 @@ async def annotated(span: Span) -> None:
         own.set_status(Status(StatusCode.ERROR, "told"))
         own.set_status(StatusCode.UNSET)
 
-    await span.call(handler)
+    span.attach()
+    await handler()
     span.finish("handled", attempts=1)
     trace.get_current_span().set_attribute("late", "lost")
 
@@ -150,7 +152,8 @@ async def settled_and_renamed(span: Span) -> None:
         own.set_status(StatusCode.OK)
         own.set_status(StatusCode.ERROR, "not any more")
 
-    await span.call(handler)
+    span.attach()
+    await handler()
     span.finish("dead_letter", attempts=1, error_type="handler_failed")
 
 
@@ -161,7 +164,8 @@ async def failed_with_a_status(span: Span) -> None:
             trace.get_current_span().add_event(f"e{number}")
             trace.get_current_span().set_attribute(f"a{number}", number)
 
-    await span.call(handler)
+    span.attach()
+    await handler()
     span.finish("dead_letter", attempts=1, error_type=None)
 
 
@@ -281,7 +285,8 @@ async def test_what_is_not_sampled_is_no_span_and_its_handler_sees_its_sender(fl
 
 async def invoked(span: Span, handler: Callable[[], Awaitable[Any]]) -> Any:
     """As a worker does it: in a context of its own."""
-    return await span.call(handler)
+    span.attach()
+    return await handler()
 
 
 def test_spans_of_both_kinds_and_of_two_services_leave_together() -> None:

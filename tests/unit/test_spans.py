@@ -264,7 +264,8 @@ async def test_an_unsampled_unit_asks_nothing_of_the_tracer(monkeypatch: pytest.
     for age_s in (0.0, 86_400.0):
         come = event("o-1", "order.placed", traceparent=UNSAMPLED, tracestate="a=1, b=2")
         span = instrument.process(unit("inventory", "orders", come, age_s=age_s), now_s=time.time())
-        await span.call(handler)
+        span.attach()
+        await handler()
         span.attempt_failed(1, ValueError())
         emitted = span.sending("stock", event("s-1", "stock.reserved"), b"A-1")
         span.finish("handled", attempts=2)
