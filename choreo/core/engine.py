@@ -186,7 +186,7 @@ class Engine:
         if partition is None or partition.draining:
             return
         self._pressure.grew([partition])
-        new: list[Unit] = []
+        led: list[Unit] = []
         now_s, now_ms, take_in, leads = self._now_s, message.now_ms, partition.take_in, self._leads
         for delivery in message.deliveries:
             due_s = now_s
@@ -200,9 +200,9 @@ class Engine:
                     unit.advance(Signal.EARLY)
                     self._alarms.set(unit, lane.due_s)
                 elif leads(unit):
-                    new.append(unit)
-        advance(new, CLAIM)
-        self._claim(new)
+                    led.append(unit)
+        advance(led, CLAIM)
+        self._claim(led)
         self._note_progress(partition)
 
     def _leads(self, unit: Unit) -> bool:
@@ -237,8 +237,7 @@ class Engine:
                 self._ask_again(unit, self.limits.busy_s)
             else:
                 self._collided(unit)
-            if not unit.lane.queued:
-                enqueue(unit.lane)
+            enqueue(unit.lane)
 
     def _collided(self, unit: Unit) -> None:
         """Its key is another event's and done: it gets one of its own, in which its dead letter commits."""
@@ -316,10 +315,8 @@ class Engine:
         head = lane.units.popleft()
         assert head is unit
         lane.unflushed += 1
-        commits = self._commits
-        commits.returned.append(unit)
-        if commits.due_s is None:
-            commits.note(self._now_s)
+        self._commits.returned.append(unit)
+        self._commits.note(self._now_s)
         if lane.units:
             self._turns.enqueue(lane)
 
@@ -442,8 +439,7 @@ class Engine:
             self._duplicate(unit)
         elif self._keys.get(unit.digest) is unit:
             del self._keys[unit.digest]
-        if not unit.lane.queued:
-            self._turns.enqueue(unit.lane)
+        self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
         self._commits.fail(message.flush, self._now_s)
