@@ -137,7 +137,7 @@ class HeldPartition:
 
     def claim(self, requests: Sequence[ClaimRequest]) -> list[Claimed]:
         """Whether each key is known; if not, what its record on the log will say of it is remembered."""
-        digests = [request[1] for request in requests]
+        digests = [request.digest for request in requests]
         if self.index.knows_any(digests):
             return [self._claim(request) for request in requests]
         self._claims.update(zip(digests, requests, strict=True))
@@ -159,17 +159,18 @@ class HeldPartition:
         self._bury(part)
         written: dict[bytes, ClaimRequest] = {}
         for unit in units:
-            digest, emits = unit[2], unit[3]
+            digest = unit.digest
             claim = self._claims.get(digest)
             if claim is None:
                 if self.index.fingerprint(digest) is None:
                     return None
             elif digest not in written:
                 written[digest] = claim
-                part.records += emits
+                part.records += unit.emits
                 part.units.append(unit)
-        fingerprints, times_ms = [each[2] for each in written.values()], [each[6] for each in written.values()]
-        offsets, outcomes = [unit[1] for unit in part.units], [unit[4] for unit in part.units]
+        fingerprints = [claim.fingerprint for claim in written.values()]
+        times_ms = [claim.timestamp_ms for claim in written.values()]
+        offsets, outcomes = [unit.offset for unit in part.units], [unit.outcome for unit in part.units]
         topic, number = self.changelog
         for packed, value in pack_columns(list(written), fingerprints, offsets, times_ms, outcomes):
             part.records.append(ProducerRecord(topic, packed.record_key, value, (), number))
@@ -195,7 +196,7 @@ class HeldPartition:
         for packed in part.packed:
             self.index.add(packed)
         for unit in part.units:
-            self._claims.pop(unit[2], None)
+            self._claims.pop(unit.digest, None)
         del self.tombstones[: part.tombstones]
         if part.offset is not None:
             self._offset = part.offset
@@ -235,10 +236,7 @@ def units_by_partition(finished: Iterable[Finished]) -> dict[TopicPartition, lis
     """The units of each partition."""
     units: dict[TopicPartition, list[Finished]] = {}
     for unit in finished:
-        found = units.get(unit[0])
-        if found is None:
-            found = units[unit[0]] = []
-        found.append(unit)
+        units.setdefault(unit.partition, []).append(unit)
     return units
 
 

@@ -12,6 +12,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 from choreo.errors import ChoreoError, ConfigurationError, LeaseLost, RecordTooLarge, StoreError
@@ -40,6 +42,7 @@ from choreo.stores.changelog.topics import changelog_topic, check_topics
 
 log = logging.getLogger("choreo.changelog")
 
+_PARTITION = attrgetter("partition")
 RESTORES_AT_ONCE_MAX = 4
 PURGE_KEYS_MAX = 10_000
 """Forgotten a call; the event loop stands still for it, some 10 ms."""
@@ -173,14 +176,12 @@ class ChangelogStore:
         """From memory; never busy, since a key is one partition's, and deliveries are not counted."""
         held: dict[TopicPartition, HeldPartition] = {}
         for lease in leases:
-            ours = self._of(lease)
-            if ours is None:
+            partition = self._of(lease)
+            if partition is None:
                 raise LeaseLost(f"{lease.partition} of the group {lease.group} is not ours any more")
-            held[lease.partition] = ours
-        if len(held) == 1:
-            (partition,) = held.values()
-            return partition.claim(requests)
-        return [held[request.partition].claim((request,))[0] for request in requests]
+            held[lease.partition] = partition
+        runs = groupby(requests, key=_PARTITION)
+        return [claimed for id_, run in runs for claimed in held[id_].claim(list(run))]
 
     async def commit(self, request: CommitRequest) -> CommitResult:
         """Emits, packed keys and offsets, one transaction a partition.

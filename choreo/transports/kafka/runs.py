@@ -13,11 +13,9 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.record import Record
+from choreo.record import Record, new
 from choreo.transports.kafka.records import BATCH_BYTES_MAX, LenientRecords, UnreadableBatch
 
-_new = tuple.__new__
-"""A third of what a named tuple's own constructor takes."""
 _FIELDS = attrgetter("offset", "key", "value", "headers", "timestamp")
 
 
@@ -88,7 +86,7 @@ class _PartitionRuns(PartitionRecords):  # type: ignore[misc]  # untyped
         if fields[0][0] < first:  # a batch comes whole, also where it is asked for from its middle
             fields = [each for each in fields if each[0] >= first]
         return [
-            _new(Record, (topic, number, offset, key, value, tuple(headers), timestamp_ms))
+            new(Record, (topic, number, offset, key, value, tuple(headers), timestamp_ms))
             for offset, key, value, headers, timestamp_ms in fields
         ]
 
