@@ -79,13 +79,12 @@ class Work:
 class _Constants:
     """What all units of a handler have in common, those that come by its delay topics or queues aside."""
 
-    __slots__ = ("breaker", "delayable", "key_field", "name", "ordered", "retry", "transacts")
+    __slots__ = ("breaker", "delayable", "name", "ordered", "retry", "transacts")
 
     def __init__(self, bound: BoundHandler) -> None:
         handler = bound.handler
         retry = handler.retry
         self.name = handler.name
-        self.key_field = handler.idempotency_key
         self.transacts = bool(bound.transactions)
         self.retry: RetryPolicy = retry.in_place if isinstance(retry, Delayed) else retry
         self.delayable = isinstance(retry, Delayed) and retry.next_s(0) is not None
@@ -290,18 +289,14 @@ class Router:
         if bound is None or envelope is None or work.replay is not None or work.retried is not None:
             return self._unusual(partition, work)
         _, _, offset, key, value, _, _ = work.record
-        id_, source, _, _, _, _, _, correlation_id, causation_id, _, _, _ = envelope
-        of, service, event, error = self._constants[bound.handler.name], self._service.name, work.event, work.error
-        if of.key_field is None or event is None:
-            digest = key_digest(service, of.name, source, id_)
-        else:
-            digest = business_digest(service, of.name, str(getattr(event, of.key_field)))
+        id_, _, _, _, _, _, _, correlation_id, causation_id, _, _, _ = envelope
+        of, error = self._constants[bound.handler.name], work.error
         return Unit(
             partition,
             offset,
             offset if key is None else key,
             of.name,
-            digest,
+            self._own_key(work),
             fingerprint(value or b""),
             correlation_id,
             causation_id is not None and is_derived(id_, causation_id),
@@ -311,7 +306,7 @@ class Router:
             of.delayable,
             of.breaker,
             None if error is None else error.reason,
-            queue_digest(service, of.name, key) if of.ordered and key is not None else None,
+            queue_digest(self._service.name, of.name, key) if of.ordered and key is not None else None,
             False,
             work,
         )
