@@ -28,18 +28,45 @@ COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parke
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 
 
+class _Beside:
+    """Done in a task of its own, and once more if it is asked for meanwhile."""
+
+    def __init__(
+        self,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self._work, self._spawn = work, spawn
+        self._asked = self._at_work = False
+
+    def ask(self) -> None:
+        """It is to be done from now on."""
+        self._asked = True
+        if not self._at_work:
+            self._at_work = True
+            self._spawn(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._asked:
+                self._asked = False
+                await self._work()
+        finally:
+            self._at_work = False
+
+
 class Flusher:
     """Commits of one worker; `spawn` makes a task."""
 
     def __init__(self, worker: "Worker", spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
-        self._worker, self._spawn = worker, spawn
+        self._worker = worker
         self._unconfirmed: dict[bytes, Lease] = {}  # of commits whose end is not known, by key
         self._acked: dict[bytes, Finished] = {}
         self._offsets: dict[TopicPartition, tuple[Lease, int]] = {}  # that the broker is still to be told
         self._sent: set[int] = set()  # rows on the log that the store is still to be told of
-        self._confirms = False
         self._telling = asyncio.Lock()
-        self._untold = self._tells = False
+        self._telling_store = _Beside(self._confirm, spawn)
+        self._telling_broker = _Beside(self.commit_offsets, spawn)
 
     def finished(
         self, unit: Unit, emits: tuple[ProducerRecord, ...], outcome: str, waits: Waits | None = None
@@ -200,7 +227,8 @@ class Flusher:
             self._worker.note_failure(unit, came)
             return m.Outcome(unit, raised=raised(unit, came))
         if came is not None:
-            self._worker.counts += Counter(emitted=len(came.emits))
+            if came.emits:
+                self._worker.counts["emitted"] += len(came.emits)
             self._end(unit, came.outcome)
         return m.Outcome(unit, result=came)
 
@@ -298,29 +326,16 @@ class Flusher:
                 continue
             if "outbox" in ports.store.carries:
                 self._sent.update(row for row, _ in left)
-                if not self._confirms:
-                    self._confirms = True
-                    self._spawn(self._confirm())
+                self._telling_store.ask()
             return
 
     # ---- telling store and broker beside the next flush, which does not wait for it
 
     def _note_offsets(self, request: CommitRequest, result: CommitResult) -> None:
-        for id_, offset in request.offsets.items():
-            if id_ not in result.refused:
-                self._offsets[id_] = request.leases[id_], offset
-                self._untold = True
-        if self._untold and not self._tells:
-            self._tells = True
-            self._spawn(self._tell_broker())
-
-    async def _tell_broker(self) -> None:
-        try:
-            while self._untold:
-                self._untold = False
-                await self.commit_offsets()
-        finally:
-            self._tells = False
+        kept = {id_: offset for id_, offset in request.offsets.items() if id_ not in result.refused}
+        self._offsets.update({id_: (request.leases[id_], offset) for id_, offset in kept.items()})
+        if kept:
+            self._telling_broker.ask()
 
     async def tell(self) -> None:
         """Tell the store what was sent and the broker what is done, now; what fails is tried again later."""
@@ -328,14 +343,15 @@ class Flusher:
         await self.commit_offsets()
 
     async def _confirm(self) -> None:
+        rows = sorted(self._sent)
+        if not rows:
+            return
         try:
-            while rows := sorted(self._sent):
-                await self._worker.ports.store.sent(rows)
-                self._sent.difference_update(rows)
+            await self._worker.ports.store.sent(rows)
         except ChoreoError as error:
             log.info("%s: %d emits stay in the outbox for now: %s", self._worker.service.name, len(rows), error)
-        finally:
-            self._confirms = False
+        else:
+            self._sent.difference_update(rows)
 
     async def commit_offsets(self) -> None:
         """Commit those that a flush was to commit and the broker has not taken yet; what fails is tried again later.

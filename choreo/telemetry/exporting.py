@@ -63,8 +63,9 @@ def _of_service(service: Quick, spans: Sequence[bytes]) -> Sequence[bytes]:
     (scope_spans,) = resource_spans.scope_spans
     del scope_spans.spans[:], resource_spans.scope_spans[:]
     scope, resource = scope_spans.SerializeToString(), resource_spans.SerializeToString()
-    inner = before(2, len(scope) + sum(map(len, spans)))
-    outer = before(1, len(resource) + len(inner) + len(scope) + sum(map(len, spans)))
+    within = len(scope) + sum(map(len, spans))
+    inner = before(2, within)
+    outer = before(1, len(resource) + len(inner) + within)
     return outer, resource, inner, scope, *spans
 
 
