@@ -1,6 +1,7 @@
 """A flow whose handlers ask for PostgreSQL transactions, in TestApp: the broker in memory, the rows in a server."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
 
@@ -117,3 +118,25 @@ async def test_spans_of_handlers_nest_inside_their_transactions(
     assert len(own) == len(handler_of) == 6
     assert len({span.parent.span_id for span in own if span.parent}) == 6
     assert [handler_of[span.parent.span_id] for span in own if span.parent] == [span.name for span in own]
+
+
+async def test_what_a_handler_sets_in_its_transaction_the_next_one_does_not_see(postgres: str, schema: str) -> None:
+    """Context variables are of one invocation, also where many are in one transaction."""
+    tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+    ledger, found = Service("ledger"), list[tuple[str, str, int]]()
+
+    @ledger.handler(Deposited)
+    async def book(deposited: Deposited, connection: psycopg.AsyncConnection[Any]) -> None:
+        cursor = await connection.execute("SELECT pg_current_xact_id()::text")
+        row = await cursor.fetchone()
+        assert row is not None
+        found.append((row[0], tenant.get(), deposited.cents))
+        tenant.set(deposited.account)
+
+    parts = "&" if "?" in postgres else "?"
+    async with TestApp(App(ledger), store=f"{postgres}{parts}choreo_schema={schema}") as t:
+        for cents in range(4):
+            await t.publish(Deposited(account="ann", cents=cents))
+        await t.settle()
+    assert len({transaction for transaction, _, _ in found}) < len(found), "none were in one transaction"
+    assert {seen for _, seen, _ in found} == {"nobody"}

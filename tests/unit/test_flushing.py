@@ -210,6 +210,32 @@ async def test_what_is_on_the_log_is_not_sent_again_though_the_outbox_has_it_sti
         assert len(await found.transport.scan(["said"], since_ms=0)) == 2
 
 
+async def test_what_is_sent_while_the_store_is_told_it_is_told_of_next(tmp_path: Path) -> None:
+    """At once: not only when the lease is renewed."""
+    async with at_work(tmp_path, desk()) as found:
+        store, worker = found.stores["desk"], found.workers["desk"]
+        (lease,) = worker.leases.values()
+        sent, asked, answers = store.sent, asyncio.Event(), asyncio.Event()
+
+        async def slow(rows: Sequence[int]) -> None:
+            asked.set()
+            await answers.wait()
+            await sent(rows)
+
+        store.sent = slow  # type: ignore[method-assign]
+        await found.publish(Asked(who="ann", number=1))
+        await asyncio.wait_for(asked.wait(), 20)
+        await found.publish(Asked(who="ann", number=2))
+        assert await until(lambda: all_said(found, 2))
+        await asyncio.sleep(0.1)  # by now its row is noted, too
+        answers.set()
+
+        async def told() -> bool:
+            return not await store.pending(lease)
+
+        assert await until(told, within_s=worker.ports.lease_s / 6)
+
+
 async def test_who_gives_a_partition_up_has_told_all_of_it(tmp_path: Path) -> None:
     """Else the next owner would send it again, and read from where the offset stood."""
     async with at_work(tmp_path, desk()) as found:

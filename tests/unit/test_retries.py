@@ -1,7 +1,9 @@
 """Retries of a whole app in virtual time: by exception, and through delay topics."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -128,6 +130,22 @@ async def test_delayed_event_waits_on_the_log_and_is_handled_by_then() -> None:
         assert not t.dead_letters
         counts = t.running.workers["kitchen"].counts
         assert (counts["delayed"], counts["handled"], counts["failed_attempts"]) == (2, 1, 2)
+
+
+async def test_flow_is_not_settled_while_a_delayed_retry_of_it_lies_unread() -> None:
+    """However long it takes until somebody fetches."""
+    app, attempts = failing(Delayed(10), lambda n: KeyError() if n < 2 else None)
+    async with TestApp(app) as t:
+        consumer: Any = t.running.workers["kitchen"].consumer
+        fetch = consumer.fetch
+
+        async def slow(**bounds: Any) -> Any:
+            await asyncio.sleep(0.02)
+            return await fetch(**bounds)
+
+        consumer.fetch = slow
+        await (await t.publish(Asked(who="Ada"))).settled()
+        assert attempts == [1, 2]
 
 
 async def test_delayed_event_ends_as_a_dead_letter_with_all_its_attempts() -> None:
