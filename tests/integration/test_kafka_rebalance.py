@@ -1,12 +1,14 @@
 """Members of a group on a real Kafka come, go, fall silent and hang; partitions change hands in order."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo.errors import TransportError
 from choreo.record import ProducerRecord, TopicPartition
@@ -141,6 +143,19 @@ async def test_error_of_the_assignment_comes_out_of_fetch(stage: Stage, which: s
         await until(lambda _: False, consumer, *filter(None, [other]))
     assert isinstance(caught.value.__cause__, ValueError)
     setattr(owner, which, None)
+
+
+async def test_closed_in_the_step_partitions_come_leaves_nothing_half_begun(stage: Stage) -> None:
+    """`assigned` is called in the task that `close` cancels, or not at all: a coroutine never awaited is an error."""
+    topic = await stage.topic()
+    owner, consumer = await stage.join(topic)
+    await until(lambda _: owner.owned, consumer)
+    told = len(owner.told)
+    taking = asyncio.create_task(consumer._take_over([KafkaPartition(topic, 0)]))
+    closing = asyncio.create_task(consumer.close())  # its first step comes before that of the task `taking` makes
+    await asyncio.gather(taking, closing)
+    gc.collect()
+    assert [what for what, *_ in owner.told[told:]] == ["revoked"]
 
 
 async def test_new_partitions_are_picked_up(stage: Stage) -> None:

@@ -212,7 +212,7 @@ class KafkaConsumer:
             self._ours = {TopicPartition(*partition): _Flow() for partition in sorted(partitions)}
             self._holds.clear()
             if self._ours:
-                self._taking = asyncio.ensure_future(_awaited(self._assignment.assigned(list(self._ours))))
+                self._taking = asyncio.create_task(self._begin(list(self._ours)))
                 try:
                     await self._tell(self._taking)
                 except asyncio.CancelledError:
@@ -232,6 +232,9 @@ class KafkaConsumer:
             finally:
                 self._leaving = ()
                 self._closed = self._closed or last
+
+    async def _begin(self, partitions: Sequence[TopicPartition]) -> None:
+        await self._assignment.assigned(partitions)  # begun in here: `close` may end this task before its first step
 
     async def _tell(self, telling: Awaitable[None]) -> None:
         try:
@@ -318,10 +321,6 @@ class KafkaConsumer:
             raise
         except Exception as error:
             raise TransportError(f"{what}: {self._why(error)}") from error
-
-
-async def _awaited(telling: Awaitable[None]) -> None:
-    await telling
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # untyped
