@@ -5,7 +5,7 @@ suite in `choreo.testing.conformance` holds it to that.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from choreo.access import Access
@@ -395,8 +395,7 @@ class Transactions(Protocol):
         """Disconnect."""
 
 
-@dataclass(slots=True)
-class UnitInfo:
+class UnitInfo(NamedTuple):
     """What an instrument is told of one (event, handler).
 
     `new_trace`: it begins a trace of its own, linked to what caused it, as timers and replays do.
@@ -407,8 +406,14 @@ class UnitInfo:
     handler: str
     record: Record
     envelope: Envelope | None
-    attributes: dict[str, Any] = field(default_factory=dict)
     new_trace: bool = False
+
+
+class TraceContext(NamedTuple):
+    """The headers of W3C Trace Context that an event is sent with."""
+
+    traceparent: str | None
+    tracestate: str | None
 
 
 class FlowMark(NamedTuple):
@@ -425,13 +430,19 @@ class FlowMark(NamedTuple):
 
 
 class Span(Protocol):
-    """One `process` span, open while its unit is worked on."""
+    """One `process` span, open while its unit is worked on.
+
+    `silent`: nothing but `attach` need be told of a unit that is handled at the first attempt, and what it emits goes
+    with the headers it came with.
+    """
+
+    silent: bool
 
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
         """Attempt number `attempt` (from 1) failed and will be repeated."""
 
-    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
-        """Begin a `send` span below this one; returns the envelope with that span's context."""
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> TraceContext:
+        """Begin a `send` span below this one; returns its context, which the event is to have."""
 
     def attach(self) -> None:
         """An attempt begins: spans of the handler's own, in the current context, which is its alone, nest below."""

@@ -8,6 +8,7 @@ from choreo.core.retry import Delayed
 from choreo.envelope import Envelope, binary, constant_headers
 from choreo.errors import Reject
 from choreo.event import Event
+from choreo.ports import TraceContext
 from choreo.record import Header, ProducerRecord, Record, new
 from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin, replay_headers
 from choreo.runtime.retrying import RETRY_PREFIX, Retried, retried_headers
@@ -28,7 +29,7 @@ KEPT_HEADER_BYTES = 1_024
 KEPT_HEADERS = 32
 
 _NOTHING: Mapping[str, str] = {}
-Sending = Callable[[str, Envelope, bytes | None], Envelope]
+Sending = Callable[[str, Envelope, bytes | None], TraceContext]
 
 
 class _Outlet:
@@ -67,7 +68,7 @@ class Emitter:
         sending: Sending | None,
         correlation_id: str | None = None,
     ) -> tuple[ProducerRecord, ...]:
-        """Records of follow-on events; `sending` gives each envelope the context of its own `send` span.
+        """Records of follow-on events; `sending` gives each the context of its own `send` span.
 
         None: nobody looks, and the context is that of their cause.
 
@@ -90,19 +91,19 @@ class Emitter:
             ordinal = counts[type_] = counts.get(type_, -1) + 1
             id_ = derived_id(name, handler, cause_source, cause_id, type_, ordinal)
             key, value = event.record_key(), event.payload()
-            if sending is None and outlet.plain:
-                _check_size(type_, value)
-                constant = outlet.constant
-                headers = binary(constant, id_, flow, time, None, caused_by, traceparent, tracestate, extensions)
-                records.append(new(ProducerRecord, (topic, key, value, headers, None)))
-                continue
-            said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
-            envelope = Envelope(*said, traceparent, tracestate, extensions)
-            value = wire_value(topic, envelope, value)
+            parent, state = traceparent, tracestate
+            if sending is not None or not outlet.plain:
+                said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
+                envelope = new(Envelope, (*said, parent, state, extensions))
+                value = value if outlet.plain else wire_value(topic, envelope, value)
             _check_size(type_, value)
             if sending is not None:
-                envelope = sending(topic, envelope, key)
-            records.append(wire_record(topic, envelope, key, value))
+                parent, state = sending(topic, envelope, key)
+            if outlet.plain:
+                headers = binary(outlet.constant, id_, flow, time, None, caused_by, parent, state, extensions)
+                records.append(new(ProducerRecord, (topic, key, value, headers, None)))
+            else:
+                records.append(wire_record(topic, envelope.traced(parent, state), key, value))
         return tuple(records)
 
     def dead_letter(
@@ -111,7 +112,7 @@ class Emitter:
         """The original record, byte for byte, with why and whence; its event id is kept for a replay."""
         record, topic, replay = work.record, self.topic(self.service.dlq_topic), work.replay
         lay = where(work)
-        traced = sending(topic, work.envelope or Envelope("", "", ""), record.key)
+        context = sending(topic, work.envelope or Envelope("", "", ""), record.key)
         told = {
             "reason": reason,
             "detail": detail[:1000],
@@ -125,7 +126,7 @@ class Emitter:
             told["replay-id"] = replay.id
             told |= {"replay-base": replay.base} if replay.base else {}
         headers = [(DLQ_PREFIX + name, text.encode("utf-8", "replace")) for name, text in told.items()]
-        return again(record, topic, headers, traced)
+        return again(record, topic, headers, context)
 
     def delayed(self, work: Work, handler: str, attempts: int, sending: Sending) -> ProducerRecord | None:
         """The event for the handler's next delay topic, byte for byte; None if it is too large for one."""
@@ -162,18 +163,15 @@ def where(work: Work) -> Mapping[str, str]:
     return origin(work.record) if sent is None else sent.original
 
 
-def again(record: Record, topic: str, said: Sequence[Header], traced: Envelope) -> ProducerRecord:
-    """The record for another topic: what is said of it is replaced, and the trace is that of the new send."""
+def again(record: Record, topic: str, said: Sequence[Header], context: TraceContext) -> ProducerRecord:
+    """The record for another topic: what is said of it is replaced, and `context` is that of the new send."""
     headers = [
         (name, value)
         for name, value in record.headers
         if not name.startswith((DLQ_PREFIX, REPLAY_PREFIX, RETRY_PREFIX)) and name not in TRACE
     ]
     headers += said
-    if traced.traceparent:
-        headers.append(("traceparent", traced.traceparent.encode()))
-    if traced.tracestate:
-        headers.append(("tracestate", traced.tracestate.encode()))
+    headers += [(name, text.encode()) for name, text in zip(TRACE, context, strict=True) if text]
     return ProducerRecord(topic, record.key, record.value, tuple(headers))
 
 

@@ -242,7 +242,7 @@ class Flusher:
             finished: Finished = unit.result
             _, _, _, emits, outcome, _, _, _ = finished
             emitted += len(emits)
-            if silent and outcome == "handled":
+            if outcome == "handled" and (silent or unit.work.span.silent):
                 handled += 1
             else:
                 self._end(unit, outcome)

@@ -13,6 +13,7 @@ from choreo.core.retry import Delayed
 from choreo.core.units import Unit
 from choreo.envelope import Envelope
 from choreo.parked import Leaves, Waits
+from choreo.ports import TraceContext
 from choreo.record import ProducerRecord
 from choreo.runtime.emitting import COPY_BYTES_MAX, Emitter, again, size_of, where
 from choreo.runtime.replaying import Replay, event_identity, replay_headers
@@ -80,7 +81,9 @@ class Parker:
         return Leaves(unit.queue, row, self._record(work, closing))
 
     def _record(self, work: Work, replay: Replay) -> ProducerRecord:
-        return again(work.record, self._topic, replay_headers(replay), work.envelope or Envelope("", "", ""))
+        about = work.envelope or Envelope("", "", "")
+        context = TraceContext(about.traceparent, about.tracestate)
+        return again(work.record, self._topic, replay_headers(replay), context)
 
     def _due_s(self, work: Work, reason: str, tries: int) -> float | None:
         retry = work.bound.handler.retry if work.bound is not None else None

@@ -343,8 +343,9 @@ class Worker:
         try:
             if not self.ports.instrument.silent:
                 span = self.span(unit)
-                sending = span.sending
                 span.attach()
+                if not span.silent:
+                    sending = span.sending
             result = await self.invoker.invoke(unit)
             assert work.bound is not None
             events = work.bound.emitted(result)
@@ -452,9 +453,10 @@ class Worker:
         """The unit's process span, begun when first asked for."""
         work: Work = unit.work
         if work.span is None:
-            info = UnitInfo(self.service.name, self.service.group, unit.handler, work.record, work.envelope)
-            info.new_trace = work.replay is not None and work.retried is None
-            work.span = self.ports.instrument.process(info, now_s=self.ports.clock.now_s())
+            service, new_trace = self.service, work.replay is not None and work.retried is None
+            info = new(UnitInfo, (service.name, service.group, unit.handler, work.record, work.envelope, new_trace))
+            now_s = work.started_s or self.ports.clock.now_s()
+            work.span = self.ports.instrument.process(info, now_s=now_s)
         return work.span
 
 

@@ -25,7 +25,7 @@ def of_client(system: str, peer: Peer) -> Attributes:
 
 
 def of_process(always: Attributes, unit: UnitInfo) -> Attributes:
-    """A `process` span's attributes: `always`, the record's place, its event's ids, the unit's own."""
+    """A `process` span's attributes: `always`, the record's place, its event's ids."""
     record, envelope = unit.record, unit.envelope
     attributes: Attributes = {
         **always,
@@ -42,8 +42,6 @@ def of_process(always: Attributes, unit: UnitInfo) -> Attributes:
     _of_key(attributes, record.key)
     if record.value is None:
         attributes["messaging.kafka.message.tombstone"] = True
-    if unit.attributes:
-        attributes.update(unit.attributes)
     return attributes
 
 

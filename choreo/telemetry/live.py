@@ -18,30 +18,26 @@ ATTRIBUTES_MAX = EVENTS_MAX = LINKS_MAX = 128
 
 
 class LiveSpan(Span):
-    """What is added to one span.
-
-    Args:
-        sender: `traceparent` of its parent.
-        span_id: Its own.
+    """What is added to one span, until it has ended.
 
     Attributes:
         changed: Something was.
-        ended: Nothing is any more.
     """
 
-    __slots__ = ("_sender", "_span_id")  # the rest of it is not made for most
+    __slots__ = ("_end_ns", "_sender", "_span_id")  # the rest of it is not made for most
 
-    changed = ended = False
+    _sender: str
+    """`traceparent` of its parent."""
+    _span_id: bytes
+    _end_ns: int
+    """0 while it is open."""
+    changed = False
     _attributes: BoundedAttributes | None = None
     _events: tuple[trace_pb2.Span.Event, ...] = ()
     _links: tuple[trace_pb2.Span.Link, ...] = ()
     _dropped_events = _dropped_links = 0
     _name: str | None = None
     _status: Status | None = None
-
-    def __init__(self, sender: str, span_id: bytes) -> None:
-        self._sender = sender
-        self._span_id = span_id
 
     def get_span_context(self) -> SpanContext:
         """What spans below it have for a parent."""
@@ -50,7 +46,7 @@ class LiveSpan(Span):
 
     def is_recording(self) -> bool:
         """Until its unit is durable."""
-        return not self.ended
+        return not self._end_ns
 
     def end(self, end_time: int | None = None) -> None:
         """Not the handler's to do: its unit is not durable yet."""
@@ -117,10 +113,12 @@ class LiveSpan(Span):
         self.add_event("exception", {**told, **(attributes or {})}, timestamp)
 
     def _change(self) -> bool:
-        self.changed = self.changed or not self.ended
-        return not self.ended
+        if self._end_ns:
+            return False
+        self.changed = True
+        return True
 
-    def encoded(self, known: bytes, ending: bytes) -> bytes:
+    def completed(self, known: bytes, ending: bytes) -> bytes:
         """The span with what was added, as a field of its scope; what its unit says at its `ending` comes last.
 
         `known`: such a field without that ending.

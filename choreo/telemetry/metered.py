@@ -6,7 +6,7 @@ from time import perf_counter
 from opentelemetry.metrics import Histogram
 
 from choreo.envelope import Envelope
-from choreo.ports import FlowMark, Instrument, Span, UnitInfo
+from choreo.ports import FlowMark, Instrument, Span, TraceContext, UnitInfo
 from choreo.telemetry.attributes import type_name
 from choreo.telemetry.durations import Durations
 from choreo.telemetry.tally import Tally, count, of_error, of_operation
@@ -74,6 +74,7 @@ class _MeteredSpan:
     """A unit that is counted; its sends are, once they are committed."""
 
     __slots__ = ("_began_s", "_finished", "_inner", "_instrument", "_sends", "_unit")
+    silent = False
 
     def __init__(self, instrument: MeteredInstrument, inner: Span, unit: UnitInfo) -> None:
         self._instrument = instrument
@@ -88,7 +89,7 @@ class _MeteredSpan:
         count(self._instrument.tally.attempts, (self._unit.handler, type_name(error)))
         self._inner.attempt_failed(attempt, error)
 
-    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> TraceContext:
         self._sends[topic, envelope.id] = None
         return self._inner.sending(topic, envelope, key)
 

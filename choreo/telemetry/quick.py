@@ -4,22 +4,21 @@ For what happens to nearly every event: its sender was sampled, and its spans go
 spans are the SDK's, and leave in the same requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import getrandbits
 from time import time_ns
 from typing import Any
 
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.trace import SpanContext, TraceFlags
+from opentelemetry.sdk.trace import TracerProvider
 
 from choreo.envelope import Envelope
-from choreo.ports import UnitInfo
+from choreo.ports import TraceContext, UnitInfo
+from choreo.record import new
 from choreo.telemetry import encoding
 from choreo.telemetry.attributes import Attributes, type_name
 from choreo.telemetry.kinds import Kind, Kinds, of_offset
 from choreo.telemetry.live import LiveSpan
 from choreo.telemetry.nesting import attach
-from choreo.telemetry.traceparent import SAMPLED
 from choreo.telemetry.watching import contain
 
 SENDS_MAX = 1
@@ -36,7 +35,7 @@ class Quick:
     Args:
         always: Attributes of all its spans.
         provider: Whose resource they have.
-        processors: Where they go.
+        puts: Each takes what is Queued, for its export.
         sends_max: How many `send` spans go there with the one above them.
     """
 
@@ -44,13 +43,13 @@ class Quick:
         self,
         always: Attributes,
         provider: TracerProvider,
-        processors: Sequence[SpanProcessor],
+        puts: Sequence[Callable[[Any], object]],
         sends_max: int = SENDS_MAX,
     ) -> None:
         self.provider = provider
         self.kinds = Kinds(always)
         self.sends_max = sends_max
-        self._processors = processors
+        self.puts = puts
 
     def begin(self, unit: UnitInfo, sender: str) -> "QuickUnit | None":
         """A unit begins; None where it is not one of the usual ones.
@@ -58,26 +57,19 @@ class Quick:
         `sender`: `traceparent` of the span that sent the event: sampled, and a usual one.
         """
         envelope, (topic, partition, offset, key, value, _, _) = unit.envelope, unit.record
-        if envelope is None or not envelope[0] or unit.attributes or value is None:
+        if envelope is None or not envelope[0] or value is None:
             return None
         return QuickUnit(self, self.kinds.process(topic, partition, unit, envelope), envelope, key, offset, sender)
 
-    def end(self, spans: Any) -> None:
-        """They go to whoever exports them: a QuickUnit, or Sends."""
-        for processor in self._processors:
-            processor.on_end(spans)
-
 
 class Queued:
-    """Spans that have ended and wait for their export, as the SDK's processor and our exporter take them.
+    """Spans that have ended and wait for their export, as our exporter takes them.
 
     Attributes:
-        context: Sampled; all that the processor asks for.
         service: Whose they are.
     """
 
-    __slots__ = ("service",)
-    context = SpanContext(1, 1, False, TraceFlags(SAMPLED))
+    __slots__ = ()
     service: Quick
 
     @property
@@ -90,16 +82,17 @@ class Queued:
         raise NotImplementedError
 
 
-class QuickUnit(Queued):
+class QuickUnit(LiveSpan, Queued):
     """One `process` span that is open, and the `send` spans below it, as `choreo.ports.Span`; queued once finished.
 
     It holds what the spans say, not the record, whose payload may be large.
     """
 
     __slots__ = (
-        *("_end_ns", "_ending", "_envelope", "_key", "_kind", "_live", "_offset", "_sender", "_sends"),
-        *("_sends_ending", "_span_id", "_start_ns"),
+        *("_ending", "_envelope", "_key", "_kind", "_offset", "_sends", "_sends_ending", "_start_ns"),
+        "service",
     )
+    silent = False
 
     def __init__(
         self, service: Quick, kind: Kind, envelope: Envelope, key: bytes | None, offset: int, sender: str
@@ -113,7 +106,6 @@ class QuickUnit(Queued):
         self._span_id = (getrandbits(64) or 1).to_bytes(8, "big")
         self._start_ns = time_ns()
         self._end_ns = 0
-        self._live: LiveSpan | None = None  # what a handler sees of it
         self._sends: list[Send] = []
 
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
@@ -121,11 +113,11 @@ class QuickUnit(Queued):
         self._sends.clear()
         told: Attributes = {"choreo.attempt": attempt, "error.type": type_name(error)}
         try:
-            self._seen().add_event("choreo.attempt_failed", told)
+            self.add_event("choreo.attempt_failed", told)
         except Exception as failure:
             contain("attempt_failed", failure)
 
-    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> TraceContext:
         """A `send` span begins."""
         span_id, sender = self._span_id, self._sender
         if not self._end_ns:
@@ -135,19 +127,14 @@ class QuickUnit(Queued):
                 contain("sending", error)
             else:
                 span_id = (getrandbits(64) or 1).to_bytes(8, "big")
-                self._sends.append((kind, topic, envelope.id, envelope.correlationid, key, span_id, time_ns()))
-        return envelope.traced(f"{sender[:36]}{span_id.hex()}{sender[52:]}", None)
+                self._sends.append((kind, topic, envelope[0], envelope[7], key, span_id, time_ns()))
+        return new(TraceContext, (f"{sender[:36]}{span_id.hex()}{sender[52:]}", None))
 
     def attach(self) -> None:
         """The current span of what runs in this context."""
         if self._sends:
             self._sends.clear()
-        attach(self._live or self._seen())
-
-    def _seen(self) -> LiveSpan:
-        if self._live is None:
-            self._live = LiveSpan(self._sender, self._span_id)
-        return self._live
+        attach(self)
 
     def finish(self, outcome: str, *, attempts: int, error_type: str | None = None) -> None:
         """End it and what was sent below it."""
@@ -155,27 +142,26 @@ class QuickUnit(Queued):
             return
         self._end_ns = time_ns()
         try:
-            self._end(outcome, attempts, error_type)
+            failed = (error_type or "_OTHER") if outcome == "dead_letter" else None
+            self._ending = encoding.ending(outcome, attempts, failed)
+            self._sends_ending = encoding.ending(outcome, None, None) if outcome == "dropped" else b""
+            if len(self._sends) > 1:
+                self._split()
+            for put in self.service.puts:
+                put(self)
         except Exception as error:
             contain("end", error)
 
-    def _end(self, outcome: str, attempts: int, error_type: str | None) -> None:
-        service, sends, live = self.service, self._sends, self._live
-        failed = (error_type or "_OTHER") if outcome == "dead_letter" else None
-        self._ending = encoding.ending(outcome, attempts, failed)
-        self._sends_ending = encoding.ending(outcome, None, None) if outcome == "dropped" else b""
-        if live is not None:
-            live.ended = True
-            if not live.changed:
-                self._live = None
-        if len(sends) > 1:  # what was to be sent twice is sent once
-            sends = self._sends = list({send[1:3]: send for send in sends}.values())
+    def _split(self) -> None:
+        """Send spans that are more than go with their process span go before it."""
+        service = self.service
+        sends = self._sends = list({send[1:3]: send for send in self._sends}.values())  # twice to be sent, once sent
         if len(sends) > service.sends_max:
             self._sends = []
             most = service.sends_max + 1
             for at in range(0, len(sends), most):
-                service.end(Sends(self, sends[at : at + most]))
-        service.end(self)
+                for put in service.puts:
+                    put(Sends(self, sends[at : at + most]))
 
     @property
     def count(self) -> int:
@@ -184,15 +170,15 @@ class QuickUnit(Queued):
 
     def encoded(self) -> bytes:
         """The process span behind what it sent."""
-        envelope, sender, live = self._envelope, self._sender, self._live
+        envelope, sender = self._envelope, self._sender
         trace_id, parent_id = bytes.fromhex(sender[3:35]), bytes.fromhex(sender[36:52])
         beginning = encoding.beginning(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns)
         told = envelope.id, envelope.correlationid, self._key
         offset, ending = of_offset(self._offset), self._ending
-        if live is None:
-            own = self._kind.encoded(beginning, *told, offset + ending)
+        if self.changed:
+            own = self.completed(self._kind.encoded(beginning, *told, offset), ending)
         else:
-            own = live.encoded(self._kind.encoded(beginning, *told, offset), ending)
+            own = self._kind.encoded(beginning, *told, offset + ending)
         return self.encoded_sends(trace_id, self._sends) + own if self._sends else own
 
     def encoded_sends(self, trace_id: bytes, sends: Sequence[Send]) -> bytes:
@@ -208,7 +194,7 @@ class QuickUnit(Queued):
 class Sends(Queued):
     """Some `send` spans of a unit that has many."""
 
-    __slots__ = ("_sends", "_unit")
+    __slots__ = ("_sends", "_unit", "service")
 
     def __init__(self, unit: QuickUnit, sends: Sequence[Send]) -> None:
         self.service = unit.service

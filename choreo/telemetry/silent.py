@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from choreo.envelope import TRACESTATE_BYTES_MAX, Envelope
-from choreo.ports import FlowMark, Span, UnitInfo
-from choreo.record import last_headers
+from choreo.ports import FlowMark, Span, TraceContext, UnitInfo
+from choreo.record import last_headers, new
 from choreo.telemetry.traceparent import CHARS_MAX
 
 
@@ -37,6 +37,7 @@ class Forward:
     """A unit that is not recorded: its emits carry the headers it came with, byte for byte."""
 
     __slots__ = ("_traceparent", "_tracestate")
+    silent = True
 
     def __init__(self, traceparent: str | None, tracestate: str | None) -> None:
         self._traceparent = traceparent
@@ -45,13 +46,11 @@ class Forward:
     def attempt_failed(self, attempt: int, error: BaseException) -> None:
         """Nothing to note."""
 
-    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
-        """The envelope with the context the unit came with, or as it is where it came with none."""
-        if self._traceparent is None or (
-            envelope.traceparent == self._traceparent and envelope.tracestate == self._tracestate
-        ):
-            return envelope
-        return envelope.traced(self._traceparent, self._tracestate)
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> TraceContext:
+        """The context the unit came with, or the envelope's where it came with none."""
+        if self._traceparent is None:
+            return TraceContext(envelope.traceparent, envelope.tracestate)
+        return new(TraceContext, (self._traceparent, self._tracestate))
 
     def attach(self) -> None:
         """Nothing to nest below."""

@@ -16,7 +16,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from choreo import ports
 from choreo.envelope import Envelope
-from choreo.ports import FlowMark, Peer, UnitInfo
+from choreo.ports import FlowMark, Peer, TraceContext, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
 from choreo.telemetry.nesting import attach
@@ -102,7 +102,7 @@ class OtelInstrument:
             own = span.get_span_context()
             if not own.is_valid:
                 return Forward(*incoming(unit))
-            return _Unrecorded(*_headers(own))
+            return _Refused(*_context(own))
         return _Recorded(self, span)
 
     def begin_send(
@@ -143,7 +143,7 @@ class OtelInstrument:
                     ended = True
                     _end(span, None, None if error is None else type_name(error))
 
-            return envelope.traced(*_headers(own)), end
+            return envelope.traced(*_context(own)), end
         except Exception as error:
             contain("publish", error)
             return envelope, nothing
@@ -172,6 +172,7 @@ class _Recorded:
     """
 
     __slots__ = ("_context", "_finished", "_instrument", "_sends", "_span")
+    silent = False
 
     def __init__(self, instrument: OtelInstrument, span: trace.Span) -> None:
         self._instrument = instrument
@@ -188,18 +189,18 @@ class _Recorded:
         except Exception as failure:
             contain("attempt_failed", failure)
 
-    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> Envelope:
+    def sending(self, topic: str, envelope: Envelope, key: bytes | None = None) -> TraceContext:
         try:
             if self._finished:
-                return envelope.traced(*_headers(self._span.get_span_context()))
+                return _context(self._span.get_span_context())
             if self._context is None:
                 self._context = trace.set_span_in_context(self._span, EMPTY)
             send = self._instrument.begin_send(topic, envelope, key, self._context)
             self._sends[topic, envelope.id] = send
-            return envelope.traced(*_headers(send.get_span_context()))
+            return _context(send.get_span_context())
         except Exception as error:
             contain("sending", error)
-            return envelope
+            return TraceContext(envelope.traceparent, envelope.tracestate)
 
     def attach(self) -> None:
         self._sends.clear()
@@ -222,8 +223,7 @@ class _Unrecorded(Forward, NonRecordingSpan):
     It is the current span of its handler, its sender's; whose context is made when somebody asks for it, as few do.
     """
 
-    def attach(self) -> None:
-        attach(self)
+    attach = attach
 
     def get_span_context(self) -> SpanContext:
         parent = parse(self._traceparent)
@@ -233,14 +233,20 @@ class _Unrecorded(Forward, NonRecordingSpan):
         return f"NonRecordingSpan({self.get_span_context()!r})"
 
 
+class _Refused(_Unrecorded):
+    """One that a sampler refused: what it emits goes with the context that was made for it, not its event's."""
+
+    silent = False
+
+
 def _remote(parent: Parent, tracestate: str | None) -> SpanContext:
     state = TraceState(parse_state(tracestate)) if tracestate else None
     return SpanContext(parent.trace_id, parent.span_id, True, TraceFlags(parent.flags), state)
 
 
-def _headers(own: SpanContext) -> tuple[str, str | None]:
+def _context(own: SpanContext) -> TraceContext:
     state = own.trace_state.to_header() if own.trace_state else None
-    return render(own.trace_id, own.span_id, own.trace_flags), state
+    return TraceContext(render(own.trace_id, own.span_id, own.trace_flags), state)
 
 
 def _end(span: trace.Span, attributes: Attributes | None, error_type: str | None) -> None:

@@ -40,9 +40,10 @@ def unit(service: str, topic: str, envelope: Envelope, *, age_s: float = 0.0) ->
 def hop(instrument: Instrument, work: UnitInfo, topic: str, type_: str) -> Envelope:
     """Handle one event and emit one; returns what was emitted."""
     span = instrument.process(work, now_s=time.time())
-    emitted = span.sending(topic, event(f"{type_}-id", type_))
+    emitted = event(f"{type_}-id", type_)
+    context = span.sending(topic, emitted)
     span.finish("handled", attempts=1)
-    return emitted
+    return emitted.traced(*context)
 
 
 def trace_one(instrument: Instrument) -> None:

@@ -84,7 +84,7 @@ def test_what_is_old_or_told_to_begins_a_trace_of_its_own(mode: TraceMode, why: 
     """A hop older than `split_after_s`, a timer and a replay are roots with one plain link to their cause."""
     instrument, recorded = recording(mode=mode, split_after_s=60.0)
     work = unit("inventory", "orders", placed(), age_s=61.0 if why == "old" else 0.0)
-    work.new_trace = why == "told"
+    work = work._replace(new_trace=why == "told")
     hop(instrument, work, "stock", "stock.reserved")
     assert ends_of(process_of(recorded())) == (None, [(SPAN, {})])
 

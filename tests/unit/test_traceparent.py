@@ -88,7 +88,7 @@ def test_what_is_rendered_is_parsed(trace_id: int, span_id: int, flags: int) -> 
     assert len(header) == 55
     assert parse(header) == Parent(trace_id, span_id, flags)
     header = render(trace_id, span_id, flags)
-    assert is_usual(header) is (flags < 4)
+    assert bool(is_usual(header)) is (flags < 4)
     assert (int(header[3:35], 16), int(header[36:52], 16)) == (trace_id, span_id)
 
 
