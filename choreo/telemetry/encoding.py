@@ -121,12 +121,7 @@ def template(name: str, kind: int, flags: int, constant: Mapping[str, AttributeV
     )
 
 
-def beginning(trace_id: bytes, span_id: bytes, parent_id: bytes, start_ns: int, end_ns: int) -> bytes:
-    """Ids and times of a span, of BEGINNING_BYTES."""
+def beginning(ids: tuple[bytes, bytes, bytes], start_ns: int, end_ns: int) -> bytes:
+    """Ids and times of a span, of BEGINNING_BYTES. `ids`: of its trace, its own, its parent's."""
+    trace_id, span_id, parent_id = ids
     return _PACK(b"\x0a\x10", trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, 0x39, start_ns, 0x41, end_ns)
-
-
-@lru_cache(maxsize=4096)
-def before_span(size: int) -> bytes:
-    """What stands before the `size` bytes of a span, as a field of its scope."""
-    return b"\x12" + varint(size)

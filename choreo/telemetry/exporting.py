@@ -35,23 +35,19 @@ class Request:
         """As the message has it. A request behind another is, in protobuf, one request of both."""
         others, by_service = [], {}  # type: tuple[list[Any], dict[Quick, list[bytes]]]
         for span in self._spans:
-            if isinstance(span, Queued):
-                by_service.setdefault(span.service, []).append(_encoded(span))
-            else:
+            if not isinstance(span, Queued):
                 others.append(span)
+                continue
+            try:
+                encoded = span.encoded()
+            except Exception as error:  # what cannot be told; the others of its batch do not die of it
+                contain("end", error)
+            else:
+                by_service.setdefault(span.service, []).append(encoded)
         found = [piece for service, spans in by_service.items() for piece in _of_service(service, spans)]
         if others:
             found.append(bytes(encode_spans(others).SerializePartialToString()))
         return b"".join(found)
-
-
-def _encoded(spans: Queued) -> bytes:
-    """Nothing of what cannot be told, of which the others of its batch do not die."""
-    try:
-        return spans.encoded()
-    except Exception as error:
-        contain("end", error)
-        return b""
 
 
 def _of_service(service: Quick, spans: Sequence[bytes]) -> Sequence[bytes]:

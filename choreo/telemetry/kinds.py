@@ -21,28 +21,37 @@ class Kind:
 
     def __init__(self, template: bytes) -> None:
         self._template = template
-        self._layouts: dict[tuple[int, int, int], tuple[bytes, bytes, bytes, int]] = {}
+        self._layouts: dict[tuple[int, int, int, int], tuple[bytes, bytes, bytes, bytes]] = {}
 
-    def encoded(self, beginning: bytes, id_: str, correlation_id: str, key: bytes | None, ending: bytes) -> bytes:
-        """A span, as a field of its scope. `beginning`: its ids and times; `ending`: what is known at its end."""
+    def pieces(
+        self,
+        ids: tuple[bytes, bytes, bytes],
+        start_ns: int,
+        end_ns: int,
+        id_: str,
+        correlation_id: str,
+        key: bytes | None,
+        ending: bytes,
+    ) -> tuple[bytes, ...]:
+        """A span, as a field of its scope. `ids`: of its trace, its own, its parent's; `ending`: known at its end."""
         event, flow, text = id_.encode(), correlation_id.encode(), key
         if text is None or len(text) > ID_BYTES_MAX or not (text.isascii() or _is_text(text)):
             text = b""
-        sizes = len(event), len(flow), len(text) if text is key else -1
-        before_event, before_flow, before_key, size = self._layouts.get(sizes) or self._laid_out(*sizes)
-        before = encoding.before_span(size + len(ending))
-        return b"".join((before, beginning, before_event, event, before_flow, flow, before_key, text, ending))
+        sizes = len(event), len(flow), len(text) if text is key else -1, len(ending)
+        before, before_event, before_flow, before_key = self._layouts.get(sizes) or self._laid_out(*sizes)
+        beginning = encoding.beginning(ids, start_ns, end_ns)
+        return before, beginning, before_event, event, before_flow, flow, before_key, text, ending
 
-    def _laid_out(self, event: int, flow: int, key: int) -> tuple[bytes, bytes, bytes, int]:
+    def _laid_out(self, event: int, flow: int, key: int, ending: int) -> tuple[bytes, bytes, bytes, bytes]:
         if len(self._layouts) >= LAYOUTS_MAX:
             self._layouts.clear()
         before = encoding.before_text
         before_event = self._template + before(_ID_NAME, event)
         before_flow = before(_FLOW_NAME, flow) if flow else b""
         before_key = before(_KEY_NAME, key) if key >= 0 else b""
-        known = len(before_event) + event + len(before_flow) + flow + len(before_key) + max(0, key)
-        found = before_event, before_flow, before_key, encoding.BEGINNING_BYTES + known
-        self._layouts[event, flow, key] = found
+        known = len(before_event) + event + len(before_flow) + flow + len(before_key) + max(0, key) + ending
+        before_span = encoding.before(2, encoding.BEGINNING_BYTES + known)
+        found = self._layouts[event, flow, key, ending] = before_span, before_event, before_flow, before_key
         return found
 
 

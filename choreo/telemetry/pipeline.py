@@ -63,7 +63,7 @@ class Watched(SpanExporter):
             export,
             success=SpanExportResult.SUCCESS,
             failure=SpanExportResult.FAILURE,
-            count=sum(span.count if isinstance(span, Queued) else 1 for span in spans),
+            count=lambda: sum(span.count if isinstance(span, Queued) else 1 for span in spans),
         )
 
     def shutdown(self) -> None:

@@ -85,11 +85,12 @@ class Queued:
 class QuickUnit(LiveSpan, Queued):
     """One `process` span that is open, and the `send` spans below it, as `choreo.ports.Span`; queued once finished.
 
-    It holds what the spans say, not the record, whose payload may be large.
+    It holds what the spans say and no more: the record's payload may be large, and what is freed early is made of
+    memory that is still in the processor's caches.
     """
 
     __slots__ = (
-        *("_ending", "_envelope", "_key", "_kind", "_offset", "_sends", "_sends_ending", "_start_ns"),
+        *("_correlation_id", "_ending", "_id", "_key", "_kind", "_offset", "_sends", "_sends_ending", "_start_ns"),
         "service",
     )
     silent = False
@@ -99,7 +100,7 @@ class QuickUnit(LiveSpan, Queued):
     ) -> None:
         self.service = service
         self._kind = kind
-        self._envelope = envelope
+        self._id, self._correlation_id = envelope[0], envelope[7]
         self._key = key
         self._offset = offset
         self._sender = sender
@@ -170,25 +171,23 @@ class QuickUnit(LiveSpan, Queued):
 
     def encoded(self) -> bytes:
         """The process span behind what it sent."""
-        envelope, sender = self._envelope, self._sender
-        trace_id, parent_id = bytes.fromhex(sender[3:35]), bytes.fromhex(sender[36:52])
-        beginning = encoding.beginning(trace_id, self._span_id, parent_id, self._start_ns, self._end_ns)
-        told = envelope.id, envelope.correlationid, self._key
-        offset, ending = of_offset(self._offset), self._ending
+        sender, offset, ending = self._sender, of_offset(self._offset), self._ending
+        trace_id = bytes.fromhex(sender[3:35])
+        ids = trace_id, self._span_id, bytes.fromhex(sender[36:52])
+        about = ids, self._start_ns, self._end_ns, self._id, self._correlation_id, self._key
         if self.changed:
-            own = self.completed(self._kind.encoded(beginning, *told, offset), ending)
+            own: tuple[bytes, ...] = (self.completed(b"".join(self._kind.pieces(*about, offset)), ending),)
         else:
-            own = self._kind.encoded(beginning, *told, offset + ending)
-        return self.encoded_sends(trace_id, self._sends) + own if self._sends else own
+            own = self._kind.pieces(*about, offset + ending)
+        return b"".join(self.pieces_of(self._sends, trace_id) + own if self._sends else own)
 
-    def encoded_sends(self, trace_id: bytes, sends: Sequence[Send]) -> bytes:
+    def pieces_of(self, sends: Sequence[Send], trace_id: bytes) -> tuple[bytes, ...]:
         """Some that it sent."""
-        own_id, end_ns, ending, beginning = self._span_id, self._end_ns, self._sends_ending, encoding.beginning
-        encoded = [
-            kind.encoded(beginning(trace_id, span_id, own_id, start_ns, end_ns), id_, flow, key, ending)
-            for kind, _, id_, flow, key, span_id, start_ns in sends
-        ]
-        return encoded[0] if len(encoded) == 1 else b"".join(encoded)
+        own_id, end_ns, ending = self._span_id, self._end_ns, self._sends_ending
+        found: tuple[bytes, ...] = ()
+        for kind, _, id_, flow, key, span_id, start_ns in sends:
+            found += kind.pieces((trace_id, span_id, own_id), start_ns, end_ns, id_, flow, key, ending)
+        return found
 
 
 class Sends(Queued):
@@ -208,4 +207,4 @@ class Sends(Queued):
 
     def encoded(self) -> bytes:
         """One behind the other."""
-        return self._unit.encoded_sends(bytes.fromhex(self._unit._sender[3:35]), self._sends)
+        return b"".join(self._unit.pieces_of(self._sends, bytes.fromhex(self._unit._sender[3:35])))

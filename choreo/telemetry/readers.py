@@ -43,7 +43,7 @@ class WatchedMetrics(MetricExporter):
         """Export, or count the export as lost; what is cumulative is in the next one."""
         export = None if self._closed else lambda: self._exporter.export(metrics_data, timeout_millis, **kwargs)
         return self.watch.take(
-            export, success=MetricExportResult.SUCCESS, failure=MetricExportResult.FAILURE, count=1
+            export, success=MetricExportResult.SUCCESS, failure=MetricExportResult.FAILURE, count=lambda: 1
         )
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:

@@ -49,7 +49,7 @@ class Watch:
         """Whether something is being lost, or the export that is going on had to be repeated."""
         return bool(self.lost or self._heard)
 
-    def take(self, export: Callable[[], T] | None, *, success: T, failure: T, count: int) -> T:
+    def take(self, export: Callable[[], T] | None, *, success: T, failure: T, count: Callable[[], int]) -> T:
         """Export, or count as lost; never raises. `export` is None once the exporter is closed."""
         result = failure
         heard = self._heard = []
@@ -62,7 +62,7 @@ class Watch:
             finally:
                 _local.heard = None
         if result is not success:
-            self.note_lost(count, heard[0] if heard else "choreo is closing")
+            self.note_lost(count(), heard[0] if heard else "choreo is closing")
         elif self.lost:
             _log.info("%s reach %s again; %d%s were lost", self._what, self._where, self.lost, self._unit)
             self.lost = 0
