@@ -233,20 +233,27 @@ class Flusher:
         return m.Outcome(unit, result=came)
 
     def _report(self, units: Sequence[Unit], result: CommitResult) -> None:
-        refused, counts, silent = result.refused, self._worker.counts, self._worker.ports.instrument.silent
+        worker, refused, instrument = self._worker, result.refused, self._worker.ports.instrument
         handled = emitted = 0
         for unit in units:
             if refused and unit.partition in refused:
-                self._worker.span(unit).finish("dropped", attempts=unit.attempts)
+                worker.span(unit).finish("dropped", attempts=unit.attempts)
                 continue
             finished: Finished = unit.result
             _, _, _, emits, outcome, _, _, _ = finished
             emitted += len(emits)
-            if outcome == "handled" and (silent or unit.work.span.silent):
-                handled += 1
-            else:
+            if outcome != "handled":
                 self._end(unit, outcome)
-        counts += Counter(handled=handled, emitted=emitted)
+                continue
+            handled += 1
+            if not instrument.silent:
+                work: Work = unit.work
+                span = work.span or worker.span(unit)
+                if not span.silent:
+                    span.finish(outcome, attempts=unit.attempts)
+                if work.flow is not None:
+                    instrument.flow(work.flow)
+        worker.counts += Counter(handled=handled, emitted=emitted)
 
     def _end(self, unit: Unit, outcome: str) -> None:
         worker, error_type = self._worker, None

@@ -60,35 +60,32 @@ class Kinds:
 
     Args:
         always: Attributes of all of them.
+
+    Attributes:
+        known: Those that there are, by (topic, partition, handler, source, type and version) of a `process` span, by
+            (topic, source, type and version) of a `send` span.
     """
 
     def __init__(self, always: Attributes) -> None:
         self._always = always
-        self._known: dict[Hashable, Kind] = {}
+        self.known: dict[Hashable, Kind] = {}
 
-    def process(self, topic: str, partition: int, unit: UnitInfo, envelope: Envelope) -> Kind:
-        """That of a unit's `process` span; all else is the unit's."""
-        name = topic, partition, unit.handler, envelope[1:4]
-        kind = self._known.get(name)
-        if kind is None:
-            attributes = of_process(self._always, unit)
-            kind = self._made(name, f"process {topic}", encoding.CONSUMER, encoding.REMOTE, attributes)
-        return kind
+    def process(self, unit: UnitInfo, envelope: Envelope) -> Kind:
+        """A new one, of the unit's `process` span."""
+        name = unit.record.topic, unit.record.partition, unit.handler, envelope[1:4]
+        attributes = of_process(self._always, unit)
+        return self._made(name, f"process {unit.record.topic}", encoding.CONSUMER, encoding.REMOTE, attributes)
 
     def send(self, topic: str, envelope: Envelope, key: bytes | None) -> Kind:
-        """That of a `send` span."""
-        name = topic, envelope[1:4]
-        kind = self._known.get(name)
-        if kind is None:
-            attributes = of_send(self._always, topic, envelope, key)
-            kind = self._made(name, f"send {topic}", encoding.PRODUCER, encoding.LOCAL, attributes)
-        return kind
+        """A new one, of a `send` span."""
+        name, attributes = (topic, envelope[1:4]), of_send(self._always, topic, envelope, key)
+        return self._made(name, f"send {topic}", encoding.PRODUCER, encoding.LOCAL, attributes)
 
     def _made(self, name: Hashable, title: str, number: int, flags: int, attributes: Attributes) -> Kind:
-        if len(self._known) >= KINDS_MAX:  # types and sources are the senders' to choose
-            self._known.clear()
+        if len(self.known) >= KINDS_MAX:  # types and sources are the senders' to choose
+            self.known.clear()
         constant = {key: value for key, value in attributes.items() if key not in (_ID, _FLOW, _KEY, _OFFSET)}
-        made = self._known[name] = Kind(encoding.template(title, number, flags, constant))
+        made = self.known[name] = Kind(encoding.template(title, number, flags, constant))
         return made
 
 

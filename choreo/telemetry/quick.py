@@ -59,7 +59,9 @@ class Quick:
         envelope, (topic, partition, offset, key, value, _, _) = unit.envelope, unit.record
         if envelope is None or not envelope[0] or value is None:
             return None
-        return QuickUnit(self, self.kinds.process(topic, partition, unit, envelope), envelope, key, offset, sender)
+        kinds = self.kinds
+        kind = kinds.known.get((topic, partition, unit.handler, envelope[1:4])) or kinds.process(unit, envelope)
+        return QuickUnit(self, kind, envelope, key, offset, sender)
 
 
 class Queued:
@@ -123,7 +125,8 @@ class QuickUnit(LiveSpan, Queued):
         span_id, sender = self._span_id, self._sender
         if not self._end_ns:
             try:
-                kind = self.service.kinds.send(topic, envelope, key)
+                kinds = self.service.kinds
+                kind = kinds.known.get((topic, envelope[1:4])) or kinds.send(topic, envelope, key)
             except Exception as error:
                 contain("sending", error)
             else:

@@ -352,7 +352,7 @@ def test_kinds_are_bounded() -> None:
     kinds = Kinds({})
     for number in range(KINDS_MAX + 10):
         kinds.send("stock", Envelope("i", "/s", f"type.{number}"), None)
-    assert len(kinds._known) <= KINDS_MAX
+    assert len(kinds.known) <= KINDS_MAX
 
 
 def test_varints_are_those_of_protobuf() -> None:
