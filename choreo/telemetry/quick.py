@@ -149,7 +149,8 @@ class QuickUnit(LiveSpan, Queued):
             failed = (error_type or "_OTHER") if outcome == "dead_letter" else None
             self._ending = encoding.ending(outcome, attempts, failed)
             self._sends_ending = encoding.ending(outcome, None, None) if outcome == "dropped" else b""
-            if len(self._sends) > 1:
+            sent = len(self._sends)
+            if sent > 1 or sent > self.service.sends_max:
                 self._split()
             for put in self.service.puts:
                 put(self)

@@ -380,20 +380,23 @@ def test_what_waits_for_its_export_holds_no_record() -> None:
     assert kept.spans == [begun]
 
 
-@pytest.mark.parametrize(("sends_max", "counts"), [(0, [1] * 9), (1, [2, 2, 2, 2, 1]), (8, [9])])
-def test_the_sends_of_one_unit_wait_in_parts(sends_max: int, counts: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("sends_max", "sends", "counts"),
+    [(0, 8, [1] * 9), (1, 8, [2, 2, 2, 2, 1]), (8, 8, [9]), (0, 1, [1, 1]), (1, 1, [2]), (0, 0, [1])],
+)
+def test_the_sends_of_one_unit_wait_in_parts(sends_max: int, sends: int, counts: list[int]) -> None:
     """Each counted, none told twice: a queue that is bounded by its length is so by its spans."""
     provider, kept = TracerProvider(shutdown_on_exit=False), Kept()
     begun = Quick({}, provider, [kept.put], sends_max).begin(unit(), SAMPLED)
     assert begun is not None
-    for number in range(8):
+    for number in range(sends):
         begun.sending("stock", Envelope(f"s-{number}", "/inventory", "stock.reserved"), b"k")
     begun.finish("handled", attempts=1)
     assert [spans.count for spans in kept.spans] == counts
     found = [span for each in parsed(kept.spans).resource_spans for span in each.scope_spans[0].spans]
-    assert len({span.span_id for span in found}) == len(found) == 9
-    assert [span.name for span in found] == ["send stock"] * 8 + ["process orders"]
-    assert {span.parent_span_id for span in found[:8]} == {found[8].span_id}
+    assert len({span.span_id for span in found}) == len(found) == sends + 1
+    assert [span.name for span in found] == ["send stock"] * sends + ["process orders"]
+    assert all(span.parent_span_id == found[-1].span_id for span in found[:-1])
 
 
 def test_spans_that_cannot_be_told_cost_no_others() -> None:
