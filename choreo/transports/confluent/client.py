@@ -12,7 +12,6 @@ from choreo.record import Headers, Record, TopicPartition
 try:
     from confluent_kafka import (
         Consumer,
-        ConsumerGroupTopicPartitions,
         IsolationLevel,
         KafkaError,
         KafkaException,
@@ -34,7 +33,6 @@ __all__ = [
     "ConfigResource",
     "ConfigSource",
     "Consumer",
-    "ConsumerGroupTopicPartitions",
     "IsolationLevel",
     "KafkaError",
     "KafkaException",

@@ -97,6 +97,7 @@ class PollThread:
         self._tasks: set[asyncio.Task[None]] = set()
         self._versions: dict[TopicPartition, int] = {}  # of partitions that were sought
         self._held: set[TopicPartition] = set()
+        self._drained: set[TopicPartition] = set()
         self._all_held = False
         self.joined = False
         self._thread = threading.Thread(target=self._run, name=f"choreo-kafka-{name}", daemon=True)
@@ -179,6 +180,7 @@ class PollThread:
                     self.joined = membership(self._consumer.consumer_group_metadata()).joined
                 if first is not None:
                     self._hand_over([first, *self._consumer.consume(BATCH_RECORDS_MAX - 1, timeout=0)])
+            self._drain()
         except BaseException as error:
             log.exception("the thread of a Kafka consumer ended")
             self._listener.died(error)
@@ -190,6 +192,16 @@ class PollThread:
             self._over = True
             self._refuse()
             self._call_soon(self._ended.set)
+
+    def _drain(self) -> None:
+        """Have the loop finish before librdkafka is told to leave the group.
+
+        From then on it sends no heartbeat (2.16): a drain that took longer than the session would not be let commit.
+        """
+        partitions = self.grants.partitions()
+        if partitions:
+            self._drained.update(partitions)
+            self._tell(partitions, lost=False)
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         try:
@@ -299,7 +311,9 @@ class PollThread:
         partitions = [partition_of(each) for each in places]
         if lost:  # somebody else may have them; a commit under way is refused by the broker
             self.grants.withdraw(partitions)
-        self._tell(partitions, lost=lost)
+        left = [each for each in partitions if each not in self._drained]
+        if left:
+            self._tell(left, lost=lost)
         until_s = time.monotonic() + COMMITS_S
         while not self.grants.free(partitions):
             if lost or time.monotonic() > until_s:
@@ -310,6 +324,7 @@ class PollThread:
         for partition in partitions:
             self._versions.pop(partition, None)
             self._held.discard(partition)
+            self._drained.discard(partition)
         consumer.incremental_unassign(places)
 
     def _tell(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:

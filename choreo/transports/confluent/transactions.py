@@ -133,7 +133,7 @@ class ConfluentTransactions:
                 strangers = [str(each) for each in partitions if tokens[each] is None]
                 if strangers or not joined.joined:
                     raise TransportError(f"{', '.join(strangers) or 'nothing'} is assigned to this member now")
-                await asyncio.gather(*(member.committed(partition) for partition in partitions))
+                await member.committed(partitions)
         except TransportError:
             raise
         except Exception as error:
