@@ -16,7 +16,6 @@ from choreo.transports.confluent.client import (
     ConfigSource,
     IsolationLevel,
     KafkaError,
-    KafkaException,
     NewPartitions,
     NewTopic,
     OffsetSpec,

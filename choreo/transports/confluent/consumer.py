@@ -67,6 +67,7 @@ class ConfluentConsumer:
 
     Attributes:
         known: Committed offsets as far as this member read or wrote them.
+        disconnects: How often a connection to a broker failed.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ConfluentConsumer:
     ) -> None:
         self.member = f"{group}-{uuid4()}"
         self.known: dict[TopicPartition, int] = {}
+        self.disconnects = 0
         self._group = group
         self._principal = principal_of(arguments)
         self._assignment = assignment
@@ -237,6 +239,8 @@ class ConfluentConsumer:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _warn(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._TRANSPORT:
+            self.disconnects += 1
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and not self._errors:
             self._errors.append((error, None))
         log.warning("group %s: %s", self._group, reason(error))

@@ -28,8 +28,8 @@ class CommittedOffsets:
     async def of(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int | None]:
         """Offset by partition, None where there never was one.
 
-        Under `require_stable`: while a transaction holds another offset for one, its end is waited for. An error, also
-        one of a partition alone, is never taken for "nothing committed".
+        Under `require_stable`: while a transaction holds another offset for one, its end is waited for. An error,
+        also one of a partition alone, is never taken for "nothing committed".
         """
         until_s = time.monotonic() + self._timeout_s
         while True:

@@ -64,6 +64,9 @@ STALE_WAIT_S = 0.5
 READ_STALL_S = 90.0
 ABORT_S = 30.0
 
+RENEW_S = 3.0
+"""For so long a producer is not suspected of going by a coordinator that is no more."""
+
 CLOSE_S = 5.0
 """For ending a transaction that failed, at the close; after that it is the broker's (TRANSACTION_S, and some)."""
 
@@ -113,6 +116,8 @@ class ConfluentTransactions:
             "message.timeout.ms": int(TRANSACTION_S * 1000),
         }
         self._producer: Producer | None = None
+        self._made_s = 0.0
+        self._disconnects = 0  # of the member, when the producer was made
         self._begun = False  # a transaction whose end is not known
         self._ending: asyncio.Task[None] | None = None
         self._alone = False  # one record a batch, after a batch was too large
@@ -266,6 +271,8 @@ class ConfluentTransactions:
                     raise _Refused({each: LeaseLost(f"{each} was taken meanwhile") for each in lost})
                 if not joined.joined:
                     raise _Stale("no member now")
+                if self._suspect():
+                    raise _Stale("a broker was lost meanwhile; begun anew")
                 places = [place(partition, offset) for partition, offset in offsets.items()]
                 until(until_s, lambda left_s: producer.send_offsets_to_transaction(places, metadata, left_s))
                 if self._producer is not producer:
@@ -351,9 +358,24 @@ class ConfluentTransactions:
             )
         raise _Refused(refused)
 
+    def _suspect(self) -> bool:
+        """Whether a broker was lost since the producer was made.
+
+        If it coordinated the group, and metadata name it no more, `send_offsets_to_transaction` waits for it for good
+        (librdkafka 2.16, its issues 5511, 5456); a producer made after that asks for the coordinator anew.
+        """
+        return self._lost() != self._disconnects and time.monotonic() > self._made_s + RENEW_S
+
+    def _lost(self) -> int:
+        member = self._member()
+        return member.disconnects if member is not None else 0
+
     def _current(self) -> Producer:
+        if self._producer is not None and self._suspect():
+            self._discard(self._producer)
         if self._producer is None:
             thread = self._thread
+            disconnects = self._lost()
             arguments = {**self._arguments, **({"batch.num.messages": 1} if self._alone else {})}
             producer: Producer = made(Producer, arguments)
             until_s = time.monotonic() + self._timeout_s
@@ -361,6 +383,7 @@ class ConfluentTransactions:
             if thread is not self._thread:
                 raise TransportError("given up meanwhile")
             self._producer, self._begun = producer, False
+            self._made_s, self._disconnects = time.monotonic(), disconnects
         return self._producer
 
     def _discard(self, producer: Producer | None) -> None:
