@@ -11,7 +11,8 @@ import pytest
 from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports.confluent.client import Producer
+from choreo.transports.confluent import transactions
+from choreo.transports.confluent.client import KafkaError, KafkaException, Producer
 from tests.integration.confluent_stage import QUICK, Owner, owners, part, topic_of, until, values
 
 
@@ -149,6 +150,26 @@ async def test_oversized_part_is_refused_alone(kafka: str) -> None:
         many = [ProducerRecord(target, b"k", b"%0900d" % number, (), 0) for number in range(10)]
         assert await owner.transactions.commit({one: LogCommit(many, 0)}) == {one: None}
         assert await committed(owner, target) == [7, *range(10)]
+
+
+async def test_commit_whose_answer_is_lost_is_not_made_again(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction ended well, and librdkafka says that it must be aborted: whoever asked is to look first."""
+
+    class Lost(Producer):
+        def commit_transaction(self, timeout: float = -1) -> None:
+            super().commit_transaction(timeout)
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_PRODUCER_ID, "lost", txn_requires_abort=True))
+
+    monkeypatch.setattr(transactions, "Producer", Lost)
+    async with owners(kafka, 1, transactional=True) as (_, (owner,)):
+        source, target = await topic_of(owner.transport), await topic_of(owner.transport)
+        await owner.join(source)
+        await until(lambda: owner.owned, owner)
+        where = TopicPartition(source, 0)
+        assert owner.transactions is not None
+        done = await owner.transactions.commit({where: part(target, [1], 0)})
+        assert "not known whether it was committed" in str(done[where])
+        assert await committed(owner, target) == [1]
 
 
 async def test_reading_waits_for_an_open_transaction(kafka: str) -> None:

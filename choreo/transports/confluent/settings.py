@@ -1,6 +1,6 @@
 """librdkafka's arguments: our defaults with their reasons, and the `CHOREO_KAFKA_*` that aiokafka is set by too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -56,6 +56,20 @@ PRODUCER_DEFAULTS: Mapping[str, Any] = {
     "topic.metadata.refresh.interval.ms": 60_000,  # how soon keys go to new partitions
     "allow.auto.create.topics": False,
 }
+
+
+TRANSACTION_DEFAULTS: Mapping[str, Any] = {
+    # Sent when all are handed over, for then they are flushed, and in one batch a partition where that will do: while
+    # a second one waits for the acknowledgement of the first, librdkafka's thread spins (seen in 2.16).
+    "linger.ms": 100,
+}
+
+TRANSACTION_BATCHES: Sequence[Mapping[str, Any]] = (
+    {"batch.size": 1_000_000},
+    {"batch.size": PRODUCER_DEFAULTS["batch.size"]},
+    {"batch.num.messages": 1},
+)
+"""The next one after a topic has taken no batch of this size; librdkafka never splits one."""
 
 
 class ConfluentMembership(BaseSettings):
