@@ -5,8 +5,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo.errors import TransportError
@@ -20,7 +21,7 @@ from choreo.transports.confluent.client import (
     membership,
     partition_of,
     place,
-    record_of,
+    records_of,
 )
 from choreo.transports.confluent.grants import Grants
 
@@ -46,6 +47,10 @@ REVOKE_S = 240.0
 
 COMMITS_S = 15.0
 SEEK_S = 10.0
+
+
+def _alike(message: Message) -> tuple[str | None, int | None, bool]:
+    return message.topic(), message.partition(), message.error() is not None
 
 
 class Batch(NamedTuple):
@@ -260,27 +265,23 @@ class PollThread:
         self._held.discard(partition)
         self._resume([partition])
 
-    def _hand_over(self, messages: Sequence[Message]) -> None:
+    def _hand_over(self, messages: Iterable[Message]) -> None:
         batches: list[Batch] = []
         errors: list[tuple[KafkaError, TopicPartition | None]] = []
-        topic: str | None = None
-        partition = TopicPartition("", -1)
-        for message in messages:
-            if message.topic() != topic or message.partition() != partition.partition:
-                topic = message.topic()
-                number = message.partition()
-                partition = TopicPartition(topic or "", -1 if number is None else number)
+        for (topic, number, failed), group in groupby(messages, _alike):
+            partition = TopicPartition(topic or "", -1 if number is None else number)
             version = self._versions.get(partition)
-            error = message.error()
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            if not failed:
                 if version is not None:
+                    batches.append(Batch(partition, version, records_of(group, partition)))
+                continue
+            for message in group:
+                error = message.error()
+                assert error is not None, "that is what the group has in common"
+                if error.code() != KafkaError._PARTITION_EOF:
+                    errors.append((error, partition if topic else None))
+                elif version is not None:
                     batches.append(Batch(partition, version, [], message.offset()))
-            elif error is not None:
-                errors.append((error, partition if topic else None))
-            elif version is not None:
-                if not batches or batches[-1].partition != partition or batches[-1].end is not None:
-                    batches.append(Batch(partition, version, []))
-                batches[-1].records.append(record_of(message, partition))
         self.delivered += sum(len(batch.records) for batch in batches)
         self._listener.arrived(batches, errors)
 
