@@ -53,6 +53,10 @@ def _alike(message: Message) -> tuple[str | None, int | None, bool]:
     return message.topic(), message.partition(), message.error() is not None
 
 
+def _look_again() -> None:
+    """A command for the thread to wake up at."""
+
+
 class Batch(NamedTuple):
     """What was polled of one partition, in order. `version`: of its last `seek`; `end`: where the log ended."""
 
@@ -95,7 +99,7 @@ class PollThread:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._room = threading.Event()
+        self._full = False  # waits for room
         self._stopping = False
         self._over = False
         self._ended = asyncio.Event()
@@ -114,7 +118,7 @@ class PollThread:
     async def stop(self, *, timeout_s: float) -> bool:
         """Give up what is assigned and leave; whether that came to its end."""
         self._stopping = True
-        self._room.set()
+        self._commands.put(_look_again)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
@@ -167,8 +171,9 @@ class PollThread:
     def took(self, records: int) -> None:
         """The loop is done with so many (a negative number: it has them again)."""
         self.taken += records
-        if self.delivered - self.taken < RECORDS_LOW:
-            self._room.set()
+        if self._full and self.delivered - self.taken < RECORDS_LOW:
+            self._full = False
+            self._commands.put(_look_again)
 
     # ---- on the thread
 
@@ -232,10 +237,20 @@ class PollThread:
                 self._all_held = False
                 self._resume(list(self._versions))
         elif self.delivered - self.taken >= RECORDS_HIGH:
-            self._room.clear()
-            if self.delivered - self.taken >= RECORDS_LOW and not self._room.wait(PATIENCE_S):
+            self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
+        """Obey meanwhile: a commit asks who this member is, and it may be what makes room."""
+        until_s = time.monotonic() + PATIENCE_S
+        self._full = True  # before the first look: who makes room after it wakes this thread
+        while self.delivered - self.taken >= RECORDS_LOW and not self._stopping:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
                 self._all_held = True
                 self._consumer.pause([place(partition) for partition in self._versions])
+                break
+            self._obey(left_s)
+        self._full = False
 
     def _resume(self, partitions: Sequence[TopicPartition]) -> None:
         free = [each for each in partitions if each in self._versions and each not in self._held]
