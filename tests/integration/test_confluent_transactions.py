@@ -172,6 +172,43 @@ async def test_commit_whose_answer_is_lost_is_not_made_again(kafka: str, monkeyp
         assert await committed(owner, target) == [1]
 
 
+async def test_producer_is_made_anew_after_a_broker_was_lost(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for good for a coordinator that is gone; lost before a transaction or in it, none is made twice."""
+    asked: list[Producer] = []
+
+    class Asked(Producer):
+        def send_offsets_to_transaction(self, *given: Any) -> None:
+            asked.append(self)
+            super().send_offsets_to_transaction(*given)
+
+    monkeypatch.setattr(transactions, "Producer", Asked)
+    monkeypatch.setattr(transactions, "RENEW_S", 0.0)
+    async with owners(kafka, 1, transactional=True) as (_, (owner,)):
+        source, target = await topic_of(owner.transport), await topic_of(owner.transport)
+        await owner.join(source)
+        await until(lambda: owner.owned, owner)
+        where, metadata = TopicPartition(source, 0), owner.consumer.metadata
+        assert owner.transactions is not None
+
+        async def commit(number: int) -> None:
+            assert owner.transactions is not None
+            assert await owner.transactions.commit({where: part(target, [number], 0)}) == {where: None}
+
+        def lost_in_it() -> Any:
+            owner.consumer.metadata = metadata  # type: ignore[method-assign]
+            owner.consumer.disconnects += 1
+            return metadata()
+
+        await commit(1)
+        await commit(2)
+        owner.consumer.disconnects += 1
+        await commit(3)
+        owner.consumer.metadata = lost_in_it  # type: ignore[method-assign]
+        await commit(4)
+        assert [asked.index(each) for each in asked] == [0, 0, 2, 3]
+        assert await committed(owner, target) == [1, 2, 3, 4]
+
+
 async def test_reading_waits_for_an_open_transaction(kafka: str) -> None:
     """To the end of all that was appended: what is open is waited for, and not shown when it was aborted."""
     async with owners(kafka, 1, transactional=True) as (group, (owner,)):
