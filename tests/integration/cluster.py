@@ -201,7 +201,8 @@ class Group:
         until_s = time.monotonic() + within_s
         while missing := set(self.published) - {number for number, _ in self.calls("end")}:
             logs = [self.log(name) for name in self.processes] if time.monotonic() > until_s else []
-            assert not logs, f"{len(missing)} not handled; {logs}"
+            ended = {name: each.poll() for name, each in self.processes.items()}
+            assert not logs, f"{len(missing)} not handled, exit codes {ended}; {logs}"
             await asyncio.sleep(0.2)
 
     async def outcome(self) -> Outcome:

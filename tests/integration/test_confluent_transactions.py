@@ -11,7 +11,8 @@ import pytest
 from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports.confluent.client import Producer
+from choreo.transports.confluent import transactions
+from choreo.transports.confluent.client import KafkaError, KafkaException, Producer
 from tests.integration.confluent_stage import QUICK, Owner, owners, part, topic_of, until, values
 
 
@@ -36,7 +37,7 @@ async def test_parts_are_committed_with_their_offsets(kafka: str, protocol: Lite
         done = await owner.transactions.commit({one: part(target, [1, 2], 5), two: part(target, [3], None)})
         assert done == {one: None, two: None}
         assert sorted(await committed(owner, target)) == [1, 2, 3]
-        assert [await owner.consumer.committed(each) for each in (one, two)] == [5, 0]
+        assert await owner.consumer.committed([one, two]) == {one: 5, two: 0}
         first = await owner.transactions.fence([one])
         assert (await owner.transactions.fence([one]))[one] > first[one]
         await owner.transactions.give_up([one])
@@ -149,6 +150,63 @@ async def test_oversized_part_is_refused_alone(kafka: str) -> None:
         many = [ProducerRecord(target, b"k", b"%0900d" % number, (), 0) for number in range(10)]
         assert await owner.transactions.commit({one: LogCommit(many, 0)}) == {one: None}
         assert await committed(owner, target) == [7, *range(10)]
+
+
+async def test_commit_whose_answer_is_lost_is_not_made_again(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction ended well, and librdkafka says that it must be aborted: whoever asked is to look first."""
+
+    class Lost(Producer):
+        def commit_transaction(self, timeout: float = -1) -> None:
+            super().commit_transaction(timeout)
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_PRODUCER_ID, "lost", txn_requires_abort=True))
+
+    monkeypatch.setattr(transactions, "Producer", Lost)
+    async with owners(kafka, 1, transactional=True) as (_, (owner,)):
+        source, target = await topic_of(owner.transport), await topic_of(owner.transport)
+        await owner.join(source)
+        await until(lambda: owner.owned, owner)
+        where = TopicPartition(source, 0)
+        assert owner.transactions is not None
+        done = await owner.transactions.commit({where: part(target, [1], 0)})
+        assert "not known whether it was committed" in str(done[where])
+        assert await committed(owner, target) == [1]
+
+
+async def test_producer_is_made_anew_after_a_broker_was_lost(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for good for a coordinator that is gone; lost before a transaction or in it, none is made twice."""
+    asked: list[Producer] = []
+
+    class Asked(Producer):
+        def send_offsets_to_transaction(self, *given: Any) -> None:
+            asked.append(self)
+            super().send_offsets_to_transaction(*given)
+
+    monkeypatch.setattr(transactions, "Producer", Asked)
+    monkeypatch.setattr(transactions, "RENEW_S", 0.0)
+    async with owners(kafka, 1, transactional=True) as (_, (owner,)):
+        source, target = await topic_of(owner.transport), await topic_of(owner.transport)
+        await owner.join(source)
+        await until(lambda: owner.owned, owner)
+        where, metadata = TopicPartition(source, 0), owner.consumer.metadata
+        assert owner.transactions is not None
+
+        async def commit(number: int) -> None:
+            assert owner.transactions is not None
+            assert await owner.transactions.commit({where: part(target, [number], 0)}) == {where: None}
+
+        def lost_in_it() -> Any:
+            owner.consumer.metadata = metadata  # type: ignore[method-assign]
+            owner.consumer.disconnects += 1
+            return metadata()
+
+        await commit(1)
+        await commit(2)
+        owner.consumer.disconnects += 1
+        await commit(3)
+        owner.consumer.metadata = lost_in_it  # type: ignore[method-assign]
+        await commit(4)
+        assert [asked.index(each) for each in asked] == [0, 0, 2, 3]
+        assert await committed(owner, target) == [1, 2, 3, 4]
 
 
 async def test_reading_waits_for_an_open_transaction(kafka: str) -> None:

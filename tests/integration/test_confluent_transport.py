@@ -21,7 +21,7 @@ from choreo.transports.kafka import KafkaTransport
 from choreo.transports.kafka.producer import partition_of
 from choreo.transports.kafka.security import KafkaSecurity
 from choreo.transports.kafka.settings import peer_of
-from tests.integration.confluent_stage import owners, topic_of, until, values
+from tests.integration.confluent_stage import QUICK, owners, topic_of, until, values
 
 
 async def test_both_clients_say_whom_they_talk_to(kafka: str) -> None:
@@ -180,6 +180,24 @@ async def test_drained_and_widened_while_running(kafka: str, protocol: Literal["
         await until(lambda: len(owner.owned) == 3 and len(owner.found) == 702, owner)
         with pytest.raises(TransportError, match="no such topic: absent"):
             await owner.transport.widen({"absent": 2})
+
+
+async def test_member_that_leaves_may_drain_for_longer_than_its_session(kafka: str) -> None:
+    """What it commits at the end of it is taken: it is told to leave only then, and sends heartbeats until then."""
+    async with owners(kafka, 1) as (_, (owner,)):
+        topic = await topic_of(owner.transport)
+        where = TopicPartition(topic, 0)
+        await owner.transport.send(values(topic, range(5)))
+        await owner.join(topic)
+        await until(lambda: len(owner.found) == 5, owner)
+
+        async def drain() -> None:
+            await asyncio.sleep(QUICK["session.timeout.ms"] / 1000 + 2)
+            await owner.consumer.commit({where: 5})
+
+        owner.drain = drain
+        await owner.consumer.close()  # raises what the drain does
+        assert not owner.owned
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

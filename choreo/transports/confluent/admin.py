@@ -14,10 +14,8 @@ from choreo.transports.confluent.client import (
     AdminClient,
     ConfigResource,
     ConfigSource,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
-    KafkaException,
     NewPartitions,
     NewTopic,
     OffsetSpec,
@@ -141,31 +139,6 @@ class ConfluentAdmin:
         if late:
             found.update(await self.offsets(late, LATEST, committed=True))
         return found
-
-    async def committed(self, group: str, partition: TopicPartition) -> int | None:
-        """The group's committed offset, None if there never was one.
-
-        Under `require_stable`: while a transaction holds another offset for it, its end is waited for. An error, also
-        one of the partition alone, is never taken for "nothing committed".
-        """
-        until_s = time.monotonic() + self._timeout_s
-        while True:
-            request = ConsumerGroupTopicPartitions(group, [place(partition)])
-            answers = self.client.list_consumer_group_offsets(
-                [request], require_stable=True, request_timeout=min(ONCE_S, self._timeout_s)
-            )
-            try:
-                (found,) = (await self.answer(answers[group])).topic_partitions
-                if found.error is not None:
-                    raise KafkaException(found.error)
-                return None if found.offset < 0 else int(found.offset)
-            except KafkaException as error:
-                told = error_of(error)
-                again = told is not None and (told.retriable() or told.code() in AGAIN)
-                if told is None or not again or time.monotonic() > until_s:
-                    raise
-                self._renew_after(told)
-            await asyncio.sleep(AGAIN_S)
 
     async def offsets(
         self, partitions: Sequence[TopicPartition], spec: OffsetSpec, *, committed: bool = False

@@ -3,6 +3,7 @@
 import logging
 import operator
 import struct
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from choreo.access import Access, Operation, lacking
@@ -12,7 +13,6 @@ from choreo.record import Headers, Record, TopicPartition
 try:
     from confluent_kafka import (
         Consumer,
-        ConsumerGroupTopicPartitions,
         IsolationLevel,
         KafkaError,
         KafkaException,
@@ -34,7 +34,6 @@ __all__ = [
     "ConfigResource",
     "ConfigSource",
     "Consumer",
-    "ConsumerGroupTopicPartitions",
     "IsolationLevel",
     "KafkaError",
     "KafkaException",
@@ -53,7 +52,7 @@ __all__ = [
     "partition_of",
     "place",
     "reason",
-    "record_of",
+    "records_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -141,17 +140,22 @@ _headers_of = operator.methodcaller("headers")
 # Not `message.headers()`: for a key that is no UTF-8 2.16 returns a list and leaves an exception set, which CPython
 # notices here, and at such a call only now and then.
 
+_new = tuple.__new__  # of a named tuple in half the time
 
-def record_of(message: Message, partition: TopicPartition) -> Record:
-    """A message as a record. One whose headers cannot be read has none; the log says so."""
-    try:
-        headers: Headers = tuple(_headers_of(message) or ())
-    except (SystemError, UnicodeDecodeError):  # seen in 2.16: the header list cannot be had if one key is no UTF-8
-        log.warning("%s@%s: a header key is no UTF-8; read without headers", partition, message.offset())
-        headers = ()
-    offset = message.offset()
-    assert offset is not None, "a message of a log has an offset"
-    return Record(*partition, offset, message.key(), message.value(), headers, message.timestamp()[1])
+
+def records_of(messages: Iterable[Message], partition: TopicPartition) -> list[Record]:
+    """Messages of a partition as records. One whose headers cannot be read has none; the log says so."""
+    topic, number = partition
+    found: list[Record] = []
+    for message in messages:
+        try:
+            headers: Headers = tuple(_headers_of(message) or ())
+        except (SystemError, UnicodeDecodeError):  # seen in 2.16: the list cannot be had if one key is no UTF-8
+            log.warning("%s@%s: a header key is no UTF-8; read without headers", partition, message.offset())
+            headers = ()
+        offset, key, value, timestamp = message.offset(), message.key(), message.value(), message.timestamp()
+        found.append(_new(Record, (topic, number, offset, key, value, headers, timestamp[1])))
+    return found
 
 
 class Membership(NamedTuple):

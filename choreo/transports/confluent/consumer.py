@@ -26,6 +26,7 @@ from choreo.transports.confluent.client import (
     reason,
 )
 from choreo.transports.confluent.failures import AGAIN, HARMLESS, explained
+from choreo.transports.confluent.offsets import CommittedOffsets
 from choreo.transports.confluent.poll import REVOKE_S, Batch, PollThread
 from choreo.transports.kafka.errors import out_of_range
 from choreo.transports.kafka.security import principal_of
@@ -66,6 +67,7 @@ class ConfluentConsumer:
 
     Attributes:
         known: Committed offsets as far as this member read or wrote them.
+        disconnects: How often a connection to a broker failed.
     """
 
     def __init__(
@@ -76,14 +78,17 @@ class ConfluentConsumer:
         arguments: Mapping[str, Any],
         *,
         admin: ConfluentAdmin,
+        offsets: CommittedOffsets,
         timeout_s: float,
     ) -> None:
         self.member = f"{group}-{uuid4()}"
         self.known: dict[TopicPartition, int] = {}
+        self.disconnects = 0
         self._group = group
         self._principal = principal_of(arguments)
         self._assignment = assignment
         self._admin = admin
+        self._offsets = offsets
         self._timeout_s = timeout_s
         self._failure: BaseException | None = None
         self._consumer: Consumer = made(Consumer, {**arguments, "group.id": group, "error_cb": self._warn})
@@ -123,7 +128,7 @@ class ConfluentConsumer:
     async def position(self, partition: TopicPartition, start: Start) -> int:
         """As the port says; a committed offset that the log does not hold is an error too, never a reset."""
         async with self._deadline(f"{partition}: the offset of group {self._group!r} cannot be read"):
-            committed = await self.committed(partition)
+            committed = (await self.committed([partition]))[partition]
             if committed is None:
                 return await self._admin.start_offset(partition, start)
             first, end = await self._admin.bounds(partition)
@@ -131,12 +136,11 @@ class ConfluentConsumer:
                 raise out_of_range(self._group, partition, committed, first=first, end=end)
             return committed
 
-    async def committed(self, partition: TopicPartition) -> int | None:
-        """The group's committed offset, None if there never was one; waits for a transaction that holds another."""
-        offset = await self._admin.committed(self._group, partition)
-        if offset is not None:
-            self.known[partition] = offset
-        return offset
+    async def committed(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        """The group's committed offsets, None if there never was one; waits for a transaction that holds another."""
+        offsets = await self._offsets.of(partitions)
+        self.known.update({partition: offset for partition, offset in offsets.items() if offset is not None})
+        return offsets
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """As the port says; nothing happens if the partition is not ours any more."""
@@ -212,6 +216,7 @@ class ConfluentConsumer:
             await self.revoked(list(self._ours), lost=True)
         for task in self._looking:
             task.cancel()
+        self._offsets.close()
         if isinstance(self._failure, Exception):
             raise TransportError(self._gave_up(self._failure)) from self._failure
 
@@ -234,6 +239,8 @@ class ConfluentConsumer:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _warn(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._TRANSPORT:
+            self.disconnects += 1
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and not self._errors:
             self._errors.append((error, None))
         log.warning("group %s: %s", self._group, reason(error))

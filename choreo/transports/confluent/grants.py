@@ -29,6 +29,11 @@ class Grants:
             for partition in partitions:
                 self._tokens[partition] = next(self._next)
 
+    def partitions(self) -> list[TopicPartition]:
+        """Those that are ours."""
+        with self._lock:
+            return list(self._tokens)
+
     def token(self, partition: TopicPartition) -> int | None:
         """None if it is not ours."""
         return self._tokens.get(partition)

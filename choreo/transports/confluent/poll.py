@@ -5,8 +5,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from choreo.errors import TransportError
@@ -20,7 +21,7 @@ from choreo.transports.confluent.client import (
     membership,
     partition_of,
     place,
-    record_of,
+    records_of,
 )
 from choreo.transports.confluent.grants import Grants
 
@@ -46,6 +47,14 @@ REVOKE_S = 240.0
 
 COMMITS_S = 15.0
 SEEK_S = 10.0
+
+
+def _alike(message: Message) -> tuple[str | None, int | None, bool]:
+    return message.topic(), message.partition(), message.error() is not None
+
+
+def _look_again() -> None:
+    """A command for the thread to wake up at."""
 
 
 class Batch(NamedTuple):
@@ -90,13 +99,14 @@ class PollThread:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._room = threading.Event()
+        self._full = False  # waits for room
         self._stopping = False
         self._over = False
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._versions: dict[TopicPartition, int] = {}  # of partitions that were sought
         self._held: set[TopicPartition] = set()
+        self._drained: set[TopicPartition] = set()
         self._all_held = False
         self.joined = False
         self._thread = threading.Thread(target=self._run, name=f"choreo-kafka-{name}", daemon=True)
@@ -108,7 +118,7 @@ class PollThread:
     async def stop(self, *, timeout_s: float) -> bool:
         """Give up what is assigned and leave; whether that came to its end."""
         self._stopping = True
-        self._room.set()
+        self._commands.put(_look_again)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
@@ -161,8 +171,9 @@ class PollThread:
     def took(self, records: int) -> None:
         """The loop is done with so many (a negative number: it has them again)."""
         self.taken += records
-        if self.delivered - self.taken < RECORDS_LOW:
-            self._room.set()
+        if self._full and self.delivered - self.taken < RECORDS_LOW:
+            self._full = False
+            self._commands.put(_look_again)
 
     # ---- on the thread
 
@@ -179,6 +190,7 @@ class PollThread:
                     self.joined = membership(self._consumer.consumer_group_metadata()).joined
                 if first is not None:
                     self._hand_over([first, *self._consumer.consume(BATCH_RECORDS_MAX - 1, timeout=0)])
+            self._drain()
         except BaseException as error:
             log.exception("the thread of a Kafka consumer ended")
             self._listener.died(error)
@@ -190,6 +202,16 @@ class PollThread:
             self._over = True
             self._refuse()
             self._call_soon(self._ended.set)
+
+    def _drain(self) -> None:
+        """Have the loop finish before librdkafka is told to leave the group.
+
+        From then on it sends no heartbeat (2.16): a drain that took longer than the session would not be let commit.
+        """
+        partitions = self.grants.partitions()
+        if partitions:
+            self._drained.update(partitions)
+            self._tell(partitions, lost=False)
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         try:
@@ -215,10 +237,20 @@ class PollThread:
                 self._all_held = False
                 self._resume(list(self._versions))
         elif self.delivered - self.taken >= RECORDS_HIGH:
-            self._room.clear()
-            if self.delivered - self.taken >= RECORDS_LOW and not self._room.wait(PATIENCE_S):
+            self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
+        """Obey meanwhile: a commit asks who this member is, and it may be what makes room."""
+        until_s = time.monotonic() + PATIENCE_S
+        self._full = True  # before the first look: who makes room after it wakes this thread
+        while self.delivered - self.taken >= RECORDS_LOW and not self._stopping:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
                 self._all_held = True
                 self._consumer.pause([place(partition) for partition in self._versions])
+                break
+            self._obey(left_s)
+        self._full = False
 
     def _resume(self, partitions: Sequence[TopicPartition]) -> None:
         free = [each for each in partitions if each in self._versions and each not in self._held]
@@ -248,27 +280,23 @@ class PollThread:
         self._held.discard(partition)
         self._resume([partition])
 
-    def _hand_over(self, messages: Sequence[Message]) -> None:
+    def _hand_over(self, messages: Iterable[Message]) -> None:
         batches: list[Batch] = []
         errors: list[tuple[KafkaError, TopicPartition | None]] = []
-        topic: str | None = None
-        partition = TopicPartition("", -1)
-        for message in messages:
-            if message.topic() != topic or message.partition() != partition.partition:
-                topic = message.topic()
-                number = message.partition()
-                partition = TopicPartition(topic or "", -1 if number is None else number)
+        for (topic, number, failed), group in groupby(messages, _alike):
+            partition = TopicPartition(topic or "", -1 if number is None else number)
             version = self._versions.get(partition)
-            error = message.error()
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            if not failed:
                 if version is not None:
+                    batches.append(Batch(partition, version, records_of(group, partition)))
+                continue
+            for message in group:
+                error = message.error()
+                assert error is not None, "that is what the group has in common"
+                if error.code() != KafkaError._PARTITION_EOF:
+                    errors.append((error, partition if topic else None))
+                elif version is not None:
                     batches.append(Batch(partition, version, [], message.offset()))
-            elif error is not None:
-                errors.append((error, partition if topic else None))
-            elif version is not None:
-                if not batches or batches[-1].partition != partition or batches[-1].end is not None:
-                    batches.append(Batch(partition, version, []))
-                batches[-1].records.append(record_of(message, partition))
         self.delivered += sum(len(batch.records) for batch in batches)
         self._listener.arrived(batches, errors)
 
@@ -299,7 +327,9 @@ class PollThread:
         partitions = [partition_of(each) for each in places]
         if lost:  # somebody else may have them; a commit under way is refused by the broker
             self.grants.withdraw(partitions)
-        self._tell(partitions, lost=lost)
+        left = [each for each in partitions if each not in self._drained]
+        if left:
+            self._tell(left, lost=lost)
         until_s = time.monotonic() + COMMITS_S
         while not self.grants.free(partitions):
             if lost or time.monotonic() > until_s:
@@ -310,6 +340,7 @@ class PollThread:
         for partition in partitions:
             self._versions.pop(partition, None)
             self._held.discard(partition)
+            self._drained.discard(partition)
         consumer.incremental_unassign(places)
 
     def _tell(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:

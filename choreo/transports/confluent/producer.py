@@ -195,11 +195,22 @@ def produce(producer: Producer, record: ProducerRecord, report: Any) -> None:
     """
     topic, key, value, headers, partition = record
     for name, _ in headers:
-        if "\0" in name or not (name.isascii() or _is_utf8(name)):
-            raise TransportError(f"{topic}: librdkafka sends no header key with NUL or what is no UTF-8: {name!a}")
-    producer.produce(
-        topic, value, key, -1 if partition is None else partition, on_delivery=report, headers=list(headers)
-    )
+        if name not in _sendable:
+            _check(topic, name)
+    producer.produce(topic, value, key, -1 if partition is None else partition, report, None, 0, list(headers))
+
+
+_sendable: set[str] = set()
+"""Header keys that were found good: a flow has few of them, and every record the same."""
+
+_SENDABLE_MAX = 1_000
+
+
+def _check(topic: str, name: str) -> None:
+    if "\0" in name or not (name.isascii() or _is_utf8(name)):
+        raise TransportError(f"{topic}: librdkafka sends no header key with NUL or what is no UTF-8: {name!a}")
+    if len(_sendable) < _SENDABLE_MAX:
+        _sendable.add(name)
 
 
 def failure_of(record: ProducerRecord, index: int, error: Exception, principal: str) -> TransportError:

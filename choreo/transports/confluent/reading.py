@@ -10,7 +10,7 @@ from uuid import uuid4
 from choreo.errors import TransportError
 from choreo.record import Record, TopicPartition
 from choreo.transports.confluent.admin import ConfluentAdmin
-from choreo.transports.confluent.client import Consumer, KafkaError, made, place, reason, record_of
+from choreo.transports.confluent.client import Consumer, KafkaError, made, place, reason, records_of
 from choreo.transports.confluent.settings import CONSUMER_DEFAULTS
 
 STEP_S = 0.25
@@ -55,7 +55,7 @@ class RangeReader:
             if error is None and partition in self.at:
                 assert offset is not None, "a message of a log has an offset"
                 if offset < self._ends[partition]:
-                    found.append(record_of(message, partition))
+                    found += records_of((message,), partition)
                 self._moved(partition, offset + 1)
             elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 # Not the last record: what ends a log may be an aborted transaction, or the mark that ends one.

@@ -1,6 +1,6 @@
 """librdkafka's arguments: our defaults with their reasons, and the `CHOREO_KAFKA_*` that aiokafka is set by too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -25,8 +25,8 @@ CONSUMER_DEFAULTS: Mapping[str, Any] = {
     "queued.min.messages": 10_000,
     "fetch.wait.max.ms": 250,
     "fetch.error.backoff.ms": 100,
-    # Checked by us: a dead letter larger than this must still be read.
-    "fetch.message.max.bytes": MESSAGE_BYTES_MAX,
+    # Of a partition at a time: with more the others wait behind it. A larger record, a dead letter say, comes alone.
+    "fetch.message.max.bytes": 1024 * 1024,
     "receive.message.max.bytes": 100_000_000,
     "topic.metadata.refresh.interval.ms": 30_000,  # how soon new partitions are seen
     "socket.timeout.ms": 10_000,
@@ -56,6 +56,20 @@ PRODUCER_DEFAULTS: Mapping[str, Any] = {
     "topic.metadata.refresh.interval.ms": 60_000,  # how soon keys go to new partitions
     "allow.auto.create.topics": False,
 }
+
+
+TRANSACTION_DEFAULTS: Mapping[str, Any] = {
+    # Sent when all are handed over, for then they are flushed, and in one batch a partition where that will do: while
+    # a second one waits for the acknowledgement of the first, librdkafka's thread spins (seen in 2.16).
+    "linger.ms": 100,
+}
+
+TRANSACTION_BATCHES: Sequence[Mapping[str, Any]] = (
+    {"batch.size": 1_000_000},
+    {"batch.size": PRODUCER_DEFAULTS["batch.size"]},
+    {"batch.num.messages": 1},
+)
+"""The next one after a topic has taken no batch of this size; librdkafka never splits one."""
 
 
 class ConfluentMembership(BaseSettings):

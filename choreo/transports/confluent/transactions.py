@@ -17,6 +17,9 @@ Why nobody commits for a partition that is another's:
   the committed offset with `require_stable`, which waits until that transaction has ended, either way. Only then
   `read`: it sees what the transaction left. One without offsets may still be open then; it can only be aborted, and
   `read` waits for it, for it reads to the end of all that was appended.
+
+No record has a delivery report: each would take Python's lock from the event loop once. librdkafka counts those that
+failed and refuses to commit; only then is the transaction made again with reports, which tell whose record it was.
 """
 
 import asyncio
@@ -45,9 +48,9 @@ from choreo.transports.confluent.client import (
     reason,
 )
 from choreo.transports.confluent.consumer import ConfluentConsumer
-from choreo.transports.confluent.producer import failed_delivery, failure_of, produce, refuse_oversized
+from choreo.transports.confluent.producer import failed_delivery, failure_of, produce
 from choreo.transports.confluent.reading import read_range, span
-from choreo.transports.confluent.settings import PRODUCER_DEFAULTS
+from choreo.transports.confluent.settings import PRODUCER_DEFAULTS, TRANSACTION_BATCHES, TRANSACTION_DEFAULTS
 from choreo.transports.kafka.fencing import NAMESPACE, transactions_of
 from choreo.transports.kafka.security import principal_of
 
@@ -63,6 +66,9 @@ ROUNDS_MAX = 6
 STALE_WAIT_S = 0.5
 READ_STALL_S = 90.0
 ABORT_S = 30.0
+
+RENEW_S = 3.0
+"""For so long a producer is not suspected of going by a coordinator that is no more."""
 
 CLOSE_S = 5.0
 """For ending a transaction that failed, at the close; after that it is the broker's (TRANSACTION_S, and some)."""
@@ -107,15 +113,19 @@ class ConfluentTransactions:
         self._admin = admin
         self._arguments = {
             **PRODUCER_DEFAULTS,
+            **TRANSACTION_DEFAULTS,
             **arguments,
             "transactional.id": f"{transactions_of(NAMESPACE, group)}{uuid4()}",
             "transaction.timeout.ms": int(TRANSACTION_S * 1000),
             "message.timeout.ms": int(TRANSACTION_S * 1000),
         }
         self._producer: Producer | None = None
+        self._made_s = 0.0
+        self._disconnects = 0  # of the member, when the producer was made
         self._begun = False  # a transaction whose end is not known
         self._ending: asyncio.Task[None] | None = None
-        self._alone = False  # one record a batch, after a batch was too large
+        self._batches = 0  # of TRANSACTION_BATCHES; the next one after a batch was too large
+        self._reported = False  # after one failed for its records, until one has succeeded
         self._tokens: dict[TopicPartition, int] = {}
         self._epoch = 0
         self._one = asyncio.Lock()
@@ -133,7 +143,7 @@ class ConfluentTransactions:
                 strangers = [str(each) for each in partitions if tokens[each] is None]
                 if strangers or not joined.joined:
                     raise TransportError(f"{', '.join(strangers) or 'nothing'} is assigned to this member now")
-                await asyncio.gather(*(member.committed(partition) for partition in partitions))
+                await member.committed(partitions)
         except TransportError:
             raise
         except Exception as error:
@@ -146,12 +156,6 @@ class ConfluentTransactions:
         """As the port says: one transaction for all; if some of them are why it failed, another for the others."""
         results: dict[TopicPartition, Exception | None] = {}
         pending = dict(parts)
-        for partition, part in parts.items():
-            try:
-                refuse_oversized(part.records)
-            except TransportError as error:
-                results[partition] = error
-                del pending[partition]
         try:
             async with self._one:
                 for _ in range(ROUNDS_MAX):
@@ -251,7 +255,7 @@ class ConfluentTransactions:
 
     def _transact(self, parts: Mapping[TopicPartition, LogCommit]) -> None:
         member = self._consumer()
-        until_s = time.monotonic() + COMMIT_S
+        until_s, ending = time.monotonic() + COMMIT_S, False
         with member.grants.using(parts):
             producer = self._current()
             try:
@@ -266,17 +270,23 @@ class ConfluentTransactions:
                     raise _Refused({each: LeaseLost(f"{each} was taken meanwhile") for each in lost})
                 if not joined.joined:
                     raise _Stale("no member now")
+                if self._suspect():
+                    raise _Stale("a broker was lost meanwhile; begun anew")
                 places = [place(partition, offset) for partition, offset in offsets.items()]
                 until(until_s, lambda left_s: producer.send_offsets_to_transaction(places, metadata, left_s))
                 if self._producer is not producer:
                     raise TransportError("given up meanwhile")
+                ending = True
                 until(until_s, producer.commit_transaction)
-                self._begun = False
+                self._begun = self._reported = False
             except KafkaException as error:
                 self._discard(producer)
                 found = error_of(error)
                 if found is not None and found.code() in STALE:
                     raise _Stale(reason(error)) from error
+                if found is not None and not self._reported and _certainly_aborted(found, ending):
+                    self._reported = True
+                    raise _Refused({}) from error
                 raise
             except BaseException:
                 self._discard(producer)
@@ -297,17 +307,9 @@ class ConfluentTransactions:
 
     def _append(self, producer: Producer, parts: Mapping[TopicPartition, LogCommit], until_s: float) -> None:
         failed: dict[tuple[TopicPartition, int], KafkaError] = {}
-
-        def report_of(key: tuple[TopicPartition, int]) -> Callable[[KafkaError | None, Any], None]:
-            def report(error: KafkaError | None, _: Any) -> None:
-                if error is not None:
-                    failed[key] = error
-
-            return report
-
         for partition, part in parts.items():
             for index, record in enumerate(part.records):
-                report = report_of((partition, index))
+                report = _report(failed, (partition, index)) if self._reported else None
                 while True:
                     try:
                         produce(producer, record, report)
@@ -331,9 +333,9 @@ class ConfluentTransactions:
     ) -> None:
         """Say whose parts are to blame; what failed only because the transaction had, is not."""
         oversized = {key: error for key, error in failed.items() if error.code() in TOO_LARGE}
-        if len(oversized) > 1 and not self._alone:
-            log.warning("group %s: a batch was too large; its transactions send record by record now", self._group)
-            self._alone = True
+        if len(oversized) > 1 and self._batches + 1 < len(TRANSACTION_BATCHES):
+            log.warning("group %s: a batch was too large; its transactions send smaller ones now", self._group)
+            self._batches += 1
             raise _Refused({})
         blamed = oversized or {
             key: error
@@ -351,16 +353,31 @@ class ConfluentTransactions:
             )
         raise _Refused(refused)
 
+    def _suspect(self) -> bool:
+        """Whether a broker was lost since the producer was made.
+
+        If it coordinated the group, and metadata name it no more, `send_offsets_to_transaction` waits for it for good
+        (librdkafka 2.16, its issues 5511, 5456); a producer made after that asks for the coordinator anew.
+        """
+        return self._lost() != self._disconnects and time.monotonic() > self._made_s + RENEW_S
+
+    def _lost(self) -> int:
+        member = self._member()
+        return member.disconnects if member is not None else 0
+
     def _current(self) -> Producer:
+        if self._producer is not None and self._suspect():
+            self._discard(self._producer)
         if self._producer is None:
             thread = self._thread
-            arguments = {**self._arguments, **({"batch.num.messages": 1} if self._alone else {})}
-            producer: Producer = made(Producer, arguments)
+            disconnects = self._lost()
+            producer: Producer = made(Producer, {**self._arguments, **TRANSACTION_BATCHES[self._batches]})
             until_s = time.monotonic() + self._timeout_s
             until(until_s, producer.init_transactions)
             if thread is not self._thread:
                 raise TransportError("given up meanwhile")
             self._producer, self._begun = producer, False
+            self._made_s, self._disconnects = time.monotonic(), disconnects
         return self._producer
 
     def _discard(self, producer: Producer | None) -> None:
@@ -371,6 +388,21 @@ class ConfluentTransactions:
             box = [producer]
             del producer
             threading.Thread(target=_abort_and_drop, args=(box,), daemon=True).start()
+
+
+def _certainly_aborted(error: KafkaError, ending: bool) -> bool:
+    """When it was `ending`, only if librdkafka had counted records that failed: then it asks no broker."""
+    return error.txn_requires_abort() and (not ending or error.code() == KafkaError._INCONSISTENT)
+
+
+def _report(
+    failed: dict[tuple[TopicPartition, int], KafkaError], key: tuple[TopicPartition, int]
+) -> Callable[[KafkaError | None, Any], None]:
+    def report(error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            failed[key] = error
+
+    return report
 
 
 def _abort_and_drop(box: list[Producer]) -> None:

@@ -16,6 +16,7 @@ from choreo.sqlite.log import partitions_of
 from choreo.transports.confluent.admin import ConfluentAdmin
 from choreo.transports.confluent.client import KafkaError, KafkaException, Producer, made, reason
 from choreo.transports.confluent.consumer import ConfluentConsumer
+from choreo.transports.confluent.offsets import CommittedOffsets
 from choreo.transports.confluent.producer import ConfluentProducer
 from choreo.transports.confluent.reading import read_range
 from choreo.transports.confluent.rights import denied_of
@@ -92,7 +93,10 @@ class ConfluentTransport:
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> ConfluentConsumer:
         """As the port says; returns before partitions are assigned."""
         arguments = {**self._arguments, **self._consumer_options}
-        member = ConfluentConsumer(group, topics, assignment, arguments, admin=self._admin, timeout_s=self._ask_s)
+        offsets = CommittedOffsets(group, self._arguments, self._admin, timeout_s=self._ask_s)
+        member = ConfluentConsumer(
+            group, topics, assignment, arguments, admin=self._admin, offsets=offsets, timeout_s=self._ask_s
+        )
         self._members[group] = member
         return member
 
