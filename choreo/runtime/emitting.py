@@ -91,7 +91,8 @@ class Emitter:
             id_ = derived_id(name, handler, cause_source, cause_id, type_, ordinal)
             key, value = event.record_key(), event.payload()
             if sending is None and outlet.plain:
-                _check_size(type_, value)
+                if len(value) > EMIT_BYTES_MAX:
+                    _check_size(type_, value)
                 constant = outlet.constant
                 headers = binary(constant, id_, flow, time, None, caused_by, traceparent, tracestate, extensions)
                 records.append(new(ProducerRecord, (topic, key, value, headers, None)))
