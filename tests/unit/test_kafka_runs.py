@@ -1,6 +1,8 @@
 """Records in lists, out of aiokafka's own fetcher: all of them, once, in order, whatever is in a batch."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -150,6 +152,44 @@ async def test_position_is_that_of_what_was_handed_out() -> None:
         reading.subscriptions.seek(WHERE, 20)
         assert offsets(await reading.read(50, 50)) == list(range(20, 70)), "the batch comes whole, from 0 on"
         assert log.fetches == 2
+
+
+async def test_what_is_left_when_a_partition_is_paused_waits_for_resume() -> None:
+    """None of it is fetched again, as aiokafka would; unless the partition is to be read from elsewhere by then."""
+    log = Log(batch(0, BATCH))
+    async with reader(log) as reading:
+        assert offsets(await reading.read(30, 30)) == list(range(30))
+        reading.subscriptions.pause(WHERE)
+        assert await reading.fetcher.fetched_records((), 0.01, 100) == {}
+        assert reading.position == 30
+        reading.subscriptions.resume(WHERE)
+        assert offsets(await reading.read(50, 50)) == list(range(30, 80))
+        assert log.fetches == 1
+        reading.subscriptions.pause(WHERE)
+        reading.subscriptions.seek(WHERE, 500)
+        assert await reading.fetcher.fetched_records((), 0.01, 100) == {}
+        reading.subscriptions.resume(WHERE)
+        assert offsets(await reading.read(10, 10)) == list(range(500, 510))
+        assert log.fetches == 2
+
+
+async def test_what_is_not_read_to_its_end_leaves_no_garbage() -> None:
+    """It is a megabyte with each seek, and rebalance, and the collector comes every 10 s."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with reader(Log(batch(0, BATCH))) as reading:
+            await reading.read(30, 30)
+            left = weakref.ref(reading.fetcher._records[WHERE]._partition_records)
+            reading.subscriptions.seek(WHERE, 0)
+            assert await reading.fetcher.fetched_records((), 0, 10) == {}
+            assert left() is None
+            await reading.read(30, 30)
+            left = weakref.ref(reading.fetcher._records[WHERE]._partition_records)
+            reading.fetcher._records.clear()
+            assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("bad", [12, 555])
