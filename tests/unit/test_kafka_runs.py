@@ -15,7 +15,8 @@ from aiokafka.record.legacy_records import _LegacyRecordBatchBuilderPy
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.record import Headers, ProducerRecord, Record
+from choreo.record import Headers, ProducerRecord, Record, TopicPartition
+from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka.records import LenientRecords, RawBatch, UnreadableBatch
 from choreo.transports.kafka.runs import lenient
 
@@ -171,6 +172,19 @@ async def test_what_is_left_when_a_partition_is_paused_waits_for_resume() -> Non
         reading.subscriptions.resume(WHERE)
         assert offsets(await reading.read(10, 10)) == list(range(500, 510))
         assert log.fetches == 2
+
+
+async def test_who_waits_for_records_is_told_that_their_partition_was_resumed() -> None:
+    """Nothing is fetched then, so nothing else would wake it."""
+    async with reader(Log(batch(0, BATCH))) as reading:
+        await reading.read(30, 30)
+        reading.subscriptions.pause(WHERE)
+        waiting = asyncio.create_task(reading.fetcher.fetched_records((), 60, 10))
+        await asyncio.sleep(0.01)
+        consumer: Any = SimpleNamespace(resume=reading.subscriptions.resume, _fetcher=reading.fetcher)
+        kafka_client.resume(consumer, TopicPartition("t", 0))
+        async with asyncio.timeout(5):
+            assert offsets((await waiting)[WHERE]) == list(range(30, 40))
 
 
 async def test_what_is_not_read_to_its_end_leaves_no_garbage() -> None:
