@@ -165,7 +165,8 @@ class Event(BaseModel):
         Raises:
             DecodeError: `not_json` or `invalid_data`, naming the fields that are wrong, never their values.
         """
-        if b"NaN" in value or b"Infinity" in value:
+        # Its letter first: to look for one is a tenth of looking for a word.
+        if (value.find(b"N") >= 0 and b"NaN" in value) or (value.find(b"I") >= 0 and b"Infinity" in value):
             # pydantic takes NaN and Infinity as numbers, and RFC 8259 knows neither. orjson refuses them.
             try:
                 orjson.loads(value)

@@ -237,7 +237,8 @@ class Engine:
                 self._ask_again(unit, self.limits.busy_s)
             else:
                 self._collided(unit)
-            enqueue(unit.lane)
+            if not unit.lane.queued:
+                enqueue(unit.lane)
 
     def _collided(self, unit: Unit) -> None:
         """Its key is another event's and done: it gets one of its own, in which its dead letter commits."""
@@ -315,8 +316,10 @@ class Engine:
         head = lane.units.popleft()
         assert head is unit
         lane.unflushed += 1
-        self._commits.returned.append(unit)
-        self._commits.note(self._now_s)
+        commits = self._commits
+        commits.returned.append(unit)
+        if commits.due_s is None:
+            commits.note(self._now_s)
         if lane.units:
             self._turns.enqueue(lane)
 
@@ -439,7 +442,8 @@ class Engine:
             self._duplicate(unit)
         elif self._keys.get(unit.digest) is unit:
             del self._keys[unit.digest]
-        self._turns.enqueue(unit.lane)
+        if not unit.lane.queued:
+            self._turns.enqueue(unit.lane)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
         self._commits.fail(message.flush, self._now_s)

@@ -138,7 +138,7 @@ class Turns:
 
     def end(self, unit: Unit, *, began: bool = True) -> None:
         """The unit's turn is over, whatever came of it."""
-        if began and counted(unit):
+        if began and (not unit.transacts or unit.poison is not None):  # `counted`, which is a call an event
             self.running -= 1
         if unit is self.solo:
             self.solo = None

@@ -91,11 +91,17 @@ class Emitter:
             ordinal = counts[type_] = counts.get(type_, -1) + 1
             id_ = derived_id(name, handler, cause_source, cause_id, type_, ordinal)
             key, value = event.record_key(), event.payload()
+            if sending is None and outlet.plain:
+                if len(value) > EMIT_BYTES_MAX:
+                    _check_size(type_, value)
+                constant = outlet.constant
+                headers = binary(constant, id_, flow, time, None, caused_by, traceparent, tracestate, extensions)
+                records.append(new(ProducerRecord, (topic, key, value, headers, None)))
+                continue
             parent, state = traceparent, tracestate
-            if sending is not None or not outlet.plain:
-                said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
-                envelope = new(Envelope, (*said, parent, state, extensions))
-                value = value if outlet.plain else wire_value(topic, envelope, value)
+            said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
+            envelope = new(Envelope, (*said, parent, state, extensions))
+            value = value if outlet.plain else wire_value(topic, envelope, value)
             _check_size(type_, value)
             if sending is not None:
                 parent, state = sending(topic, envelope, key)

@@ -69,11 +69,19 @@ class Flusher:
         self._telling_broker = _Beside(self.commit_offsets, spawn)
 
     def finished(
-        self, unit: Unit, emits: tuple[ProducerRecord, ...], outcome: str, waits: Waits | None = None
+        self,
+        unit: Unit,
+        emits: tuple[ProducerRecord, ...],
+        outcome: str,
+        waits: Waits | None = None,
+        ended_s: float | None = None,
     ) -> Finished:
         """A unit's result as the store takes it; one that came from a queue leaves it, unless it `waits`."""
         work: Work = unit.work
-        duration_s = max(0.0, self._worker.ports.clock.now_s() - work.started_s) if work.started_s else 0.0
+        began_s = work.started_s
+        duration_s = 0.0
+        if began_s:
+            duration_s = max(0.0, (self._worker.ports.clock.now_s() if ended_s is None else ended_s) - began_s)
         parking = self._worker.parker.leaves(unit) if waits is None and unit.redriven and unit.queue else waits
         return new(
             Finished, (unit.partition, unit.offset, unit.digest, emits, outcome, unit.attempts, duration_s, parking)
@@ -234,10 +242,11 @@ class Flusher:
 
     def _report(self, units: Sequence[Unit], result: CommitResult) -> None:
         worker, refused, instrument = self._worker, result.refused, self._worker.ports.instrument
-        handled = emitted = 0
+        handled, emitted, silent = 0, 0, instrument.silent
         for unit in units:
             if refused and unit.partition in refused:
-                worker.span(unit).finish("dropped", attempts=unit.attempts)
+                if not silent:
+                    worker.span(unit).finish("dropped", attempts=unit.attempts)
                 continue
             finished: Finished = unit.result
             _, _, _, emits, outcome, _, _, _ = finished
@@ -246,7 +255,7 @@ class Flusher:
                 self._end(unit, outcome)
                 continue
             handled += 1
-            if not instrument.silent:
+            if not silent:
                 work: Work = unit.work
                 span = work.span or worker.span(unit)
                 if not span.silent:

@@ -14,7 +14,7 @@ from choreo.core.engine import Engine
 from choreo.core.units import State, Unit
 from choreo.errors import ChoreoError
 from choreo.ports import Clock, Consumer, IdempotencyStore, Instrument, Lease, Transport, UnitInfo
-from choreo.record import TopicPartition, new
+from choreo.record import Record, TopicPartition, new
 from choreo.runtime.claiming import Claimer
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.flushing import Flusher
@@ -215,17 +215,21 @@ class Worker:
                 log.warning("%s: fetching failed, trying again: %s", self.service.name, error)
                 await asyncio.sleep(AGAIN_S)
                 continue
-            groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
-            self.in_hand = {partition for partition, _ in groups}
-            for partition, group in groups:
-                deliveries, skips = self._router.deliveries(partition, group)
-                for skipped in skips:
-                    self.counts["skipped"] += 1
-                    self.counts[f"skipped_{skipped}"] += 1
-                now_ms = int(self.ports.clock.now_s() * 1000)
-                self.step(m.Fetched(partition, deliveries, now_ms))
-                self.in_hand.discard(partition)
-                await asyncio.sleep(0)
+            await self._take_in(records)
+            del records  # nobody is to hold them but their units, while the next ones are waited for
+
+    async def _take_in(self, records: Sequence[Record]) -> None:
+        groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
+        self.in_hand = {partition for partition, _ in groups}
+        for partition, group in groups:
+            deliveries, skips = self._router.deliveries(partition, group)
+            for skipped in skips:
+                self.counts["skipped"] += 1
+                self.counts[f"skipped_{skipped}"] += 1
+            now_ms = int(self.ports.clock.now_s() * 1000)
+            self.step(m.Fetched(partition, deliveries, now_ms))
+            self.in_hand.discard(partition)
+            await asyncio.sleep(0)
 
     def _enough_ready(self) -> bool:
         """What is fetched only to wait is out of the processor's cache when its turn comes."""
@@ -348,15 +352,17 @@ class Worker:
                     sending = span.sending
             result = await self.invoker.invoke(unit)
             assert work.bound is not None
-            events = work.bound.emitted(result)
-            emits = self.emitter.emits(work, unit.handler, events, now_s(), sending)
+            events, ended_s = work.bound.emitted(result), now_s()
+            emits = self.emitter.emits(work, unit.handler, events, ended_s, sending)
         except asyncio.CancelledError:
             if unit.state is State.DROPPED:
                 raise
             return self._failed(unit, asyncio.CancelledError("the handler cancelled itself"))
         except Exception as error:
             return self._failed(unit, error)
-        return new(m.Returned, (unit, self.flusher.finished(unit, emits, "handled")))
+        finished = self.flusher.finished(unit, emits, "handled", ended_s=ended_s)
+        work.let_go(all_=self.ports.instrument.silent)
+        return new(m.Returned, (unit, finished))
 
     def _failed(self, unit: Unit, error: BaseException) -> m.Input:
         """A handler raised: the core decides whether it is tried again."""

@@ -1,6 +1,8 @@
 """Records in lists, out of aiokafka's own fetcher: all of them, once, in order, whatever is in a batch."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -13,7 +15,8 @@ from aiokafka.record.legacy_records import _LegacyRecordBatchBuilderPy
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition as KafkaPartition
 
-from choreo.record import Headers, ProducerRecord, Record
+from choreo.record import Headers, ProducerRecord, Record, TopicPartition
+from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka.records import LenientRecords, RawBatch, UnreadableBatch
 from choreo.transports.kafka.runs import lenient
 
@@ -150,6 +153,57 @@ async def test_position_is_that_of_what_was_handed_out() -> None:
         reading.subscriptions.seek(WHERE, 20)
         assert offsets(await reading.read(50, 50)) == list(range(20, 70)), "the batch comes whole, from 0 on"
         assert log.fetches == 2
+
+
+async def test_what_is_left_when_a_partition_is_paused_waits_for_resume() -> None:
+    """None of it is fetched again, as aiokafka would; unless the partition is to be read from elsewhere by then."""
+    log = Log(batch(0, BATCH))
+    async with reader(log) as reading:
+        assert offsets(await reading.read(30, 30)) == list(range(30))
+        reading.subscriptions.pause(WHERE)
+        assert await reading.fetcher.fetched_records((), 0.01, 100) == {}
+        assert reading.position == 30
+        reading.subscriptions.resume(WHERE)
+        assert offsets(await reading.read(50, 50)) == list(range(30, 80))
+        assert log.fetches == 1
+        reading.subscriptions.pause(WHERE)
+        reading.subscriptions.seek(WHERE, 500)
+        assert await reading.fetcher.fetched_records((), 0.01, 100) == {}
+        reading.subscriptions.resume(WHERE)
+        assert offsets(await reading.read(10, 10)) == list(range(500, 510))
+        assert log.fetches == 2
+
+
+async def test_who_waits_for_records_is_told_that_their_partition_was_resumed() -> None:
+    """Nothing is fetched then, so nothing else would wake it."""
+    async with reader(Log(batch(0, BATCH))) as reading:
+        await reading.read(30, 30)
+        reading.subscriptions.pause(WHERE)
+        waiting = asyncio.create_task(reading.fetcher.fetched_records((), 60, 10))
+        await asyncio.sleep(0.01)
+        consumer: Any = SimpleNamespace(resume=reading.subscriptions.resume, _fetcher=reading.fetcher)
+        kafka_client.resume(consumer, TopicPartition("t", 0))
+        async with asyncio.timeout(5):
+            assert offsets((await waiting)[WHERE]) == list(range(30, 40))
+
+
+async def test_what_is_not_read_to_its_end_leaves_no_garbage() -> None:
+    """It is a megabyte with each seek, and rebalance, and the collector comes every 10 s."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with reader(Log(batch(0, BATCH))) as reading:
+            await reading.read(30, 30)
+            left = weakref.ref(reading.fetcher._records[WHERE]._partition_records)
+            reading.subscriptions.seek(WHERE, 0)
+            assert await reading.fetcher.fetched_records((), 0, 10) == {}
+            assert left() is None
+            await reading.read(30, 30)
+            left = weakref.ref(reading.fetcher._records[WHERE]._partition_records)
+            reading.fetcher._records.clear()
+            assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("bad", [12, 555])

@@ -105,6 +105,14 @@ def at_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> bool:
     return bool(end is not None and state.has_valid_position and state.position >= end)
 
 
+def resume(consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+    """Let it flow again, and who waits for records look again: what kafka/runs.py has kept of it comes first."""
+    consumer.resume(KafkaPartition(*partition))
+    for waiter in list(consumer._fetcher._fetch_waiters):
+        if not waiter.done():
+            waiter.set_result(None)
+
+
 class Membership(NamedTuple):
     generation: int
     member: str

@@ -145,7 +145,7 @@ class KafkaConsumer:
         self._holds.forget(partition)
         flow.next_offset, flow.paused = offset, False
         self._consumer.seek(KafkaPartition(*partition), offset)
-        self._consumer.resume(KafkaPartition(*partition))
+        kafka_client.resume(self._consumer, partition)
 
     def drained(self, partition: TopicPartition) -> bool:
         """As the port says; records of a transaction that is still open are not on the log yet."""
@@ -161,7 +161,7 @@ class KafkaConsumer:
             return dict(zip(partitions, found, strict=True))
 
     def pause(self, partition: TopicPartition) -> None:
-        """As the port says. aiokafka drops what it has fetched ahead; what this class buffers waits for `resume`."""
+        """As the port says. What was fetched ahead waits for `resume`."""
         flow = self._ours.get(partition)
         if flow is not None and self._assigned(partition):
             flow.paused = True
@@ -173,7 +173,7 @@ class KafkaConsumer:
         if flow is not None and flow.next_offset is not None and self._assigned(partition):
             flow.paused = False
             if partition not in self._holds:
-                self._consumer.resume(KafkaPartition(*partition))
+                kafka_client.resume(self._consumer, partition)
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """As the port says; TransportError if one is not ours or the group has moved on, then nothing is sent."""
@@ -281,7 +281,7 @@ class KafkaConsumer:
         for partition in self._holds.due():
             flow = self._ours.get(partition)
             if flow is not None and not flow.paused and self._assigned(partition):
-                self._consumer.resume(KafkaPartition(*partition))
+                kafka_client.resume(self._consumer, partition)
         absent = self._holds.absent(kafka_client.absent(self._consumer, self._topics))
         if absent:
             raise absent_topics(self._group, absent)

@@ -85,15 +85,21 @@ class _PartitionRuns(PartitionRecords):  # type: ignore[misc]  # untyped
         fields, first = run.fields, self.next_fetch_offset
         if fields[0][0] < first:  # a batch comes whole, also where it is asked for from its middle
             fields = [each for each in fields if each[0] >= first]
-        return [
+        found = [
             new(Record, (topic, number, offset, key, value, tuple(headers), timestamp_ms))
             for offset, key, value, headers, timestamp_ms in fields
         ]
+        run.fields.clear()  # whose generators wait with it until the next run is asked for
+        return found
 
     @property
     def exhausted(self) -> bool:
         """Whether there are no more."""
         return self._records_iterator is None
+
+    def close(self) -> None:
+        """Hand out no more: a generator that is not at its end, and who it is of, are garbage for the collector."""
+        self._records_iterator = None
 
     def take(self, records_max: int | None) -> list[Record]:
         """The next ones, at most `records_max` of them; fewer only when there are no more."""
@@ -108,13 +114,23 @@ class _PartitionRuns(PartitionRecords):  # type: ignore[misc]  # untyped
 
 
 class _RunResult(FetchResult):  # type: ignore[misc]  # untyped
-    """What was fetched of a partition, handed out by the list; `getone` is not for it."""
+    """What was fetched of a partition, handed out by the list; `getone` is not for it.
+
+    What of it is left when its partition is paused waits for `resume`; 0.14 drops it there, and fetches it again.
+    """
 
     _partition_records: _PartitionRuns | None
 
+    def __del__(self) -> None:
+        if self._partition_records is not None:
+            self._partition_records.close()
+
     def getall(self, max_records: int | None = None) -> list[Record]:
-        runs = self._partition_records if self.check_assignment(self._topic_partition) else None
-        if runs is None:
+        runs, assignment = self._partition_records, self._assignment
+        if runs is None or (assignment.active and assignment.state_value(self._topic_partition).paused):
+            return []
+        if not self.check_assignment(self._topic_partition):
+            runs.close()
             return []
         found = runs.take(max_records)
         self._update_position()
