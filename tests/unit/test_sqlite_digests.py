@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from choreo.errors import StoreError
 from choreo.ports import ClaimRequest, CommitRequest, Finished, Lease
 from choreo.record import TopicPartition
 from choreo.runtime.clock import SystemClock
@@ -127,6 +128,34 @@ async def test_a_claim_that_was_rolled_back_leaves_nothing_in_memory(tmp_path: P
     assert await two.claim([b"c" * 16], 1) == ["fresh"]
     await two.commit([b"c" * 16])
     assert await one.claim([b"c" * 16, b"a" * 16, b"b" * 16], 1) == ["done", "fresh", "fresh"]
+    for member in (one, two):
+        await member.store.close()
+
+
+@pytest.mark.parametrize("between", [True, False])
+async def test_a_claim_that_was_not_committed_leaves_nothing_in_memory_either(tmp_path: Path, between: bool) -> None:
+    """Its ids are given to other keys: of another member, or of its own."""
+    one, two = Member(tmp_path / "s.db", 0), Member(tmp_path / "s.db", 1)
+    await one.open()
+    await two.open()
+    await one.database.write(
+        lambda db: [
+            db.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)"),
+            db.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"),
+            db.execute(
+                "CREATE TRIGGER no AFTER INSERT ON choreo_key WHEN NEW.handler = 'no' "
+                "BEGIN INSERT INTO child VALUES (1); END"
+            ),
+        ]
+    )
+    assert await one.claim([b"o" * 16], 1) == ["fresh"]
+    request = ClaimRequest(one.partition, b"a" * 16, b"12345678", "no", 1, "flow", 1)
+    with pytest.raises(StoreError, match="FOREIGN KEY"):  # by the COMMIT
+        await one.store.claim([one.lease], [request])
+    other = two if between else one
+    assert await other.claim([b"c" * 16], 1) == ["fresh"]
+    await other.commit([b"c" * 16])
+    assert await one.claim([b"c" * 16, b"a" * 16, b"o" * 16], 1) == ["done", "fresh", "fresh"]
     for member in (one, two):
         await member.store.close()
 

@@ -40,8 +40,10 @@ _LIVE = """EXISTS (SELECT FROM {lease} l WHERE l."group" = k."group" AND l.topic
 _JUST_INSERTED = "k.xmin IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()::xid"
 
 # A conflicting insert of another transaction is waited for, in the order of digests; what is there is not touched.
-_INSERT = f"""WITH {_HELD} INSERT INTO {{key}} (digest, fingerprint, "group", topic, "partition", epoch, handler,
-        "offset", correlation_id, flow, timestamp_ms)
+# Returns the digests that were new, or NULL if all were.
+_INSERT = f"""WITH {_HELD}, inserted AS (
+    INSERT INTO {{key}} (digest, fingerprint, "group", topic, "partition", epoch, handler, "offset", correlation_id,
+        flow, timestamp_ms)
     SELECT r.digest, r.fingerprint, h."group", h.topic, h."partition", h.epoch, r.handler, r."offset",
         r.correlation_id, r.flow, r.timestamp_ms
     FROM unnest(%(leases)b::int4[], %(digests)b::bytea[], %(fingerprints)b::bytea[], %(handlers)b::bytea[],
@@ -50,7 +52,9 @@ _INSERT = f"""WITH {_HELD} INSERT INTO {{key}} (digest, fingerprint, "group", to
     JOIN held h ON h.at = r.lease
     WHERE NOT EXISTS (SELECT FROM held h LEFT JOIN {{lease}} l USING ("group", topic, "partition")
         WHERE l.epoch IS DISTINCT FROM h.epoch)
-    ORDER BY r.digest ON CONFLICT (digest) DO NOTHING RETURNING digest"""
+    ORDER BY r.digest ON CONFLICT (digest) DO NOTHING RETURNING digest
+) SELECT CASE WHEN count(*) < cardinality(%(digests)b::bytea[]) THEN coalesce(array_agg(digest), '{{}}') END
+FROM inserted"""
 
 # The rest: keys that were there. A statement of its own, so that its snapshot has what the insert waited for.
 # The first death is counted for the whole batch; after it only a delivery about to run alone is.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from choreo.errors import LeaseLost
 from choreo.ports import Claimed, ClaimRequest, Lease
 from choreo.record import TopicPartition
-from choreo.sqlite import leases
+from choreo.sqlite import batched, leases
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.parked import is_parked
 
@@ -46,7 +46,7 @@ def claim(
         if request.queue is not None and is_parked(db, request.queue):
             answer = answer._replace(parked=True)
         answers.append(answer)
-    _insert(db, new)
+    digests.expect(made | _insert(db, new))
     return answers
 
 
@@ -62,8 +62,10 @@ def _insert(db: sqlite3.Connection, new: Mapping[bytes, tuple[Lease, ClaimReques
     """The ids of the new keys."""
     if not new:
         return {}
-    db.executemany(
-        "INSERT INTO choreo_key VALUES (NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
+    batched.execute(
+        db,
+        "INSERT INTO choreo_key VALUES {rows}",
+        "(NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
         [
             (
                 digest,

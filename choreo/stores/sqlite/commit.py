@@ -11,7 +11,7 @@ from choreo.instances import INSTANCES
 from choreo.parked import Leaves, Waits
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.sqlite import leases, log
+from choreo.sqlite import batched, leases, log
 from choreo.sqlite.connection import SqliteConnection
 from choreo.stores.sqlite import parked
 from choreo.stores.sqlite.digests import Digests
@@ -22,6 +22,9 @@ LOCK_S_MAX = 0.05
 FILE_FAILED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
 """The file's fault, and not the event's: the whole commit is tried again, and no attempt is counted."""
 OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
+_FINISH = """UPDATE choreo_key SET done = 1, outcome = v.column2, attempts = v.column3, duration_s = v.column4,
+    done_ms = v.column5 FROM (VALUES {rows}) v WHERE id = v.column1 AND done = 0 AND "group" = v.column6
+    AND topic = v.column7 AND "partition" = v.column8 AND epoch = v.column9"""
 
 
 class Commit:
@@ -68,21 +71,22 @@ class Commit:
         held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in self._request.leases.items()}
         ids = self._digests.find_all(self._db, [unit.digest for unit in units])
         self._db.execute(f"SAVEPOINT {self._savepoint}")
-        done = self._db.executemany(
-            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? "
-            f"WHERE id = ? AND done = 0 AND {OUR_CLAIM}",
+        done = batched.execute(
+            self._db,
+            _FINISH,
+            "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
+                    ids.get(unit.digest),
                     unit.outcome,
                     unit.attempts,
                     unit.duration_s,
                     self._now_ms,
-                    ids.get(unit.digest),
                     *held[unit.partition],
                 )
                 for unit in units
             ],
-        ).rowcount
+        )
         all_done = done == len(units) or not units
         if not all_done:
             self._db.execute(f"ROLLBACK TO {self._savepoint}")
@@ -144,9 +148,10 @@ class Commit:
             log.append(self._db, [record for _, record in emits], self._now_ms)
             return
         groups = {id_: lease.group for id_, lease in self._request.leases.items()}
-        self._db.executemany(
-            'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        batched.execute(
+            self._db,
+            'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) VALUES {rows}',
+            "(?, ?, ?, ?, ?, ?, ?)",
             [
                 (groups[id_], *id_, record.topic, record.key, record.value, log.encode_headers(record.headers))
                 for id_, record in emits

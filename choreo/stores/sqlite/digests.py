@@ -31,14 +31,26 @@ class Digests:
     def __init__(self) -> None:
         self._ids: dict[bytes, int] = {}
         self._run_end = self._seen = 0
+        self._expected: dict[bytes, int] = {}
+        self._version = 0
 
     @property
     def full(self) -> bool:
         """Whether a whole run is in memory; some of it may be deleted already."""
         return self._seen >= self._run_end + RUN_KEYS
 
+    def expect(self, made: dict[bytes, int]) -> None:
+        """These keys are all that this transaction inserts, with ids in a row; whether it commits is seen later."""
+        self._expected = made
+
     def refresh(self, db: sqlite3.Connection) -> None:
         """Take note of what was committed since; before anything is changed in this transaction."""
+        expected, self._expected = self._expected, {}
+        version = db.execute("PRAGMA data_version").fetchone()[0]  # another one once somebody else has committed
+        if expected and version == self._version and _given(db) == (last := max(expected.values())):
+            self._ids |= expected
+            self._seen = last
+        self._version = version
         run_end = _run_end(db)
         if run_end > self._run_end:
             self._ids = {digest: id_ for digest, id_ in self._ids.items() if id_ > run_end}
@@ -82,8 +94,7 @@ def sort_in(db: sqlite3.Connection) -> bool:
     """Put the oldest run into the index; False if there is no whole one."""
     begin = _run_end(db)
     end = begin + RUN_KEYS
-    given = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'").fetchone()
-    if given is None or given[0] < end:
+    if _given(db) < end:
         return False
     db.execute(
         "INSERT INTO choreo_digest SELECT substr(digest, 1, 8) AS prefix, id FROM choreo_key "
@@ -105,3 +116,9 @@ def forget(db: sqlite3.Connection, gone: Iterable[tuple[int, bytes]]) -> None:
 
 def _run_end(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT end FROM choreo_run").fetchone()[0])
+
+
+def _given(db: sqlite3.Connection) -> int:
+    """The last id that a committed key was given."""
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'").fetchone()
+    return 0 if row is None else int(row[0])
