@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -219,4 +220,31 @@ async def test_keys_are_told_by_their_digests(tmp_path: Path, monkeypatch: pytes
     await member.commit([new])
     asked = [*old, new, open_, bytes([102]) * 16]
     assert await member.store.keys("g", asked) == {**dict.fromkeys([*old, new], True), open_: False}
+    await member.store.close()
+
+
+async def test_a_run_grows_with_the_keys_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its keys would else change a page of a large index for itself; what was purged does not count."""
+    monkeypatch.setattr(digests, "RUN_SHARE", 2)
+    monkeypatch.setattr(digests, "RUN_KEYS_MAX", 3 * RUN)
+    member = Member(tmp_path / "keys.db", 0)
+    await member.open()
+
+    async def runs(at_ms: int, rounds: int) -> list[int]:
+        ends = []
+        for _ in range(rounds):
+            keys = [random.randbytes(16) for _ in range(RUN // 2)]
+            await member.claim(keys, at_ms)
+            await member.commit(keys)
+            rows = await member.database.read(lambda db: db.execute("SELECT end FROM choreo_run").fetchone())
+            ends.append(int(rows[0]))
+        ordered = sorted({*ends})
+        return [after - before for before, after in pairwise(ordered)]
+
+    lengths = await runs(1, 40)
+    assert lengths == sorted(lengths)
+    assert (lengths[0], lengths[-1]) == (RUN, 3 * RUN)
+    await member.store.renew([member.lease], 30.0, {member.partition: 2})
+    await member.store.purge("g", ["orders"], 0)
+    assert (await runs(2, 12))[0] == RUN
     await member.store.close()
