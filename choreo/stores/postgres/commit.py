@@ -93,12 +93,13 @@ class _Writing:
         self._changes = len(changes)
         self.statements: list[Statement] = parked.locks(each for _, each in changes)
         if units:
+            partitions, _, digests, _, outcomes, attempts, durations_s, _ = zip(*ordered, strict=True)
             parameters = {
-                "leases": Int4.of([place[unit.partition] for unit in ordered]),
-                "digests": Bytea.of([unit.digest for unit in ordered]),
-                "outcomes": encoded([unit.outcome for unit in ordered]),
-                "attempts": Int4.of([unit.attempts for unit in ordered]),
-                "durations": Float8.of([unit.duration_s for unit in ordered]),
+                "leases": Int4.of([place[partition] for partition in partitions]),
+                "digests": Bytea.of(digests),
+                "outcomes": encoded(outcomes),
+                "attempts": Int4.of(attempts),
+                "durations": Float8.of(durations_s),
                 "units": len(ordered),
                 **emit_columns(self._emits),
             }

@@ -76,14 +76,16 @@ def claim_columns(leases: Sequence[Lease], requests: Sequence[tuple[int, ClaimRe
 
 def emit_columns(emits: Sequence[tuple[bytes, ProducerRecord]]) -> dict[str, Any]:
     """Emits, each with the digest of its unit, as arrays in their order."""
-    records = [record for _, record in emits]
+    digests = [digest for digest, _ in emits]
+    columns = list(zip(*[record for _, record in emits], strict=True)) or [()] * len(ProducerRecord._fields)
+    topics, keys, values, headers, partitions = columns
     return {
-        "emit_digests": Bytea.of([digest for digest, _ in emits]),
-        "to_topics": encoded([record.topic for record in records]),
-        "to_partitions": Int4.nullable([record.partition for record in records]),
-        "keys": Bytea.of([record.key for record in records]),
-        "values": Bytea.of([record.value for record in records]),
-        "headers": Bytea.of([encode_headers(record.headers) for record in records]),
+        "emit_digests": Bytea.of(digests),
+        "to_topics": encoded(topics),
+        "to_partitions": Int4.nullable(partitions),
+        "keys": Bytea.of(keys),
+        "values": Bytea.of(values),
+        "headers": Bytea.of([encode_headers(each) for each in headers]),
     }
 
 

@@ -51,7 +51,9 @@ class Commit:
         request = self._request
         self._digests.refresh(self._db)
         refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
-        finished = [unit for unit in request.finished if unit.partition not in refused]
+        finished = request.finished
+        if refused:
+            finished = [unit for unit in finished if unit.partition not in refused]
         if request.transacted or not self._done_at_once(finished):
             self._look(refused)
             finished = [
@@ -69,22 +71,15 @@ class Commit:
     def _done_at_once(self, units: Sequence[Finished]) -> bool:
         """Their keys are done, by one statement for all; none is if one of them is not ours, or is done already."""
         held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in self._request.leases.items()}
-        ids = self._digests.find_all(self._db, [unit.digest for unit in units])
+        now_ms, ids = self._now_ms, self._digests.find_all(self._db, [unit.digest for unit in units])
         self._db.execute(f"SAVEPOINT {self._savepoint}")
         done = batched.execute(
             self._db,
             _FINISH,
             "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (
-                    ids.get(unit.digest),
-                    unit.outcome,
-                    unit.attempts,
-                    unit.duration_s,
-                    self._now_ms,
-                    *held[unit.partition],
-                )
-                for unit in units
+                (ids.get(digest), outcome, attempts, duration_s, now_ms, *held[partition])
+                for partition, _, digest, _, outcome, attempts, duration_s, _ in units
             ],
         )
         all_done = done == len(units) or not units
@@ -129,10 +124,11 @@ class Commit:
     def _write(self, units: Sequence[Finished]) -> None:
         """Their emits stand in the log or the outbox, in order; one statement for all."""
         emits: list[tuple[TopicPartition, ProducerRecord]] = []
-        for unit in units:
-            emits += [(unit.partition, record) for record in unit.emits]
-            if unit.parking is not None:
-                emits += [(unit.partition, record) for record in self._park(unit.partition, unit.parking)]
+        for partition, _, _, records, _, _, _, parking in units:
+            for record in records:
+                emits.append((partition, record))
+            if parking is not None:
+                emits += [(partition, record) for record in self._park(partition, parking)]
         if emits:
             self._emit(emits)
 
@@ -147,14 +143,14 @@ class Commit:
         if self._with_log:
             log.append(self._db, [record for _, record in emits], self._now_ms)
             return
-        groups = {id_: lease.group for id_, lease in self._request.leases.items()}
+        inputs = {id_: (lease.group, *id_) for id_, lease in self._request.leases.items()}
         batched.execute(
             self._db,
             'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) VALUES {rows}',
             "(?, ?, ?, ?, ?, ?, ?)",
             [
-                (groups[id_], *id_, record.topic, record.key, record.value, log.encode_headers(record.headers))
-                for id_, record in emits
+                (*inputs[id_], topic, key, value, log.encode_headers(headers))
+                for id_, (topic, key, value, headers, _) in emits
             ],
         )
         # Nobody else writes meanwhile, so their ids are in a row.
