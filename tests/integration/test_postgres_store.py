@@ -115,8 +115,10 @@ async def test_a_flow_is_found_in_every_span_of_log_time_and_by_an_older_index(s
             assert [each.verdict for each in await store.claim([lease], [request])] == ["fresh"]
     with psycopg.connect(postgres, autocommit=True) as db:
         db.execute("SET enable_seqscan = off")
+        queries = store._queries.history
         for by_spans, index in ((True, "key_span"), (False, "key_flow")):
-            query = store._queries.history[by_spans]
+            query = queries[by_spans]
+            store._queries.history = {by_spans: query}
             if not by_spans:
                 db.execute(names.fill("CREATE INDEX key_flow ON {key} (flow)").encode())
                 db.execute(f"DROP INDEX {names.spans}".encode())
