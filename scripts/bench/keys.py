@@ -23,8 +23,8 @@ QUICK = 2
 """So many of the sizes in a quick run."""
 EVENTS, SLICE = 7_000, 250
 TURNS = {"sqlite": 8}
-"""Turns a round, 1 unless named. In five rounds SQLite has more events than a run of its index at 10^7 keys, so that the
-CPU time has one sorted in, and no more than one."""
+"""Turns a round, 1 unless named. In five rounds SQLite has as many events as a run of its index at 10^7 keys, so that
+its CPU time has one sorted in, and no more than one."""
 TURN_MS = 3_600_000
 """Log time between two turns: Redis forgets by the hour."""
 CpuS = Callable[[], float]
