@@ -11,6 +11,7 @@ from aiokafka.partitioner import murmur2
 from choreo.errors import TransportError
 from choreo.ports import TopicSpec
 from choreo.record import Headers, ProducerRecord, Record, TopicPartition
+from choreo.sqlite import batched
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS choreo_topic (
@@ -135,7 +136,7 @@ def append(db: sqlite3.Connection, records: Sequence[ProducerRecord], now_ms: in
         offset = ends[topic, partition]
         ends[topic, partition] = offset + 1
         rows.append((topic, partition, offset, record.key, record.value, encode_headers(record.headers), now_ms))
-    db.executemany("INSERT INTO choreo_log VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    batched.execute(db, "INSERT INTO choreo_log VALUES {rows}", "(?, ?, ?, ?, ?, ?, ?)", rows)
     db.executemany(
         'UPDATE choreo_log_end SET next = ? WHERE topic = ? AND "partition" = ?',
         [(end, topic, partition) for (topic, partition), end in ends.items()],

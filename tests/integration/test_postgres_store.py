@@ -104,6 +104,29 @@ async def test_values_are_kept_as_they_are(shelf: Shelf) -> None:
     assert await shelf.store.history(HOSTILE) == []
 
 
+async def test_a_flow_is_found_in_every_span_of_log_time_and_by_an_older_index(shelf: Shelf, postgres: str) -> None:
+    """Each time by an index; the older one is of a schema that an older choreo has made."""
+    assert isinstance(shelf.store, PostgresStore)
+    store, names = shelf.store, shelf.store._names
+    lease = await shelf.lease(shelf.p)
+    for number, at_ms in enumerate((0, 65_535, 65_536, 10**12, 10**13)):
+        for flow in ("asked", f"other {number}"):
+            request = ClaimRequest(shelf.p, os.urandom(16), b"12345678", "h", number, flow, at_ms)
+            assert [each.verdict for each in await store.claim([lease], [request])] == ["fresh"]
+    with psycopg.connect(postgres, autocommit=True) as db:
+        db.execute("SET enable_seqscan = off")
+        queries = store._queries.history
+        for by_spans, index in ((True, "key_span"), (False, "key_flow")):
+            query = queries[by_spans]
+            store._queries.history = {by_spans: query}
+            if not by_spans:
+                db.execute(names.fill("CREATE INDEX key_flow ON {key} (flow)").encode())
+                db.execute(f"DROP INDEX {names.spans}".encode())
+            assert {row["offset"] for row in await store.history("asked")} == set(range(5))
+            assert index in str(db.execute(b"EXPLAIN " + query, {"flow": 1, "correlation_id": b"1"}).fetchall())
+    assert await store.plan() == []
+
+
 async def test_missing_tables_are_told_with_the_command_that_makes_them(postgres: str) -> None:
     """Connecting is no check of them."""
     store = PostgresStore(postgres, schema=f"missing {uuid4().hex}")

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from choreo.errors import StoreError
 from choreo.ports import ClaimRequest, CommitRequest, Finished, Lease
 from choreo.record import TopicPartition
 from choreo.runtime.clock import SystemClock
@@ -131,6 +133,34 @@ async def test_a_claim_that_was_rolled_back_leaves_nothing_in_memory(tmp_path: P
         await member.store.close()
 
 
+@pytest.mark.parametrize("between", [True, False])
+async def test_a_claim_that_was_not_committed_leaves_nothing_in_memory_either(tmp_path: Path, between: bool) -> None:
+    """Its ids are given to other keys: of another member, or of its own."""
+    one, two = Member(tmp_path / "s.db", 0), Member(tmp_path / "s.db", 1)
+    await one.open()
+    await two.open()
+    await one.database.write(
+        lambda db: [
+            db.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)"),
+            db.execute("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"),
+            db.execute(
+                "CREATE TRIGGER no AFTER INSERT ON choreo_key WHEN NEW.handler = 'no' "
+                "BEGIN INSERT INTO child VALUES (1); END"
+            ),
+        ]
+    )
+    assert await one.claim([b"o" * 16], 1) == ["fresh"]
+    request = ClaimRequest(one.partition, b"a" * 16, b"12345678", "no", 1, "flow", 1)
+    with pytest.raises(StoreError, match="FOREIGN KEY"):  # by the COMMIT
+        await one.store.claim([one.lease], [request])
+    other = two if between else one
+    assert await other.claim([b"c" * 16], 1) == ["fresh"]
+    await other.commit([b"c" * 16])
+    assert await one.claim([b"c" * 16, b"a" * 16, b"o" * 16], 1) == ["done", "fresh", "fresh"]
+    for member in (one, two):
+        await member.store.close()
+
+
 async def test_keys_deleted_before_they_are_sorted_in_leave_memory_too(tmp_path: Path) -> None:
     """Or a file with a short retention would fill it."""
     member = Member(tmp_path / "s.db", 0)
@@ -190,4 +220,31 @@ async def test_keys_are_told_by_their_digests(tmp_path: Path, monkeypatch: pytes
     await member.commit([new])
     asked = [*old, new, open_, bytes([102]) * 16]
     assert await member.store.keys("g", asked) == {**dict.fromkeys([*old, new], True), open_: False}
+    await member.store.close()
+
+
+async def test_a_run_grows_with_the_keys_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its keys would else change a page of a large index for itself; what was purged does not count."""
+    monkeypatch.setattr(digests, "RUN_SHARE", 2)
+    monkeypatch.setattr(digests, "RUN_KEYS_MAX", 3 * RUN)
+    member = Member(tmp_path / "keys.db", 0)
+    await member.open()
+
+    async def runs(at_ms: int, rounds: int) -> list[int]:
+        ends = []
+        for _ in range(rounds):
+            keys = [random.randbytes(16) for _ in range(RUN // 2)]
+            await member.claim(keys, at_ms)
+            await member.commit(keys)
+            rows = await member.database.read(lambda db: db.execute("SELECT end FROM choreo_run").fetchone())
+            ends.append(int(rows[0]))
+        ordered = sorted({*ends})
+        return [after - before for before, after in pairwise(ordered)]
+
+    lengths = await runs(1, 40)
+    assert lengths == sorted(lengths)
+    assert (lengths[0], lengths[-1]) == (RUN, 3 * RUN)
+    await member.store.renew([member.lease], 30.0, {member.partition: 2})
+    await member.store.purge("g", ["orders"], 0)
+    assert (await runs(2, 12))[0] == RUN
     await member.store.close()

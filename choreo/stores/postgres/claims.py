@@ -1,14 +1,18 @@
 """Claims: a slice of requests as statements, the answers out of their rows, and which claims are in flight."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, CommitResult, Finished, Lease
 from choreo.record import TopicPartition
+from choreo.stores.postgres.arrays import Bytea, Int4
 from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Statement
 from choreo.stores.postgres.queries import Queries
 from choreo.stores.postgres.values import Row, claim_columns, lease_columns
+
+_FRESH = Claimed("fresh")
 
 
 class Slice(NamedTuple):
@@ -21,6 +25,8 @@ class Slice(NamedTuple):
 
 def slices(requests: Sequence[ClaimRequest]) -> list[Slice]:
     """No statement may meet a digest twice: one slice, but for keys that several partitions ask for."""
+    if len({request.digest for request in requests}) == len(requests):
+        return [Slice(list(enumerate(requests)), [])] if requests else []
     made: list[tuple[Slice, dict[bytes, tuple[TopicPartition, int]]]] = []
     for number, request in enumerate(requests):
         for slice_, seen in made:
@@ -54,12 +60,12 @@ def taking(
     queries: Queries, leases: Sequence[Lease], made: Sequence[Slice], inserted: Sequence[Sequence[Row]]
 ) -> list[Statement]:
     """Where not all was new: which leases are lost; then, a slice, what was there."""
-    if made and all(len(rows) == len(slice_.firsts) for slice_, rows in zip(made, inserted, strict=False)):
+    if made and all(_new(rows) is None for rows in inserted[: len(made)]):
         return []
     wanted: list[Statement] = [(queries.lost, lease_columns(leases))]
     for slice_, rows in zip(made, inserted, strict=False):  # behind them are queues
-        new = {bytes(digest) for (digest,) in rows}
-        left = [each for each in slice_.firsts if each[1].digest not in new]
+        new = _new(rows)
+        left = [] if new is None else [each for each in slice_.firsts if each[1].digest not in new]
         wanted.append((queries.take, claim_columns(leases, left)))
     return wanted
 
@@ -76,17 +82,16 @@ def answers(
         inserted: What `inserting` returned.
         found: What `taking` returned of each slice; nothing if it was not asked.
     """
-    told: dict[int, tuple[Claimed, bytes | None]] = {}
+    told: list[tuple[Claimed, bytes | None]] = [(_FRESH, None)] * len(requests)
     for at, slice_ in enumerate(made):
-        numbers = {request.digest: number for number, request in slice_.firsts}
-        for (digest,) in inserted[at]:
-            told[numbers[bytes(digest)]] = Claimed("fresh"), None
+        new = _new(inserted[at])
+        if new is not None:  # what was neither inserted nor found was somebody's a moment ago, who then gave it up
+            for number, request in slice_.firsts:
+                if request.digest not in new:
+                    told[number] = Claimed("busy"), None
         for number, verdict, deliveries, fingerprint in found[at] if found else ():
             fresh = verdict == "fresh"
             told[number] = Claimed(verdict, deliveries if fresh else 1), fingerprint
-        # What was neither inserted nor found was somebody's a moment ago, who then gave it up.
-        for number, _ in slice_.firsts:
-            told.setdefault(number, (Claimed("busy"), None))
         for number, first in slice_.same:
             claimed, fingerprint = told[first]
             if claimed.verdict in ("done", "conflict") and fingerprint is not None:
@@ -94,10 +99,16 @@ def answers(
                 claimed = Claimed("done" if same else "conflict")
             told[number] = claimed, fingerprint
     parked = {bytes(queue) for rows in inserted[len(made) :] for (queue,) in rows}
-    verdicts = [told[number][0] for number in range(len(requests))]
+    verdicts = [claimed for claimed, _ in told]
     if not parked:
         return verdicts
     return [each._replace(parked=request.queue in parked) for request, each in zip(requests, verdicts, strict=True)]
+
+
+def _new(rows: Sequence[Row]) -> frozenset[bytes] | None:
+    """Digests that an insert found new; None if all were."""
+    ((digests,),) = rows
+    return None if digests is None else frozenset(digests)
 
 
 class InFlight:
@@ -129,7 +140,7 @@ class InFlight:
         """Claims of the leases, as columns."""
         pairs = [(at, digest) for at, lease in enumerate(leases, 1) for digest in self._claims.get(lease, ())]
         pairs.sort(key=lambda pair: pair[1])
-        return {"leases": [at for at, _ in pairs], "digests": [digest for _, digest in pairs]}
+        return {"leases": Int4.of([at for at, _ in pairs]), "digests": Bytea.of([digest for _, digest in pairs])}
 
     def forget(self, leases: Iterable[Lease]) -> None:
         """The leases are given up, or lost."""
@@ -143,8 +154,7 @@ class InFlight:
 
 
 def _by_lease(leases: Iterable[Lease], units: Sequence[ClaimRequest | Finished]) -> dict[Lease, set[bytes]]:
-    held = {lease.partition: lease for lease in leases}
-    found: dict[Lease, set[bytes]] = {}
+    by_partition: defaultdict[TopicPartition, set[bytes]] = defaultdict(set)
     for unit in units:
-        found.setdefault(held[unit.partition], set()).add(unit.digest)
-    return found
+        by_partition[unit.partition].add(unit.digest)
+    return {lease: by_partition[lease.partition] for lease in leases if lease.partition in by_partition}

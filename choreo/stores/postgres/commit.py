@@ -14,10 +14,11 @@ from choreo.errors import LeaseLost, StoreError
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import parked
+from choreo.stores.postgres.arrays import Bytea, Float8, Int4
 from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Statement
 from choreo.stores.postgres.queries import BEGIN, COMMIT, CONSTRAINTS, FORGETTABLE, LIMITS, Queries
-from choreo.stores.postgres.values import Row, emit_columns, encode, lease_columns
+from choreo.stores.postgres.values import Row, emit_columns, encoded, lease_columns
 
 INVOKING_S_MAX = 0.05
 """Handlers are invoked in one transaction for so long at most; the rest waits for another, perhaps elsewhere."""
@@ -92,12 +93,13 @@ class _Writing:
         self._changes = len(changes)
         self.statements: list[Statement] = parked.locks(each for _, each in changes)
         if units:
+            partitions, _, digests, _, outcomes, attempts, durations_s, _ = zip(*ordered, strict=True)
             parameters = {
-                "leases": [place[unit.partition] for unit in ordered],
-                "digests": [unit.digest for unit in ordered],
-                "outcomes": [encode(unit.outcome) for unit in ordered],
-                "attempts": [unit.attempts for unit in ordered],
-                "durations": [float(unit.duration_s) for unit in ordered],
+                "leases": Int4.of([place[partition] for partition in partitions]),
+                "digests": Bytea.of(digests),
+                "outcomes": encoded(outcomes),
+                "attempts": Int4.of(attempts),
+                "durations": Float8.of(durations_s),
                 "units": len(ordered),
                 **emit_columns(self._emits),
             }
@@ -133,7 +135,10 @@ def _looking(
     leases = list(request.leases.values())
     place = {lease.partition: at for at, lease in enumerate(leases, 1)}
     columns = lease_columns(leases)
-    claims = {"leases": [place[at] for at, _ in units], "digests": [digest for _, digest in units]}
+    claims = {
+        "leases": Int4.of([place[at] for at, _ in units]),
+        "digests": Bytea.of([digest for _, digest in units]),
+    }
     return [(settings.queries.lost, columns), (settings.queries.states, columns | claims)]
 
 

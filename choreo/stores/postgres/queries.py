@@ -40,8 +40,10 @@ _LIVE = """EXISTS (SELECT FROM {lease} l WHERE l."group" = k."group" AND l.topic
 _JUST_INSERTED = "k.xmin IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()::xid"
 
 # A conflicting insert of another transaction is waited for, in the order of digests; what is there is not touched.
-_INSERT = f"""WITH {_HELD} INSERT INTO {{key}} (digest, fingerprint, "group", topic, "partition", epoch, handler,
-        "offset", correlation_id, flow, timestamp_ms)
+# Returns the digests that were new, or NULL if all were.
+_INSERT = f"""WITH {_HELD}, inserted AS (
+    INSERT INTO {{key}} (digest, fingerprint, "group", topic, "partition", epoch, handler, "offset", correlation_id,
+        flow, timestamp_ms)
     SELECT r.digest, r.fingerprint, h."group", h.topic, h."partition", h.epoch, r.handler, r."offset",
         r.correlation_id, r.flow, r.timestamp_ms
     FROM unnest(%(leases)b::int4[], %(digests)b::bytea[], %(fingerprints)b::bytea[], %(handlers)b::bytea[],
@@ -50,7 +52,9 @@ _INSERT = f"""WITH {_HELD} INSERT INTO {{key}} (digest, fingerprint, "group", to
     JOIN held h ON h.at = r.lease
     WHERE NOT EXISTS (SELECT FROM held h LEFT JOIN {{lease}} l USING ("group", topic, "partition")
         WHERE l.epoch IS DISTINCT FROM h.epoch)
-    ORDER BY r.digest ON CONFLICT (digest) DO NOTHING RETURNING digest"""
+    ORDER BY r.digest ON CONFLICT (digest) DO NOTHING RETURNING digest
+) SELECT CASE WHEN count(*) < cardinality(%(digests)b::bytea[]) THEN coalesce(array_agg(digest), '{{}}') END
+FROM inserted"""
 
 # The rest: keys that were there. A statement of its own, so that its snapshot has what the insert waited for.
 # The first death is counted for the whole batch; after it only a delivery about to run alone is.
@@ -157,9 +161,14 @@ _OLDEST = """SELECT g."group", (SELECT min(k.timestamp_ms) FROM {key} k WHERE k.
         WHERE l."group" = g."group"),
     (SELECT count(*) FROM {outbox} o WHERE o."group" = g."group")
 FROM (SELECT DISTINCT "group" FROM {lease}) g"""
-_HISTORY = """SELECT handler, topic, "partition", "offset", done, outcome, attempts, deliveries, duration_s::float8,
-    coalesce((extract(epoch FROM done_at) * 1000)::int8, 0) AS done_ms
-FROM {key} WHERE flow = %(flow)s::int8 AND correlation_id = %(correlation_id)b ORDER BY done_at NULLS FIRST"""
+_HISTORY = """{spans} SELECT handler, topic, "partition", "offset", done, outcome, attempts, deliveries,
+    duration_s::float8, coalesce((extract(epoch FROM done_at) * 1000)::int8, 0) AS done_ms
+FROM {found} WHERE flow = %(flow)s::int8 AND correlation_id = %(correlation_id)b ORDER BY done_at NULLS FIRST"""
+_SPANS = """WITH RECURSIVE span (number) AS (
+    (SELECT timestamp_ms >> 16 FROM {key} ORDER BY timestamp_ms >> 16 LIMIT 1)
+    UNION ALL SELECT (SELECT k.timestamp_ms >> 16 FROM {key} k WHERE k.timestamp_ms >> 16 > span.number
+        ORDER BY k.timestamp_ms >> 16 LIMIT 1) FROM span WHERE number IS NOT NULL)"""
+_HAS_SPANS = "SELECT to_regclass(%(spans)s) IS NOT NULL"
 
 _KEYS = "SELECT digest, done FROM {key} WHERE digest = ANY(%(digests)b::bytea[])"
 
@@ -178,4 +187,11 @@ class Queries:
         self.pending, self.sent = fill(_PENDING), fill(_SENT)
         self.guard, self.unguard = fill(_GUARD), fill(_UNGUARD)
         self.purge, self.size, self.count = fill(_PURGE), fill(_SIZE), fill(_COUNT)
-        self.oldest, self.history, self.keys = fill(_OLDEST), fill(_HISTORY), fill(_KEYS)
+        self.oldest, self.keys = fill(_OLDEST), fill(_KEYS)
+        self.has_spans = fill(_HAS_SPANS), {"spans": names.spans}
+        found = "span JOIN {key} ON timestamp_ms >> 16 = number"
+        self.history = {
+            True: fill(_HISTORY.replace("{spans}", _SPANS).replace("{found}", found)),
+            False: fill(_HISTORY.replace("{spans}", "").replace("{found}", "{key}")),
+        }
+        """By whether there is the index of spans, and not an older choreo's of all flows."""

@@ -53,7 +53,10 @@ async def history(
 ) -> Sequence[dict[str, Any]]:
     """Who handled what of one flow, in order of time."""
     wanted = {"flow": flow_of(correlation_id), "correlation_id": encode(correlation_id)}
-    rows = await flush(connection, [(BEGIN, {}), (LIMITS, limits), (queries.history, wanted), (COMMIT, {})])
+    begin: list[Statement] = [(BEGIN, {}), (LIMITS, limits)]
+    rows = await flush(connection, [*begin, queries.has_spans, (COMMIT, {})])
+    query = queries.history[rows[2][0][0]]
+    rows = await flush(connection, [*begin, (query, wanted), (COMMIT, {})])
     return [
         {
             "handler": decode(handler),

@@ -27,7 +27,7 @@ _ADDED = {
 all there, or none of it."""
 _PLACE = re.compile(r"\{(\w+)\}")
 _INDEXES = (
-    *("key_age", "key_flow", "outbox_input"),
+    *("key_age", "key_span", "outbox_input"),
     *("instance_state", "timer_wake", "intervention_instance", "intervention_flow", "instance_ended"),
     *("parked_queue", "parked_wake"),
 )
@@ -54,6 +54,7 @@ class Names:
         whole = {name: sql.Identifier(schema, table) for name, table in self.tables.items()}
         whole |= {name: sql.Identifier(index) for name, index in indexes.items()}
         self._parts = {name: identifier.as_string(None) for name, identifier in whole.items()}
+        self.spans = sql.Identifier(schema, indexes["key_span"]).as_string(None)
         text = "\0".join((schema, prefix)).encode("utf-8", "surrogatepass")
         # Signed 64 bits, as advisory locks are numbered.
         self.lock = int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"choreo").digest(), signed=True)

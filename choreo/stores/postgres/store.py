@@ -19,6 +19,7 @@ from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import claims, instances, reading
 from choreo.stores.postgres import parked as queues
 from choreo.stores.postgres import schema as schemas
+from choreo.stores.postgres.arrays import Int8
 from choreo.stores.postgres.commit import Settings, Undone, plain
 from choreo.stores.postgres.inside import TRANSACTION_TYPES, Inside
 from choreo.stores.postgres.parked import ParkedQueries
@@ -198,7 +199,7 @@ class PostgresStore:
     async def sent(self, rows: Sequence[int]) -> None:
         """Delete outbox rows that are on the log."""
         if rows:
-            await self._flush((self._queries.sent, {"ids": list(rows)}), forgettable=True)
+            await self._flush((self._queries.sent, {"ids": Int8.of(rows)}), forgettable=True)
 
     async def release(self, leases: Sequence[Lease]) -> None:
         """Give up leases, and claims that were not finished."""

@@ -7,8 +7,10 @@ from typing import Any
 from choreo.ports import ClaimRequest, Lease
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite.log import decode_headers, encode_headers
+from choreo.stores.postgres.arrays import Bool, Bytea, Int4, Int8
 
 Row = tuple[Any, ...]
+_FLOW = hashlib.blake2b(digest_size=8)
 
 
 def encode(text: str) -> bytes:
@@ -23,19 +25,29 @@ def decode(data: bytes) -> str:
 
 def flow_of(correlation_id: str) -> int:
     """A correlation id in eight bytes, for its index."""
-    digest = hashlib.blake2b(encode(correlation_id), digest_size=8).digest()
-    return int.from_bytes(digest, signed=True)
+    return int.from_bytes(_flow(encode(correlation_id)), signed=True)
+
+
+def _flow(correlation_id: bytes) -> bytes:
+    hashed = _FLOW.copy()  # cheaper than one made anew
+    hashed.update(correlation_id)
+    return hashed.digest()
+
+
+def encoded(texts: Sequence[str]) -> Bytea:
+    """Texts of which most are the same."""
+    known = {text: encode(text) for text in set(texts)}
+    return Bytea.of([known[text] for text in texts])
 
 
 def lease_columns(leases: Iterable[Lease]) -> dict[str, Any]:
     """Leases as arrays: one element a lease in each."""
     held = list(leases)
     return {
-        "groups": [encode(lease.group) for lease in held],
-        "topics": [encode(lease.partition.topic) for lease in held],
-        "partitions": [lease.partition.partition for lease in held],
-        "epochs": [lease.epoch for lease in held],
-        "owners": [encode(lease.owner) for lease in held],
+        "groups": Bytea.of([encode(lease.group) for lease in held]),
+        "topics": Bytea.of([encode(lease.partition.topic) for lease in held]),
+        "partitions": Int4.of([lease.partition.partition for lease in held]),
+        "epochs": Int8.of([lease.epoch for lease in held]),
     }
 
 
@@ -43,31 +55,37 @@ def claim_columns(leases: Sequence[Lease], requests: Sequence[tuple[int, ClaimRe
     """Requests, each with its number, as arrays sorted by digest: two claimers lock in the same order."""
     place = {lease.partition: at for at, lease in enumerate(leases, 1)}
     ordered = sorted(requests, key=lambda each: each[1].digest)
+    numbers = [number for number, _ in ordered]
+    columns = list(zip(*[each for _, each in ordered], strict=True)) or [()] * len(ClaimRequest._fields)
+    partitions, digests, fingerprints, handlers, offsets, flows, timestamps_ms, solos, _ = columns
+    correlation_ids = [encode(each) for each in flows]
     return {
         **lease_columns(leases),
-        "numbers": [number for number, _ in ordered],
-        "leases": [place[each.partition] for _, each in ordered],
-        "digests": [each.digest for _, each in ordered],
-        "fingerprints": [each.fingerprint for _, each in ordered],
-        "handlers": [encode(each.handler) for _, each in ordered],
-        "offsets": [each.offset for _, each in ordered],
-        "correlation_ids": [encode(each.correlation_id) for _, each in ordered],
-        "flows": [flow_of(each.correlation_id) for _, each in ordered],
-        "timestamps": [each.timestamp_ms for _, each in ordered],
-        "solos": [each.solo for _, each in ordered],
+        "numbers": Int4.of(numbers),
+        "leases": Int4.of([place[each] for each in partitions]),
+        "digests": Bytea.of(digests),
+        "fingerprints": Bytea.of(fingerprints),
+        "handlers": encoded(handlers),
+        "offsets": Int8.of(offsets),
+        "correlation_ids": Bytea.of(correlation_ids),
+        "flows": Int8.raw([_flow(each) for each in correlation_ids]),
+        "timestamps": Int8.of(timestamps_ms),
+        "solos": Bool.of(solos),
     }
 
 
 def emit_columns(emits: Sequence[tuple[bytes, ProducerRecord]]) -> dict[str, Any]:
     """Emits, each with the digest of its unit, as arrays in their order."""
-    records = [record for _, record in emits]
+    digests = [digest for digest, _ in emits]
+    columns = list(zip(*[record for _, record in emits], strict=True)) or [()] * len(ProducerRecord._fields)
+    topics, keys, values, headers, partitions = columns
     return {
-        "emit_digests": [digest for digest, _ in emits],
-        "to_topics": [encode(record.topic) for record in records],
-        "to_partitions": [record.partition for record in records],
-        "keys": [record.key for record in records],
-        "values": [record.value for record in records],
-        "headers": [encode_headers(record.headers) for record in records],
+        "emit_digests": Bytea.of(digests),
+        "to_topics": encoded(topics),
+        "to_partitions": Int4.nullable(partitions),
+        "keys": Bytea.of(keys),
+        "values": Bytea.of(values),
+        "headers": Bytea.of([encode_headers(each) for each in headers]),
     }
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from choreo.errors import LeaseLost
 from choreo.ports import Claimed, ClaimRequest, Lease
 from choreo.record import TopicPartition
-from choreo.sqlite import leases
+from choreo.sqlite import batched, leases
 from choreo.stores.sqlite.digests import Digests
 from choreo.stores.sqlite.parked import is_parked
 
 FRESH = Claimed("fresh")
 _Row = tuple[int, bytes, str, str, int, int, int]
+_Columns = tuple[bytes, bytes, str, str, int, int, str, int, str, int]
 
 
 def claim(
@@ -26,27 +27,29 @@ def claim(
         if not leases.holds(db, lease):
             raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
     by_partition = {lease.partition: lease for lease in held}
+    owners = {lease.partition: (lease.group, *lease.partition, lease.epoch) for lease in held}
     digests.refresh(db)
     there = digests.find_all(db, [request.digest for request in requests])
     made: dict[bytes, int] = {}
-    new: dict[bytes, tuple[Lease, ClaimRequest]] = {}  # written by one statement
+    new: dict[bytes, _Columns] = {}  # written together
     answers = []
     for request in requests:
-        digest, lease = request.digest, by_partition[request.partition]
+        partition, digest, fingerprint, handler, offset, correlation_id, timestamp_ms, _, queue = request
         if digest in new:
             made |= _insert(db, new)
             new = {}
         id_ = made.get(digest) or there.get(digest)
         row = None if id_ is None else _row(db, id_)
         if id_ is None or row is None:
-            new[digest] = lease, request
+            owner = owners[partition]
+            new[digest] = (digest, fingerprint, *owner, handler, offset, correlation_id, timestamp_ms)
             answer = FRESH
         else:
-            answer = _again(db, id_, row, lease, request, now_ms)
-        if request.queue is not None and is_parked(db, request.queue):
+            answer = _again(db, id_, row, by_partition[partition], request, now_ms)
+        if queue is not None and is_parked(db, queue):
             answer = answer._replace(parked=True)
         answers.append(answer)
-    _insert(db, new)
+    digests.expect(made | _insert(db, new))
     return answers
 
 
@@ -58,26 +61,15 @@ def _row(db: sqlite3.Connection, id_: int) -> _Row | None:
     return row
 
 
-def _insert(db: sqlite3.Connection, new: Mapping[bytes, tuple[Lease, ClaimRequest]]) -> dict[bytes, int]:
+def _insert(db: sqlite3.Connection, new: Mapping[bytes, _Columns]) -> dict[bytes, int]:
     """The ids of the new keys."""
     if not new:
         return {}
-    db.executemany(
-        "INSERT INTO choreo_key VALUES (NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
-        [
-            (
-                digest,
-                request.fingerprint,
-                lease.group,
-                *lease.partition,
-                lease.epoch,
-                request.handler,
-                request.offset,
-                request.correlation_id,
-                request.timestamp_ms,
-            )
-            for digest, (lease, request) in new.items()
-        ],
+    batched.execute(
+        db,
+        "INSERT INTO choreo_key VALUES {rows}",
+        "(NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
+        list(new.values()),
     )
     # Nobody else writes meanwhile, so their ids are in a row.
     (last,) = db.execute("SELECT last_insert_rowid()").fetchone()

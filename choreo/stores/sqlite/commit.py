@@ -11,7 +11,7 @@ from choreo.instances import INSTANCES
 from choreo.parked import Leaves, Waits
 from choreo.ports import CommitRequest, CommitResult, Finished, Transacted
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.sqlite import leases, log
+from choreo.sqlite import batched, leases, log
 from choreo.sqlite.connection import SqliteConnection
 from choreo.stores.sqlite import parked
 from choreo.stores.sqlite.digests import Digests
@@ -22,6 +22,9 @@ LOCK_S_MAX = 0.05
 FILE_FAILED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
 """The file's fault, and not the event's: the whole commit is tried again, and no attempt is counted."""
 OUR_CLAIM = '"group" = ? AND topic = ? AND "partition" = ? AND epoch = ?'
+_FINISH = """UPDATE choreo_key SET done = 1, outcome = v.column2, attempts = v.column3, duration_s = v.column4,
+    done_ms = v.column5 FROM (VALUES {rows}) v WHERE id = v.column1 AND done = 0 AND "group" = v.column6
+    AND topic = v.column7 AND "partition" = v.column8 AND epoch = v.column9"""
 
 
 class Commit:
@@ -48,7 +51,9 @@ class Commit:
         request = self._request
         self._digests.refresh(self._db)
         refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
-        finished = [unit for unit in request.finished if unit.partition not in refused]
+        finished = request.finished
+        if refused:
+            finished = [unit for unit in finished if unit.partition not in refused]
         if request.transacted or not self._done_at_once(finished):
             self._look(refused)
             finished = [
@@ -66,23 +71,17 @@ class Commit:
     def _done_at_once(self, units: Sequence[Finished]) -> bool:
         """Their keys are done, by one statement for all; none is if one of them is not ours, or is done already."""
         held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in self._request.leases.items()}
-        ids = self._digests.find_all(self._db, [unit.digest for unit in units])
+        now_ms, ids = self._now_ms, self._digests.find_all(self._db, [unit.digest for unit in units])
         self._db.execute(f"SAVEPOINT {self._savepoint}")
-        done = self._db.executemany(
-            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? "
-            f"WHERE id = ? AND done = 0 AND {OUR_CLAIM}",
+        done = batched.execute(
+            self._db,
+            _FINISH,
+            "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (
-                    unit.outcome,
-                    unit.attempts,
-                    unit.duration_s,
-                    self._now_ms,
-                    ids.get(unit.digest),
-                    *held[unit.partition],
-                )
-                for unit in units
+                (ids.get(digest), outcome, attempts, duration_s, now_ms, *held[partition])
+                for partition, _, digest, _, outcome, attempts, duration_s, _ in units
             ],
-        ).rowcount
+        )
         all_done = done == len(units) or not units
         if not all_done:
             self._db.execute(f"ROLLBACK TO {self._savepoint}")
@@ -125,10 +124,11 @@ class Commit:
     def _write(self, units: Sequence[Finished]) -> None:
         """Their emits stand in the log or the outbox, in order; one statement for all."""
         emits: list[tuple[TopicPartition, ProducerRecord]] = []
-        for unit in units:
-            emits += [(unit.partition, record) for record in unit.emits]
-            if unit.parking is not None:
-                emits += [(unit.partition, record) for record in self._park(unit.partition, unit.parking)]
+        for partition, _, _, records, _, _, _, parking in units:
+            for record in records:
+                emits.append((partition, record))
+            if parking is not None:
+                emits += [(partition, record) for record in self._park(partition, parking)]
         if emits:
             self._emit(emits)
 
@@ -143,13 +143,14 @@ class Commit:
         if self._with_log:
             log.append(self._db, [record for _, record in emits], self._now_ms)
             return
-        groups = {id_: lease.group for id_, lease in self._request.leases.items()}
-        self._db.executemany(
-            'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) '
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        inputs = {id_: (lease.group, *id_) for id_, lease in self._request.leases.items()}
+        batched.execute(
+            self._db,
+            'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) VALUES {rows}',
+            "(?, ?, ?, ?, ?, ?, ?)",
             [
-                (groups[id_], *id_, record.topic, record.key, record.value, log.encode_headers(record.headers))
-                for id_, record in emits
+                (*inputs[id_], topic, key, value, log.encode_headers(headers))
+                for id_, (topic, key, value, headers, _) in emits
             ],
         )
         # Nobody else writes meanwhile, so their ids are in a row.

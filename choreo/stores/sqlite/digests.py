@@ -1,8 +1,8 @@
 """Where the key of a digest is: the newest in memory, older ones in an index that takes them in sorted runs.
 
 Digests are random, so each would change a page of its own in an index kept in their order: at 10^6 keys an event cost
-2.7 times what it did at 10^3, a page of the write-ahead log and once more of the file. A run of `RUN_KEYS` changes
-each page once for a dozen keys.
+2.7 times what it did at 10^3, a page of the write-ahead log and once more of the file. A run changes each page once
+for all of its keys that go there: at least four, up to 10^7 keys.
 
 The rows above `choreo_run.end` are in no run yet, and every process keeps their digests. It learns them, and the end
 of the last run, only at the start of a transaction that holds the write lock, when all there is to see is committed:
@@ -12,8 +12,10 @@ what is rolled back was never in memory. No id is given twice, so none is missed
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-RUN_KEYS = 65_536
-"""In memory some 10 MB; sorting them in holds the write lock for a fraction of a second."""
+RUN_KEYS, RUN_KEYS_MAX = 65_536, 262_144
+"""In memory some 10 to 45 MB; sorting them in holds the write lock for 0.2 s at 10^6 keys, for a second at 10^7."""
+RUN_SHARE = 40
+"""In between a run is such a part of the keys there are."""
 _INDEXED = (
     "SELECT k.id FROM choreo_digest d CROSS JOIN choreo_key k ON k.id = d.id "
     "WHERE d.prefix = substr(?1, 1, 8) AND k.digest = ?1"
@@ -31,18 +33,32 @@ class Digests:
     def __init__(self) -> None:
         self._ids: dict[bytes, int] = {}
         self._run_end = self._seen = 0
+        self._run_keys = RUN_KEYS
+        self._expected: dict[bytes, int] = {}
+        self._version = 0
 
     @property
     def full(self) -> bool:
         """Whether a whole run is in memory; some of it may be deleted already."""
-        return self._seen >= self._run_end + RUN_KEYS
+        return self._seen >= self._run_end + self._run_keys
+
+    def expect(self, made: dict[bytes, int]) -> None:
+        """These keys are all that this transaction inserts, with ids in a row; whether it commits is seen later."""
+        self._expected = made
 
     def refresh(self, db: sqlite3.Connection) -> None:
         """Take note of what was committed since; before anything is changed in this transaction."""
+        expected, self._expected = self._expected, {}
+        version = db.execute("PRAGMA data_version").fetchone()[0]  # another one once somebody else has committed
+        if expected and version == self._version and _given(db) == (last := max(expected.values())):
+            self._ids |= expected
+            self._seen = last
+        self._version = version
         run_end = _run_end(db)
         if run_end > self._run_end:
             self._ids = {digest: id_ for digest, id_ in self._ids.items() if id_ > run_end}
             self._run_end, self._seen = run_end, max(run_end, self._seen)
+            self._run_keys = _run_keys(db, run_end)
         for id_, digest in db.execute("SELECT id, digest FROM choreo_key WHERE id > ? ORDER BY id", (self._seen,)):
             self._ids[digest] = self._seen = id_
 
@@ -81,9 +97,8 @@ def known(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, bool]
 def sort_in(db: sqlite3.Connection) -> bool:
     """Put the oldest run into the index; False if there is no whole one."""
     begin = _run_end(db)
-    end = begin + RUN_KEYS
-    given = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'").fetchone()
-    if given is None or given[0] < end:
+    end = begin + _run_keys(db, begin)
+    if _given(db) < end:
         return False
     db.execute(
         "INSERT INTO choreo_digest SELECT substr(digest, 1, 8) AS prefix, id FROM choreo_key "
@@ -103,5 +118,17 @@ def forget(db: sqlite3.Connection, gone: Iterable[tuple[int, bytes]]) -> None:
     )
 
 
+def _run_keys(db: sqlite3.Connection, end: int) -> int:
+    """How long the run behind `end` is to be."""
+    (first,) = db.execute("SELECT MIN(id) FROM choreo_key").fetchone()
+    return max(RUN_KEYS, min((end - (first or end)) // RUN_SHARE, RUN_KEYS_MAX))
+
+
 def _run_end(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT end FROM choreo_run").fetchone()[0])
+
+
+def _given(db: sqlite3.Connection) -> int:
+    """The last id that a committed key was given."""
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'").fetchone()
+    return 0 if row is None else int(row[0])

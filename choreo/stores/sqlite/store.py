@@ -78,6 +78,7 @@ class SqliteStore:
     async def open(self) -> None:
         """Open the file; a new one gets choreo's tables at once, since nobody else owns its schema."""
         await self._db.open("")
+        self._digests = Digests()  # what was seen by another connection says nothing about this one
         await self._db.read(lambda db: db.execute(f"PRAGMA cache_size = -{PAGES_KEPT_KB}").close())
         if not await self._db.read(schema.version):
             await self.apply()
