@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
 OFFSETS_S = 0.05
-"""Between two times that the broker is told the offset, where the store knows what is done: after a crash so much more
-comes again and is found done, and under load it is one request for several flushes."""
+"""Between two times that the broker is told the offset, where the store knows what is done: after a crash that much
+more comes again and is found done, and under load it is one request for several flushes."""
 COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parked", "unparked": "unparked"}
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 

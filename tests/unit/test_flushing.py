@@ -17,8 +17,8 @@ from choreo.core.retry import RetryPolicy
 from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.runtime import flushing
 from choreo.running import Running
+from choreo.runtime import flushing
 from tests.integration.bad_days import running
 
 
