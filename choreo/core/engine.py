@@ -111,6 +111,11 @@ class Engine:
         return self._turns.running
 
     @property
+    def at_store(self) -> bool:
+        """Whether a claim or a flush is under way."""
+        return bool(self._claiming) or self._commits.flight is not None
+
+    @property
     def ready(self) -> int:
         """Lanes that wait for nothing but their turn."""
         return self._turns.ready

@@ -24,19 +24,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("choreo.worker")
 SEND_AGAIN_S = 1.0
+OFFSETS_S = 0.05
+"""Between two times that the broker is told the offset, where the store knows what is done: after a crash that much
+more comes again and is found done, and under load it is one request for several flushes."""
 COUNTED = {"dead_letter": "dead_letters", "delayed": "delayed", "parked": "parked", "unparked": "unparked"}
 """Outcomes of a unit that are counted apart; every other is `handled`."""
 
 
 class _Beside:
-    """Done in a task of its own, and once more if it is asked for meanwhile."""
+    """Done in a task of its own, and once more, `pause_s` later, if it is asked for meanwhile."""
 
     def __init__(
         self,
         work: Callable[[], Coroutine[Any, Any, None]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        pause_s: float = 0.0,
     ) -> None:
-        self._work, self._spawn = work, spawn
+        self._work, self._spawn, self._pause_s = work, spawn, pause_s
         self._asked = self._at_work = False
 
     def ask(self) -> None:
@@ -51,6 +55,8 @@ class _Beside:
             while self._asked:
                 self._asked = False
                 await self._work()
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
         finally:
             self._at_work = False
 
@@ -66,7 +72,7 @@ class Flusher:
         self._sent: set[int] = set()  # rows on the log that the store is still to be told of
         self._telling = asyncio.Lock()
         self._telling_store = _Beside(self._confirm, spawn)
-        self._telling_broker = _Beside(self.commit_offsets, spawn)
+        self._telling_broker = _Beside(self.commit_offsets, spawn, OFFSETS_S)
 
     def finished(
         self,

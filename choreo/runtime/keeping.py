@@ -76,7 +76,7 @@ class Keeper:
         worker = self._worker
         looked_ms, found = int(worker.looked_s * 1000), {}
         for id_ in worker.leases:
-            drained = id_ not in worker.in_hand and worker.consumer.drained(id_)
+            drained = worker.consumer.drained(id_)
             progress_ms = worker.engine.progress_ms(id_, drained_ms=looked_ms if drained else None)
             if progress_ms is not None:
                 found[id_] = progress_ms

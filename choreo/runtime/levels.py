@@ -84,7 +84,7 @@ class Gauge:
     def _level(self, partition: Partition, end: int | None, now_s: float) -> Level:
         worker, id_ = self._worker, partition.id
         oldest_ms = partition.oldest_ms()
-        if id_ not in worker.in_hand and worker.consumer.drained(id_):
+        if worker.consumer.drained(id_):
             # Not by offsets: behind the last record there may be markers of transactions, which nobody is given.
             lag: int | None = partition.unfinished
         else:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -31,6 +31,8 @@ log = logging.getLogger("choreo.worker")
 
 FETCH_RECORDS_MAX = 500
 FETCH_WAIT_S = 1.0
+FETCH_AGAIN_S = 0.005
+"""Between fetches while the store is at work: a fetch of two records costs what one of fifty does."""
 AGAIN_S = 1.0
 AGAIN_S_MAX = 60.0
 _BY_PARTITION = itemgetter(0, 1)
@@ -71,7 +73,6 @@ class Worker:
         self.counts: Counter[str] = Counter()
         self.engine = Engine(replace(ports.limits, transactions_max=ports.store.transactions_max))
         self.leases: dict[TopicPartition, Lease] = {}
-        self.in_hand: set[TopicPartition] = set()  # fetched, and not told to the core yet
         self.beats: dict[str, float] = {}  # when each loop began its last round, by `monotonic_s`
         self.draining = False
         self.looked_s = 0.0  # when the last fetch that came back was begun: what `drained` is true of
@@ -205,8 +206,7 @@ class Worker:
     async def _fetch_loop(self) -> None:
         while True:
             self.beats["fetch"] = self.ports.clock.monotonic_s()
-            if self._enough_ready():
-                await self._until_few_are_ready()
+            await self._while(self._enough_ready, FETCH_WAIT_S)  # who fetches no more counts as dead
             try:
                 asked_s = self.ports.clock.now_s()
                 records = await self.consumer.fetch(records_max=FETCH_RECORDS_MAX, wait_s=FETCH_WAIT_S)
@@ -215,31 +215,40 @@ class Worker:
                 log.warning("%s: fetching failed, trying again: %s", self.service.name, error)
                 await asyncio.sleep(AGAIN_S)
                 continue
-            await self._take_in(records)
+            self._take_in(records)
             del records  # nobody is to hold them but their units, while the next ones are waited for
+            await asyncio.sleep(0)
+            await self._while(self._at_store, FETCH_AGAIN_S)
 
-    async def _take_in(self, records: Sequence[Record]) -> None:
-        groups = [(TopicPartition(*id_), list(group)) for id_, group in groupby(records, key=_BY_PARTITION)]
-        self.in_hand = {partition for partition, _ in groups}
-        for partition, group in groups:
-            deliveries, skips = self._router.deliveries(partition, group)
+    def _take_in(self, records: Sequence[Record]) -> None:
+        """Tell the core of all at once, so that the store is asked once."""
+        now_ms = int(self.ports.clock.now_s() * 1000)
+        fetched: list[m.Input] = []
+        for id_, group in groupby(records, key=_BY_PARTITION):
+            partition = TopicPartition(*id_)
+            deliveries, skips = self._router.deliveries(partition, list(group))
             for skipped in skips:
                 self.counts["skipped"] += 1
                 self.counts[f"skipped_{skipped}"] += 1
-            now_ms = int(self.ports.clock.now_s() * 1000)
-            self.step(m.Fetched(partition, deliveries, now_ms))
-            self.in_hand.discard(partition)
-            await asyncio.sleep(0)
+            fetched.append(m.Fetched(partition, deliveries, now_ms))
+        if fetched:
+            self._steps(fetched)
 
     def _enough_ready(self) -> bool:
         """What is fetched only to wait is out of the processor's cache when its turn comes."""
         return self.engine.ready >= self.engine.limits.concurrency
 
-    async def _until_few_are_ready(self) -> None:
-        """Return when there is little left to begin; or after a while, since who fetches no more counts as dead."""
+    def _at_store(self) -> bool:
+        """What comes waits until the store has answered anyway."""
+        return self.engine.at_store
+
+    async def _while(self, holds: Callable[[], bool], within_s: float) -> None:
+        """Return as soon as it does not hold any more, or after a while."""
+        if not holds():
+            return
         try:
-            async with asyncio.timeout(FETCH_WAIT_S):
-                while self._enough_ready():
+            async with asyncio.timeout(within_s):
+                while holds():
                     self._progress.clear()
                     await self._progress.wait()
         except TimeoutError:

@@ -69,7 +69,6 @@ async def _finished(services: Running, name: str) -> None:
     while (  # noqa: ASYNC110 - it is several objects that say when
         len(worker.leases) < wanted
         or worker.engine.unfinished()
-        or worker.in_hand
         or not all(worker.consumer.drained(id_) for id_ in worker.leases)
     ):
         await asyncio.sleep(0.05)

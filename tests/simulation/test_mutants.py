@@ -10,7 +10,7 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parent.parent.parent
-SEEDS = 12
+SEEDS = 24
 LATE = {
     "leases do not fence",
     "refusals ignored",
@@ -29,7 +29,7 @@ LATE = {
 
 @pytest.mark.parametrize("mutant", [each for each in MUTANTS if each.name not in LATE], ids=lambda each: each.name)
 def test_what_is_taken_out_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a dozen seeds."""
+    """Within two dozen seeds."""
     simulation = mutant.simulation()
     mutant.take_out(monkeypatch)
     assert any(simulation.run(seed).violations for seed in range(SEEDS))

@@ -1,4 +1,4 @@
-"""How far ahead of its handlers a worker fetches."""
+"""How far ahead of its handlers a worker fetches, and how often."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,6 +9,7 @@ import pytest
 
 from choreo import App, Service
 from choreo.core.messages import Limits
+from choreo.ports import CommitRequest
 from choreo.record import TopicPartition
 from choreo.runtime import worker as runtime
 from choreo.runtime.emitting import Emitter
@@ -80,4 +81,53 @@ async def test_who_waits_for_handlers_still_fetches_now_and_then(monkeypatch: py
         async with asyncio.timeout(10):
             while topic.fetched < EVENTS:  # noqa: ASYNC110  # nobody tells it
                 await asyncio.sleep(0.001)
+        go.set()
+
+
+class Trickle(Counting):
+    """One with a record a fetch, whose commits wait for `landed`."""
+
+    def __init__(self) -> None:
+        super().__init__(records(0)[:8])
+        self._batches = [[record] for record in self._batches[0]]
+        self.landed = asyncio.Event()
+        self.flushes = 0
+
+    async def commit(self, request: Any) -> Any:
+        if isinstance(request, CommitRequest):
+            self.flushes += 1
+            await self.landed.wait()
+        return await super().commit(request)
+
+
+async def test_while_a_flush_is_under_way_a_fetch_is_some_time_behind_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the next one comes as soon as the flush has landed."""
+    monkeypatch.setattr(runtime, "FETCH_AGAIN_S", 60.0)
+    topic, go = Trickle(), asyncio.Event()
+    go.set()
+    async with running(topic, go) as worker:
+        await turns(200)
+        assert (topic.flushes, topic.fetched) == (1, 1)
+        topic.landed.set()
+        async with asyncio.timeout(10):
+            while worker.counts["handled"] < 8:  # noqa: ASYNC110  # nobody tells it
+                await asyncio.sleep(0.001)
+
+
+async def test_a_fetch_of_several_partitions_is_one_question_to_the_store() -> None:
+    """Else what came first is asked for alone, and all the rest waits for that answer."""
+
+    class Asked(Counting):
+        keys: list[int] = []  # noqa: RUF012  # one instance
+
+        async def claim(self, leases: Any, requests: Any) -> Any:
+            self.keys.append(len(requests))
+            return await super().claim(leases, requests)
+
+    topic, go = Asked(records(0)), asyncio.Event()
+    async with running(topic, go):
+        await turns(200)
+        assert topic.keys == [BATCH]
         go.set()

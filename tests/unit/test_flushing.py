@@ -20,6 +20,7 @@ from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.running import Running
+from choreo.runtime import flushing
 from tests.integration.bad_days import running
 
 
@@ -264,6 +265,29 @@ async def test_who_gives_a_partition_up_has_told_all_of_it(tmp_path: Path) -> No
         await worker.revoked([id_], lost=False)
         assert await store.pending(lease) == []
         assert await worker.consumer.position(id_, "earliest") == 1
+
+
+async def test_flushes_that_follow_each_other_closely_share_a_commit_of_their_offsets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told at once is the first; and who gives the partition up tells of the last before."""
+    monkeypatch.setattr(flushing, "OFFSETS_S", 60.0)
+    async with at_work(tmp_path, desk()) as found:
+        worker = found.workers["desk"]
+        (id_,) = worker.leases
+        commit, told = worker.consumer.commit, list[int]()
+
+        async def noted(offsets: Mapping[TopicPartition, int]) -> None:
+            told.extend(offsets.values())
+            await commit(offsets)
+
+        worker.consumer.commit = noted  # type: ignore[method-assign]
+        for number in (1, 2, 3):
+            await found.publish(Asked(who="ann", number=number))
+            assert await until(lambda number=number: all_said(found, number))  # type: ignore[misc]
+        assert told == [1]
+        await worker.revoked([id_], lost=False)
+        assert told == [1, 3]
 
 
 @pytest.mark.parametrize("late", ["commit", "transaction", "renew"])
