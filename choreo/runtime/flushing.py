@@ -245,8 +245,7 @@ class Flusher:
         handled = emitted = 0
         for unit in units:
             if refused and unit.partition in refused:
-                if not silent:
-                    self._worker.span(unit).finish("dropped", attempts=unit.attempts)
+                self._worker.span(unit).finish("dropped", attempts=unit.attempts)
                 continue
             finished: Finished = unit.result
             _, _, _, emits, outcome, _, _, _ = finished
