@@ -248,11 +248,10 @@ class Flusher:
 
     def _report(self, units: Sequence[Unit], result: CommitResult) -> None:
         worker, refused, instrument = self._worker, result.refused, self._worker.ports.instrument
-        handled, emitted, silent = 0, 0, instrument.silent
+        handled = emitted = 0
         for unit in units:
             if refused and unit.partition in refused:
-                if not silent:
-                    worker.span(unit).finish("dropped", attempts=unit.attempts)
+                worker.span(unit).finish("dropped", attempts=unit.attempts)
                 continue
             finished: Finished = unit.result
             _, _, _, emits, outcome, _, _, _ = finished
@@ -261,7 +260,7 @@ class Flusher:
                 self._end(unit, outcome)
                 continue
             handled += 1
-            if not silent:
+            if not instrument.silent:
                 work: Work = unit.work
                 span = work.span or worker.span(unit)
                 if not span.silent:

@@ -75,15 +75,6 @@ class Work:
         self.outside_key: bytes | None = None
         self.flow: FlowMark | None = None
 
-    def let_go(self, *, all_: bool) -> None:
-        """Its handler has returned: the event, or `all_` that was read, is not kept until that is durable.
-
-        It is two thirds of what a unit takes, and while a flush is under way thousands of units wait for the next.
-        """
-        del self.event
-        if all_:
-            del self.record, self.envelope
-
 
 class _Constants:
     """What all units of a handler have in common, those that come by its delay topics or queues aside."""

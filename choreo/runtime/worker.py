@@ -369,9 +369,7 @@ class Worker:
             return self._failed(unit, asyncio.CancelledError("the handler cancelled itself"))
         except Exception as error:
             return self._failed(unit, error)
-        finished = self.flusher.finished(unit, emits, "handled", ended_s=ended_s)
-        work.let_go(all_=self.ports.instrument.silent)
-        return new(m.Returned, (unit, finished))
+        return new(m.Returned, (unit, self.flusher.finished(unit, emits, "handled", ended_s=ended_s)))
 
     def _failed(self, unit: Unit, error: BaseException) -> m.Input:
         """A handler raised: the core decides whether it is tried again."""

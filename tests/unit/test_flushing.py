@@ -1,9 +1,7 @@
 """Commits whose end is not known, answers that come late, and hooks and handlers that fail in odd ways."""
 
 import asyncio
-import gc
 import time
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from choreo.core.alarms import Alarms
 from choreo.core.retry import RetryPolicy
 from choreo.errors import StoreError, TransportError
 from choreo.ports import CommitRequest, CommitResult, Lease
-from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.record import ProducerRecord, TopicPartition
 from choreo.running import Running
 from choreo.runtime import flushing
 from tests.integration.bad_days import running
@@ -448,34 +446,3 @@ async def test_a_service_that_cannot_leave_its_group_does_not_cut_short_another(
     assert ended.is_set()
     assert slow_.counts["handled"] == 1
     assert (desk_._tasks, slow_._tasks) == (set(), set())
-
-
-async def test_what_waits_to_be_durable_keeps_nothing_that_was_read(tmp_path: Path) -> None:
-    """Else it is thousands of events that are in nobody's hands any more. A flush that fails then is repeated."""
-    service, seen = Service("desk"), list[weakref.ref[Asked]]()
-
-    @service.handler(Asked)
-    async def answer(asked: Asked) -> Said:
-        seen.append(weakref.ref(asked))
-        return Said(who=asked.who, number=asked.number)
-
-    async with at_work(tmp_path, service) as found:
-        store, (flushing, answers) = found.stores["desk"], _events(2)
-        commit, fails = store.commit, [True]
-
-        async def held(request: CommitRequest) -> CommitResult:
-            if fails and request.finished:
-                fails.clear()
-                flushing.set()
-                await answers.wait()
-                raise StoreError("the store is away")
-            return await commit(request)
-
-        store.commit = held  # type: ignore[method-assign]
-        await found.publish(Asked(who="ann", number=1))
-        await flushing.wait()
-        records = [each for each in gc.get_objects() if type(each) is Record and each.topic == "asked"]
-        events = [each() for each in seen]
-        answers.set()
-        assert (records, events) == ([], [None])
-        assert await until(lambda: all_said(found, 1))
