@@ -317,8 +317,8 @@ class Engine:
         unit.result = result
         self._turns.end(unit)
         lane: Lane = unit.lane
-        head = lane.units.popleft()
-        assert head is unit
+        while (head := lane.units.popleft()) is not unit:  # it is given up, and in its transaction others ended
+            assert head.state in (FINISHED, DROPPED)
         lane.unflushed += 1
         self._commits.returned.append(unit)
         self._commits.note(self._now_s)
