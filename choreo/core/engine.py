@@ -318,8 +318,8 @@ class Engine:
         unit.result = result
         self._turns.end(unit)
         lane: Lane = unit.lane
-        head = lane.units.popleft()
-        assert head is unit
+        while (head := lane.units.popleft()) is not unit:  # it is given up, and in its transaction others ended
+            assert head.state in (FINISHED, DROPPED)
         lane.unflushed += 1
         commits = self._commits
         commits.returned.append(unit)

@@ -31,7 +31,7 @@ log = logging.getLogger("choreo.worker")
 
 FETCH_RECORDS_MAX = 500
 FETCH_WAIT_S = 1.0
-FETCH_AGAIN_S = 0.005
+FETCH_AGAIN_S = 0.002
 """Between fetches while the store is at work: a fetch of two records costs what one of fifty does."""
 AGAIN_S = 1.0
 AGAIN_S_MAX = 60.0

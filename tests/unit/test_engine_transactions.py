@@ -27,6 +27,19 @@ def test_a_suspect_that_transacts_waits_for_the_flush_of_what_was_before_it_in_i
     assert invoked(drive.step(ended(m.Outcome(suspect, "rows")))) == [2]
 
 
+def test_what_is_given_up_in_a_transaction_of_a_drain_comes_after_what_ended_in_it() -> None:
+    """They stand in one lane, which is not looked at any more when its partition drains."""
+    drive = Drive()
+    done, hopeless = make(0, transacts=True), make(1, transacts=True)
+    assert transacts(drive.take(done, hopeless)) == [[done, hopeless]]
+    drive.step(m.Draining([P]))
+    raised = m.Raised(hopeless, "dead_letter", "no such sku")
+    effects = drive.step(ended(m.Outcome(done, "rows"), m.Outcome(hopeless, raised=raised)))
+    assert of(m.DeadLetter, effects) == [m.DeadLetter(hopeless, "no such sku")]
+    (commit,) = of(m.Commit, drive.back(hopeless) + drive.tick(0.005))
+    assert (list(commit.units), dict(commit.offsets)) == ([hopeless], {P: 2})
+
+
 def test_a_timer_that_rings_early_is_set_again() -> None:
     """The wall clock was set back while the runtime slept: without another input nothing else would wake the unit."""
     drive = Drive()
