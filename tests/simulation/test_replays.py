@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from choreo import App, Event, Flow, RetryPolicy, Service
+from choreo.record import Record
 from choreo.runtime.routing import Router, Work
 from choreo.testing.simulation import Faults, Simulation, World
+from choreo.testing.simulation.log import Partition, Transaction
 
 SEEDS = max(5, int(os.environ.get("SIMULATE_SEEDS", "500")) // 50)
 FAULTS = Faults(handler_fails=0.3)
@@ -100,3 +102,13 @@ def test_replay_without_an_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 def _place(work: Work) -> bytes:
     return work.record.offset.to_bytes(16, "big")
+
+
+@pytest.mark.parametrize(
+    ("committed", "end"), [(False, 1), (None, 2), (True, 2)], ids=["aborted", "open", "committed"]
+)
+def test_what_was_aborted_at_the_end_of_a_log_is_not_unread(committed: bool | None, end: int) -> None:
+    """Nobody is given it; a world was taken for stuck that had nothing left to do."""
+    record, partition = Record("booked", 0, 0, None, b"", (), 0), Partition()
+    partition.entries = [(record, None), (record, Transaction(committed))]
+    assert partition.readable_end() == end

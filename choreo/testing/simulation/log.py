@@ -53,6 +53,13 @@ class Partition:
         self.first_open = at
         return at
 
+    def readable_end(self) -> int:
+        """The end, but for aborted records there: nobody is given those, so nobody commits an offset behind them."""
+        at = len(self.entries)
+        while at and (transaction := self.entries[at - 1][1]) is not None and transaction.committed is False:
+            at -= 1
+        return at
+
     def committed(self, offset: int, records_max: int) -> tuple[list[Record], int]:
         """Records from `offset` below the last stable offset, without those of aborted transactions; next offset."""
         found: list[Record] = []

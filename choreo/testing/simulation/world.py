@@ -346,6 +346,6 @@ class World:
         found: Counter[str] = Counter()
         for group in self.groups.values():
             for id_ in group.partitions:
-                end = len(self.log.partitions[id_].entries)
+                end = self.log.partitions[id_].readable_end()
                 found[group.name] += max(0, end - self.reached.get((group.name, id_), 0))
         return {name: count for name, count in found.items() if count}
