@@ -45,6 +45,13 @@ Constant = tuple[tuple[Header, ...], Header | None]
 _NO_EXTENSIONS: Mapping[str, str] = {}
 
 
+class TraceContext(NamedTuple):
+    """The headers of W3C Trace Context that an event is sent with."""
+
+    traceparent: str | None
+    tracestate: str | None
+
+
 class Envelope(NamedTuple):
     """What is known of an event beside its data. A named tuple as records are, and for the same reason.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from choreo.access import Access
-from choreo.envelope import Envelope
+from choreo.envelope import Envelope, TraceContext
 from choreo.parked import Leaves, Waits
 from choreo.record import ProducerRecord, Record, TopicPartition
 
@@ -409,13 +409,6 @@ class UnitInfo(NamedTuple):
     new_trace: bool = False
 
 
-class TraceContext(NamedTuple):
-    """The headers of W3C Trace Context that an event is sent with."""
-
-    traceparent: str | None
-    tracestate: str | None
-
-
 class FlowMark(NamedTuple):
     """What a watch has found of a flow: that it came to an `end`, or that it is past its deadline.
 
@@ -432,8 +425,7 @@ class FlowMark(NamedTuple):
 class Span(Protocol):
     """One `process` span, open while its unit is worked on.
 
-    `silent`: nothing but `attach` need be told of a unit that is handled at the first attempt, and what it emits goes
-    with the headers it came with.
+    `silent`: of a unit handled at once only `attach` need be told, and its emits take the headers it came with.
     """
 
     silent: bool

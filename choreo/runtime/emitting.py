@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from choreo import envelope as cloudevents
 from choreo.core.emission import derived_id
 from choreo.core.retry import Delayed
-from choreo.envelope import Envelope, binary, constant_headers
+from choreo.envelope import Envelope, TraceContext, binary, constant_headers
 from choreo.errors import Reject
 from choreo.event import Event
-from choreo.ports import TraceContext
 from choreo.record import Header, ProducerRecord, Record, new
 from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin, replay_headers
 from choreo.runtime.retrying import RETRY_PREFIX, Retried, retried_headers

@@ -11,9 +11,8 @@ from dataclasses import replace
 from choreo.core.emission import replay_identity
 from choreo.core.retry import Delayed
 from choreo.core.units import Unit
-from choreo.envelope import Envelope
+from choreo.envelope import Envelope, TraceContext
 from choreo.parked import Leaves, Waits
-from choreo.ports import TraceContext
 from choreo.record import ProducerRecord
 from choreo.runtime.emitting import COPY_BYTES_MAX, Emitter, again, size_of, where
 from choreo.runtime.replaying import Replay, event_identity, replay_headers

@@ -5,8 +5,8 @@ from time import perf_counter
 
 from opentelemetry.metrics import Histogram
 
-from choreo.envelope import Envelope
-from choreo.ports import FlowMark, Instrument, Span, TraceContext, UnitInfo
+from choreo.envelope import Envelope, TraceContext
+from choreo.ports import FlowMark, Instrument, Span, UnitInfo
 from choreo.telemetry.attributes import type_name
 from choreo.telemetry.durations import Durations
 from choreo.telemetry.tally import Tally, count, of_error, of_operation

@@ -11,8 +11,8 @@ from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
-from choreo.envelope import Envelope
-from choreo.ports import TraceContext, UnitInfo
+from choreo.envelope import Envelope, TraceContext
+from choreo.ports import UnitInfo
 from choreo.record import new
 from choreo.telemetry import encoding
 from choreo.telemetry.attributes import Attributes, type_name

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from choreo.envelope import TRACESTATE_BYTES_MAX, Envelope
-from choreo.ports import FlowMark, Span, TraceContext, UnitInfo
+from choreo.envelope import TRACESTATE_BYTES_MAX, Envelope, TraceContext
+from choreo.ports import FlowMark, Span, UnitInfo
 from choreo.record import last_headers, new
 from choreo.telemetry.traceparent import CHARS_MAX
 

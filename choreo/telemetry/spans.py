@@ -15,8 +15,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
 from choreo import ports
-from choreo.envelope import Envelope
-from choreo.ports import FlowMark, Peer, TraceContext, UnitInfo
+from choreo.envelope import Envelope, TraceContext
+from choreo.ports import FlowMark, Peer, UnitInfo
 from choreo.telemetry.attributes import SCHEMA_URL, Attributes, of_client, of_process, of_send, type_name
 from choreo.telemetry.causes import EMPTY, apart, below
 from choreo.telemetry.nesting import attach

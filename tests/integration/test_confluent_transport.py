@@ -200,6 +200,25 @@ async def test_member_that_leaves_may_drain_for_longer_than_its_session(kafka: s
         assert not owner.owned
 
 
+async def test_what_came_in_the_step_of_the_close_is_not_taken_back(kafka: str) -> None:
+    """Its owner never heard of it: it is told of an end only where it was told of a beginning."""
+    async with owners(kafka, 1) as (_, (owner,)):
+        topic = await topic_of(owner.transport)
+        await owner.join(topic)
+        await until(lambda: owner.owned, owner)
+        told = 0
+
+        async def drain() -> None:
+            nonlocal told
+            told += 1
+
+        owner.drain = drain
+        await owner.consumer.revoked([TopicPartition(topic, 99)], lost=False)
+        assert told == 0
+        await owner.consumer.close()
+        assert told == 1
+
+
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 async def test_topic_deleted_while_running_is_an_error_that_says_so(
     kafka: str, protocol: Literal["classic", "consumer"]

@@ -279,8 +279,10 @@ class ConfluentConsumer:
             await asyncio.wait({before})
         if self._closed:
             return
-        self._ours.update({partition: _Flow() for partition in partitions if self.grants.token(partition)})
-        await self._tell(self._assignment.assigned(partitions))
+        ours = [partition for partition in partitions if self.grants.token(partition)]
+        self._ours.update({partition: _Flow() for partition in ours})
+        if ours:
+            await self._tell(self._assignment.assigned(ours))
         if self._taking is asyncio.current_task():
             self._taking = None
 
@@ -288,13 +290,15 @@ class ConfluentConsumer:
         """Deliver nothing of them, have what was begun finished, then forget them."""
         if self._taking is not None:
             await asyncio.wait({self._taking}, timeout=TAKE_OVER_S)
+        told = [partition for partition in partitions if partition in self._ours]  # none, if closed as they came
         for partition in partitions:
             flow = self._ours.pop(partition, None)
             if flow is not None and not flow.paused:
                 self._thread.took(len(flow.buffer))
             if lost:
                 self.known.pop(partition, None)
-        await self._tell(self._assignment.revoked(partitions, lost=lost))
+        if told:
+            await self._tell(self._assignment.revoked(told, lost=lost))
         if not self._closed:
             looking = self._look_for({topic for topic, _ in partitions})
             self._looking = {each for each in self._looking if not each.done()} | {asyncio.create_task(looking)}
