@@ -57,6 +57,12 @@ ONCE_S = 4.0
 INTERNAL = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"})
 
 
+def passing(error: BaseException) -> KafkaError | None:
+    """librdkafka's error, if the same question may be answered a little later."""
+    told = error_of(error)
+    return told if told is not None and (told.retriable() or told.code() in AGAIN) else None
+
+
 class ConfluentAdmin:
     """One admin client, made when first needed. Every call ends within `timeout_s` or raises TransportError."""
 
@@ -159,9 +165,8 @@ class ConfluentAdmin:
                 try:
                     found[partition] = (await self.answer(answer)).offset
                 except Exception as error:
-                    told = error_of(error)
-                    again = told is not None and (told.retriable() or told.code() in AGAIN)
-                    if told is None or not again or time.monotonic() > until_s:
+                    told = passing(error)
+                    if told is None or time.monotonic() > until_s:
                         raise TransportError(f"{partition}: its offsets cannot be read: {reason(error)}") from error
                     self._renew_after(told)
                     pending.append(partition)

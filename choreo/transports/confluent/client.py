@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from choreo.access import Access, Operation, lacking
 from choreo.errors import ConfigurationError, TransportError
-from choreo.record import Headers, Record, TopicPartition
+from choreo.record import Headers, Record, TopicPartition, new
 
 try:
     from confluent_kafka import (
@@ -140,8 +140,6 @@ _headers_of = operator.methodcaller("headers")
 # Not `message.headers()`: for a key that is no UTF-8 2.16 returns a list and leaves an exception set, which CPython
 # notices here, and at such a call only now and then.
 
-_new = tuple.__new__  # of a named tuple in half the time
-
 
 def records_of(messages: Iterable[Message], partition: TopicPartition) -> list[Record]:
     """Messages of a partition as records. One whose headers cannot be read has none; the log says so."""
@@ -154,7 +152,7 @@ def records_of(messages: Iterable[Message], partition: TopicPartition) -> list[R
             log.warning("%s@%s: a header key is no UTF-8; read without headers", partition, message.offset())
             headers = ()
         offset, key, value, timestamp = message.offset(), message.key(), message.value(), message.timestamp()
-        found.append(_new(Record, (topic, number, offset, key, value, headers, timestamp[1])))
+        found.append(new(Record, (topic, number, offset, key, value, headers, timestamp[1])))
     return found
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.record import TopicPartition
-from choreo.transports.confluent.admin import AGAIN, AGAIN_S, ONCE_S, ConfluentAdmin
-from choreo.transports.confluent.client import Consumer, KafkaException, error_of, made, partition_of, place
+from choreo.transports.confluent.admin import AGAIN_S, ONCE_S, ConfluentAdmin, passing
+from choreo.transports.confluent.client import Consumer, KafkaException, made, partition_of, place
 from choreo.transports.confluent.settings import CONSUMER_DEFAULTS
 
 
@@ -37,9 +37,7 @@ class CommittedOffsets:
                 async with self._one:
                     return await self._admin.call(lambda: self._ask(partitions))
             except KafkaException as error:
-                told = error_of(error)
-                again = told is not None and (told.retriable() or told.code() in AGAIN)
-                if not again or time.monotonic() > until_s:
+                if passing(error) is None or time.monotonic() > until_s:
                     raise
             await asyncio.sleep(AGAIN_S)
 

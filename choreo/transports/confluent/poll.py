@@ -106,7 +106,6 @@ class PollThread:
         self._tasks: set[asyncio.Task[None]] = set()
         self._versions: dict[TopicPartition, int] = {}  # of partitions that were sought
         self._held: set[TopicPartition] = set()
-        self._drained: set[TopicPartition] = set()
         self._all_held = False
         self.joined = False
         self._thread = threading.Thread(target=self._run, name=f"choreo-kafka-{name}", daemon=True)
@@ -210,7 +209,6 @@ class PollThread:
         """
         partitions = self.grants.partitions()
         if partitions:
-            self._drained.update(partitions)
             self._tell(partitions, lost=False)
 
     def _call_soon(self, function: Callable[[], object]) -> None:
@@ -327,9 +325,7 @@ class PollThread:
         partitions = [partition_of(each) for each in places]
         if lost:  # somebody else may have them; a commit under way is refused by the broker
             self.grants.withdraw(partitions)
-        left = [each for each in partitions if each not in self._drained]
-        if left:
-            self._tell(left, lost=lost)
+        self._tell(partitions, lost=lost)  # again, of those that were drained: nothing is done then
         until_s = time.monotonic() + COMMITS_S
         while not self.grants.free(partitions):
             if lost or time.monotonic() > until_s:
@@ -340,7 +336,6 @@ class PollThread:
         for partition in partitions:
             self._versions.pop(partition, None)
             self._held.discard(partition)
-            self._drained.discard(partition)
         consumer.incremental_unassign(places)
 
     def _tell(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
