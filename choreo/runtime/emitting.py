@@ -90,18 +90,14 @@ class Emitter:
             ordinal = counts[type_] = counts.get(type_, -1) + 1
             id_ = derived_id(name, handler, cause_source, cause_id, type_, ordinal)
             key, value = event.record_key(), event.payload()
-            if sending is None and outlet.plain:
-                if len(value) > EMIT_BYTES_MAX:
-                    _check_size(type_, value)
-                constant = outlet.constant
-                headers = binary(constant, id_, flow, time, None, caused_by, traceparent, tracestate, extensions)
-                records.append(new(ProducerRecord, (topic, key, value, headers, None)))
-                continue
             parent, state = traceparent, tracestate
-            said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
-            envelope = new(Envelope, (*said, parent, state, extensions))
-            value = value if outlet.plain else wire_value(topic, envelope, value)
-            _check_size(type_, value)
+            if sending is not None or not outlet.plain:
+                said = id_, source, type_, outlet.version, time, None, None, flow, caused_by
+                envelope = new(Envelope, (*said, parent, state, extensions))
+                value = value if outlet.plain else wire_value(topic, envelope, value)
+            if len(value) > EMIT_BYTES_MAX:
+                # Found out only after its commit, a topic's refusal would stop the service for ever.
+                raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
             if sending is not None:
                 parent, state = sending(topic, envelope, key)
             if outlet.plain:
@@ -154,12 +150,6 @@ class Emitter:
     def _propagated(self, extensions: Mapping[str, str]) -> Mapping[str, str]:
         found = {name: extensions[name] for name in self._propagate if name in extensions}
         return {name: text for name, text in found.items() if len(text.encode()) <= cloudevents.ID_BYTES_MAX}
-
-
-def _check_size(type_: str, value: bytes) -> None:
-    if len(value) > EMIT_BYTES_MAX:
-        # Found out only after its commit, a topic's refusal would stop the service for ever.
-        raise Reject(f"the {type_} it emits has {len(value)} bytes, the limit is {EMIT_BYTES_MAX}")
 
 
 def where(work: Work) -> Mapping[str, str]:

@@ -70,15 +70,14 @@ class Kinds:
         self._always = always
         self.known: dict[Hashable, Kind] = {}
 
-    def process(self, unit: UnitInfo, envelope: Envelope) -> Kind:
+    def process(self, name: Hashable, unit: UnitInfo) -> Kind:
         """A new one, of the unit's `process` span."""
-        name = unit.record.topic, unit.record.partition, unit.handler, envelope[1:4]
         attributes = of_process(self._always, unit)
         return self._made(name, f"process {unit.record.topic}", encoding.CONSUMER, encoding.REMOTE, attributes)
 
-    def send(self, topic: str, envelope: Envelope, key: bytes | None) -> Kind:
+    def send(self, name: Hashable, topic: str, envelope: Envelope, key: bytes | None) -> Kind:
         """A new one, of a `send` span."""
-        name, attributes = (topic, envelope[1:4]), of_send(self._always, topic, envelope, key)
+        attributes = of_send(self._always, topic, envelope, key)
         return self._made(name, f"send {topic}", encoding.PRODUCER, encoding.LOCAL, attributes)
 
     def _made(self, name: Hashable, title: str, number: int, flags: int, attributes: Attributes) -> Kind:

@@ -59,8 +59,8 @@ class Quick:
         envelope, (topic, partition, offset, key, value, _, _) = unit.envelope, unit.record
         if envelope is None or not envelope[0] or value is None:
             return None
-        kinds = self.kinds
-        kind = kinds.known.get((topic, partition, unit.handler, envelope[1:4])) or kinds.process(unit, envelope)
+        kinds, name = self.kinds, (topic, partition, unit.handler, envelope[1:4])
+        kind = kinds.known.get(name) or kinds.process(name, unit)
         return QuickUnit(self, kind, envelope, key, offset, sender)
 
 
@@ -125,8 +125,8 @@ class QuickUnit(LiveSpan, Queued):
         span_id, sender = self._span_id, self._sender
         if not self._end_ns:
             try:
-                kinds = self.service.kinds
-                kind = kinds.known.get((topic, envelope[1:4])) or kinds.send(topic, envelope, key)
+                kinds, name = self.service.kinds, (topic, envelope[1:4])
+                kind = kinds.known.get(name) or kinds.send(name, topic, envelope, key)
             except Exception as error:
                 contain("sending", error)
             else:

@@ -65,11 +65,11 @@ def incoming(unit: UnitInfo) -> tuple[str | None, str | None]:
     A record that is no readable event may still have them among its headers, so that its dead letter stays in
     the trace it belongs to.
     """
-    if unit.envelope is not None:
-        traceparent, tracestate = unit.envelope.traceparent, unit.envelope.tracestate
-    else:
-        headers = last_headers(unit.record.headers)
-        traceparent, tracestate = _text(headers.get("traceparent")), _text(headers.get("tracestate"))
+    envelope = unit.envelope
+    if envelope is not None:  # bounded when it was read
+        return envelope.traceparent, envelope.tracestate
+    headers = last_headers(unit.record.headers)
+    traceparent, tracestate = _text(headers.get("traceparent")), _text(headers.get("tracestate"))
     if not traceparent or len(traceparent) > CHARS_MAX:
         return None, None
     return traceparent, tracestate if tracestate and len(tracestate) <= TRACESTATE_BYTES_MAX else None

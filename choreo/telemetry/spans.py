@@ -67,11 +67,7 @@ class OtelInstrument:
 
     def process(self, unit: UnitInfo, *, now_s: float) -> ports.Span:
         """A unit begins: a span below the one that sent its event, or nothing where that was not sampled."""
-        envelope = unit.envelope
-        if envelope is None:
-            traceparent, tracestate = incoming(unit)
-        else:
-            traceparent, tracestate = envelope.traceparent, envelope.tracestate
+        traceparent, tracestate = incoming(unit)
         try:
             if traceparent is not None and is_usual(traceparent):
                 if traceparent[54] in "02":

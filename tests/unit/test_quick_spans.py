@@ -351,7 +351,7 @@ def test_kinds_are_bounded() -> None:
     """A sender that makes up a type for every event fills no memory."""
     kinds = Kinds({})
     for number in range(KINDS_MAX + 10):
-        kinds.send("stock", Envelope("i", "/s", f"type.{number}"), None)
+        kinds.send(("stock", number), "stock", Envelope("i", "/s", f"type.{number}"), None)
     assert len(kinds.known) <= KINDS_MAX
 
 
