@@ -40,6 +40,11 @@ def encoded(texts: Sequence[str]) -> Bytea:
     return Bytea.of([known[text] for text in texts])
 
 
+def _columns(rows: Sequence[Row], count: int) -> Sequence[Row]:
+    """As many, empty ones too where there are no rows."""
+    return list(zip(*rows, strict=True)) or [()] * count
+
+
 def lease_columns(leases: Iterable[Lease]) -> dict[str, Any]:
     """Leases as arrays: one element a lease in each."""
     held = list(leases)
@@ -56,7 +61,7 @@ def claim_columns(leases: Sequence[Lease], requests: Sequence[tuple[int, ClaimRe
     place = {lease.partition: at for at, lease in enumerate(leases, 1)}
     ordered = sorted(requests, key=lambda each: each[1].digest)
     numbers = [number for number, _ in ordered]
-    columns = list(zip(*[each for _, each in ordered], strict=True)) or [()] * len(ClaimRequest._fields)
+    columns = _columns([each for _, each in ordered], len(ClaimRequest._fields))
     partitions, digests, fingerprints, handlers, offsets, flows, timestamps_ms, solos, _ = columns
     correlation_ids = [encode(each) for each in flows]
     return {
@@ -77,7 +82,7 @@ def claim_columns(leases: Sequence[Lease], requests: Sequence[tuple[int, ClaimRe
 def emit_columns(emits: Sequence[tuple[bytes, ProducerRecord]]) -> dict[str, Any]:
     """Emits, each with the digest of its unit, as arrays in their order."""
     digests = [digest for digest, _ in emits]
-    columns = list(zip(*[record for _, record in emits], strict=True)) or [()] * len(ProducerRecord._fields)
+    columns = _columns([record for _, record in emits], len(ProducerRecord._fields))
     topics, keys, values, headers, partitions = columns
     return {
         "emit_digests": Bytea.of(digests),

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from choreo.errors import LeaseLost, StoreError
 from choreo.instances import INSTANCES
@@ -36,6 +36,7 @@ class Commit:
         self._db = db
         self._digests = digests
         self._request = request
+        self._held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in request.leases.items()}
         self._with_log = with_log
         self._now_ms = now_ms
         self.timers_due_ms: list[int] = []
@@ -59,7 +60,7 @@ class Commit:
             finished = [
                 unit for unit in finished if unit.partition not in refused and unit.digest not in self._written
             ]
-            self._done(finished)
+            self._finish(finished, self._rows)
         self._write(finished)
         transacted = self._transact(refused)
         offsets = {id_: offset for id_, offset in request.offsets.items() if id_ not in refused}
@@ -69,19 +70,10 @@ class Commit:
         return CommitResult(frozenset(refused), transacted, self._outbox)
 
     def _done_at_once(self, units: Sequence[Finished]) -> bool:
-        """Their keys are done, by one statement for all; none is if one of them is not ours, or is done already."""
-        held = {id_: (lease.group, *id_, lease.epoch) for id_, lease in self._request.leases.items()}
-        now_ms, ids = self._now_ms, self._digests.find_all(self._db, [unit.digest for unit in units])
+        """Their keys are done, without a look at each; none is if one of them is not ours, or is done already."""
+        ids = self._digests.find_all(self._db, [unit.digest for unit in units])
         self._db.execute(f"SAVEPOINT {self._savepoint}")
-        done = batched.execute(
-            self._db,
-            _FINISH,
-            "(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (ids.get(digest), outcome, attempts, duration_s, now_ms, *held[partition])
-                for partition, _, digest, _, outcome, attempts, duration_s, _ in units
-            ],
-        )
+        done = self._finish(units, ids)
         all_done = done == len(units) or not units
         if not all_done:
             self._db.execute(f"ROLLBACK TO {self._savepoint}")
@@ -114,15 +106,17 @@ class Commit:
         self._rows[digest] = id_
         return bool(row[0])
 
-    def _done(self, units: Sequence[Finished]) -> None:
-        """Their keys are done; one statement for all."""
-        self._db.executemany(
-            "UPDATE choreo_key SET done = 1, outcome = ?, attempts = ?, duration_s = ?, done_ms = ? WHERE id = ?",
-            [(unit.outcome, unit.attempts, unit.duration_s, self._now_ms, self._rows[unit.digest]) for unit in units],
-        )
+    def _finish(self, units: Sequence[Finished], ids: Mapping[bytes, int]) -> int:
+        """Their keys are done; how many were ours, and were not."""
+        now_ms, held = self._now_ms, self._held
+        rows = [
+            (ids.get(digest), outcome, attempts, duration_s, now_ms, *held[partition])
+            for partition, _, digest, _, outcome, attempts, duration_s, _ in units
+        ]
+        return batched.execute(self._db, _FINISH, "(?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _write(self, units: Sequence[Finished]) -> None:
-        """Their emits stand in the log or the outbox, in order; one statement for all."""
+        """Their emits stand in the log or the outbox, in order."""
         emits: list[tuple[TopicPartition, ProducerRecord]] = []
         for partition, _, _, records, _, _, _, parking in units:
             for record in records:
@@ -188,7 +182,7 @@ class Commit:
             finished: Finished = unit.invoke(transaction, self._db)
             if not self._db.in_transaction:
                 raise StoreError("SQLite rolled it back, and the handler caught the error; the disk may be full")
-            self._done([finished])
+            self._finish([finished], self._rows)
             self._write([finished])
         except (Exception, asyncio.CancelledError) as error:  # a plain handler's own: nobody cancels a thread
             if _file_failed(error) or not self._db.in_transaction:
