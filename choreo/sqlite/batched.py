@@ -3,16 +3,17 @@ wait for it 5 ms where that one is busy: a row a step would be as many waits, an
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-_AT_ONCE = (64, 8, 1)
-"""Rows of a statement; few enough for 999 parameters."""
+_AT_ONCE = tuple(1 << power for power in range(9, -1, -1))
+"""Rows of a statement: whatever their number is, it is few of these, and each statement is prepared once. Few enough
+for the 32,766 parameters that SQLite takes since 3.32."""
 
 
-def execute(db: sqlite3.Connection, statement: str, row: str, rows: Sequence[Sequence[Any]]) -> int:
+def change(db: sqlite3.Connection, statement: str, row: str, rows: Sequence[Sequence[Any]]) -> int:
     """Execute a statement that takes rows of `VALUES`; returns how many rows it changed.
 
     Args:
@@ -20,15 +21,27 @@ def execute(db: sqlite3.Connection, statement: str, row: str, rows: Sequence[Seq
         row: One of them, `(?, ?)`.
         rows: The parameters of each, in the order they are to be in.
     """
-    changed = at = 0
+    return sum(cursor.rowcount for cursor in _executed(db, statement, row, rows))
+
+
+def insert(db: sqlite3.Connection, statement: str, row: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Insert rows, as `change`; returns the id of the last one, 0 if there is none."""
+    last = 0
+    for cursor in _executed(db, statement, row, rows):
+        last = cursor.lastrowid or 0
+    return last
+
+
+def _executed(
+    db: sqlite3.Connection, statement: str, row: str, rows: Sequence[Sequence[Any]]
+) -> Iterator[sqlite3.Cursor]:
+    at = 0
     for count in _AT_ONCE:
-        filled = _filled(statement, row, count)
         while len(rows) - at >= count:
-            changed += db.execute(filled, list(chain.from_iterable(rows[at : at + count]))).rowcount
+            yield db.execute(_filled(statement, row, count), list(chain.from_iterable(rows[at : at + count])))
             at += count
-    return changed
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _filled(statement: str, row: str, count: int) -> str:
     return statement.replace("{rows}", ", ".join([row] * count))

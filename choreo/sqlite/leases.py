@@ -1,7 +1,8 @@
 """Leases of input partitions: one row each, with an epoch that fences. Functions on a connection."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from choreo.ports import Lease
 from choreo.record import TopicPartition
@@ -20,10 +21,19 @@ def take(db: sqlite3.Connection, group: str, partition: TopicPartition, owner: s
     return Lease(group, partition, row[0], owner)
 
 
-def holds(db: sqlite3.Connection, lease: Lease) -> bool:
-    """Whether the lease is still the newest. Its age does not matter as long as nobody took over."""
-    row = db.execute(f"SELECT epoch FROM choreo_lease WHERE {_WHERE}", (lease.group, *lease.partition)).fetchone()
-    return row is not None and row[0] == lease.epoch
+def lost(db: sqlite3.Connection, held: Collection[Lease]) -> set[TopicPartition]:
+    """Partitions whose lease is not the newest any more. Its age does not matter as long as nobody took over."""
+    if not held:
+        return set()
+    values = [each for lease in held for each in (lease.group, *lease.partition, lease.epoch)]
+    return {TopicPartition(*row) for row in db.execute(_lost(len(held)), values)}
+
+
+@lru_cache(maxsize=64)
+def _lost(count: int) -> str:
+    return f"""SELECT v.column2, v.column3 FROM (VALUES {", ".join(["(?, ?, ?, ?)"] * count)}) v
+        LEFT JOIN choreo_lease l ON l."group" = v.column1 AND l.topic = v.column2 AND l."partition" = v.column3
+        WHERE l.epoch IS NOT v.column4"""
 
 
 def renew(db: sqlite3.Connection, lease: Lease, expires_ms: int, progress_ms: int | None) -> bool:

@@ -136,7 +136,7 @@ def append(db: sqlite3.Connection, records: Sequence[ProducerRecord], now_ms: in
         offset = ends[topic, partition]
         ends[topic, partition] = offset + 1
         rows.append((topic, partition, offset, record.key, record.value, encode_headers(record.headers), now_ms))
-    batched.execute(db, "INSERT INTO choreo_log VALUES {rows}", "(?, ?, ?, ?, ?, ?, ?)", rows)
+    batched.insert(db, "INSERT INTO choreo_log VALUES {rows}", "(?, ?, ?, ?, ?, ?, ?)", rows)
     db.executemany(
         'UPDATE choreo_log_end SET next = ? WHERE topic = ? AND "partition" = ?',
         [(end, topic, partition) for (topic, partition), end in ends.items()],

@@ -23,9 +23,8 @@ def claim(
     Raises:
         LeaseLost: Somebody has taken one of the partitions over.
     """
-    for lease in held:
-        if not leases.holds(db, lease):
-            raise LeaseLost(f"a newer owner has {lease.partition} of the group {lease.group}")
+    if gone := sorted(leases.lost(db, held)):
+        raise LeaseLost(f"a newer owner has {', '.join(map(str, gone))} of the group {held[0].group}")
     by_partition = {lease.partition: lease for lease in held}
     owners = {lease.partition: (lease.group, *lease.partition, lease.epoch) for lease in held}
     digests.refresh(db)
@@ -65,14 +64,13 @@ def _insert(db: sqlite3.Connection, new: Mapping[bytes, _Columns]) -> dict[bytes
     """The ids of the new keys."""
     if not new:
         return {}
-    batched.execute(
+    last = batched.insert(
         db,
         "INSERT INTO choreo_key VALUES {rows}",
         "(NULL, ?, 0, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', 0, 0, 0)",
         list(new.values()),
     )
     # Nobody else writes meanwhile, so their ids are in a row.
-    (last,) = db.execute("SELECT last_insert_rowid()").fetchone()
     return dict(zip(new, range(last - len(new) + 1, last + 1), strict=True))
 
 

@@ -51,7 +51,7 @@ class Commit:
         """Check every lease and claim, then write."""
         request = self._request
         self._digests.refresh(self._db)
-        refused = {id_ for id_, lease in request.leases.items() if not leases.holds(self._db, lease)}
+        refused = leases.lost(self._db, request.leases.values())
         finished = request.finished
         if refused:
             finished = [unit for unit in finished if unit.partition not in refused]
@@ -113,7 +113,7 @@ class Commit:
             (ids.get(digest), outcome, attempts, duration_s, now_ms, *held[partition])
             for partition, _, digest, _, outcome, attempts, duration_s, _ in units
         ]
-        return batched.execute(self._db, _FINISH, "(?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        return batched.change(self._db, _FINISH, "(?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _write(self, units: Sequence[Finished]) -> None:
         """Their emits stand in the log or the outbox, in order."""
@@ -138,7 +138,7 @@ class Commit:
             log.append(self._db, [record for _, record in emits], self._now_ms)
             return
         inputs = {id_: (lease.group, *id_) for id_, lease in self._request.leases.items()}
-        batched.execute(
+        last = batched.insert(
             self._db,
             'INSERT INTO choreo_outbox ("group", topic, "partition", to_topic, key, value, headers) VALUES {rows}',
             "(?, ?, ?, ?, ?, ?, ?)",
@@ -148,7 +148,6 @@ class Commit:
             ],
         )
         # Nobody else writes meanwhile, so their ids are in a row.
-        (last,) = self._db.execute("SELECT last_insert_rowid()").fetchone()
         rows = range(last - len(emits) + 1, last + 1)
         self._outbox += [(row, record) for row, (_, record) in zip(rows, emits, strict=True)]
 

@@ -16,15 +16,21 @@ RUN_KEYS, RUN_KEYS_MAX = 65_536, 262_144
 """In memory some 10 to 45 MB; sorting them in holds the write lock for 0.2 s at 10^6 keys, for a second at 10^7."""
 RUN_SHARE = 40
 """In between a run is such a part of the keys there are."""
+_GIVEN_AND_END = (  # the last id that a committed key was given, and the last one that is in a run
+    "SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'), 0), (SELECT end FROM choreo_run)"
+)
 _INDEXED = (
     "SELECT k.id FROM choreo_digest d CROSS JOIN choreo_key k ON k.id = d.id "
     "WHERE d.prefix = substr(?1, 1, 8) AND k.digest = ?1"
 )
-_AT_ONCE = 64
 # A statement each would be the larger part of what it costs to find nothing.
-_ALL_INDEXED = f"""SELECT v.column1, k.id FROM (VALUES {", ".join(["(?)"] * _AT_ONCE)}) v
+_FEW, _MANY = 64, 512
+_ALL_INDEXED = {
+    count: f"""SELECT v.column1, k.id FROM (VALUES {", ".join(["(?)"] * count)}) v
     CROSS JOIN choreo_digest d ON d.prefix = substr(v.column1, 1, 8)
     CROSS JOIN choreo_key k ON k.id = d.id AND k.digest = v.column1"""
+    for count in (_FEW, _MANY)
+}
 
 
 class Digests:
@@ -50,17 +56,18 @@ class Digests:
         """Take note of what was committed since; before anything is changed in this transaction."""
         expected, self._expected = self._expected, {}
         version = db.execute("PRAGMA data_version").fetchone()[0]  # another one once somebody else has committed
-        if expected and version == self._version and _given(db) == (last := max(expected.values())):
+        given, run_end = db.execute(_GIVEN_AND_END).fetchone()
+        if expected and version == self._version and given == (last := max(expected.values())):
             self._ids |= expected
             self._seen = last
         self._version = version
-        run_end = _run_end(db)
         if run_end > self._run_end:
             self._ids = {digest: id_ for digest, id_ in self._ids.items() if id_ > run_end}
             self._run_end, self._seen = run_end, max(run_end, self._seen)
             self._run_keys = _run_keys(db, run_end)
-        for id_, digest in db.execute("SELECT id, digest FROM choreo_key WHERE id > ? ORDER BY id", (self._seen,)):
-            self._ids[digest] = self._seen = id_
+        if given > self._seen:
+            for id_, digest in db.execute("SELECT id, digest FROM choreo_key WHERE id > ? ORDER BY id", (self._seen,)):
+                self._ids[digest] = self._seen = id_
 
     def find(self, db: sqlite3.Connection, digest: bytes) -> int | None:
         """The id of its key at `refresh`; that row may be gone."""
@@ -76,9 +83,12 @@ class Digests:
         found = {digest: newest[digest] for digest in digests if digest in newest}
         if self._run_end and len(found) < len(digests):
             older: list[bytes | None] = [digest for digest in digests if digest not in found]
-            for at in range(0, len(older), _AT_ONCE):
-                some = older[at : at + _AT_ONCE]
-                found.update(db.execute(_ALL_INDEXED, some + [None] * (_AT_ONCE - len(some))))
+            at = 0
+            while at < len(older):
+                count = _MANY if len(older) - at > _MANY // 2 else _FEW
+                some = older[at : at + count]
+                found.update(db.execute(_ALL_INDEXED[count], some + [None] * (count - len(some))))
+                at += count
         return found
 
 
@@ -96,9 +106,9 @@ def known(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, bool]
 
 def sort_in(db: sqlite3.Connection) -> bool:
     """Put the oldest run into the index; False if there is no whole one."""
-    begin = _run_end(db)
+    given, begin = db.execute(_GIVEN_AND_END).fetchone()
     end = begin + _run_keys(db, begin)
-    if _given(db) < end:
+    if given < end:
         return False
     db.execute(
         "INSERT INTO choreo_digest SELECT substr(digest, 1, 8) AS prefix, id FROM choreo_key "
@@ -126,9 +136,3 @@ def _run_keys(db: sqlite3.Connection, end: int) -> int:
 
 def _run_end(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT end FROM choreo_run").fetchone()[0])
-
-
-def _given(db: sqlite3.Connection) -> int:
-    """The last id that a committed key was given."""
-    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'choreo_key'").fetchone()
-    return 0 if row is None else int(row[0])
