@@ -1,4 +1,4 @@
-"""What an SQLite store is asked beside the path of an event: by people, and by who wakes timers and parked keys."""
+"""What an SQLite store is asked beside the path of an event: by people, and by who wakes timers and keys."""
 
 import math
 import sqlite3
