@@ -21,7 +21,7 @@ FORGETTABLE = LIMITS + b", set_config('synchronous_commit', 'off', true)"
 LOCK_TIMEOUT = b"SELECT set_config('lock_timeout', %(lock_ms)s, true)"
 LOCK = b"SELECT pg_advisory_xact_lock(%(lock)s)"
 CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
-# The server's clock, also within a transaction.
+# The server's clock, which goes on within a transaction.
 NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::int8"
 
 _HELD = """held AS (
