@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from choreo.ports import IdempotencyStore
 from choreo.stores.postgres import PostgresStore
-from choreo.stores.postgres import commit as postgres_commit
+from choreo.stores.postgres import turns as postgres_turns
 from choreo.testing.conformance import OperatedConformance, ParkedConformance, StoreConformance
 from choreo.testing.conformance_shelf import OnShelf, StoreGuarantee
 from tests.kafka_server import Unavailable, unavailable
@@ -30,7 +30,7 @@ class OnPostgres(OnShelf):
 
     @pytest.fixture(autouse=True)
     def _patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(postgres_commit, "INVOKING_S_MAX", 10.0)  # a loaded machine hands back units
+        monkeypatch.setattr(postgres_turns, "INVOKING_S_MAX", 10.0)  # a loaded machine hands back units
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[IdempotencyStore]:

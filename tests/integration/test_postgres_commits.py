@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.stores.postgres import PostgresStore
-from choreo.stores.postgres import commit as postgres_commit
+from choreo.stores.postgres import turns as postgres_turns
 from choreo.stores.postgres.commit import TransactionEnded
 from choreo.stores.postgres.transact import SqlErrorSwallowed
 from choreo.testing.conformance_shelf import Shelf
@@ -106,7 +106,7 @@ def writer(wants: str, *statements: str) -> Handler:
 @asynccontextmanager
 async def opened(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     """A store in a schema of its own; a loaded machine hands no unit back."""
-    monkeypatch.setattr(postgres_commit, "INVOKING_S_MAX", 10.0)
+    monkeypatch.setattr(postgres_turns, "INVOKING_S_MAX", 10.0)
     store = PostgresStore(url, schema=f"commits {uuid4().hex}", connections_max=2, timeout_s=20.0)
     await store.open()
     await store.apply()

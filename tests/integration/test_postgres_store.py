@@ -17,10 +17,10 @@ from choreo.instances import KEY_BYTES_MAX, Instances
 from choreo.ports import Claimed, ClaimRequest, CommitRequest, Finished
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import PostgresStore
-from choreo.stores.postgres import commit as postgres_commit
 from choreo.stores.postgres import reading as postgres_reading
 from choreo.stores.postgres import schema as schemas
-from choreo.testing.conformance_instances import Desk
+from choreo.stores.postgres import turns as postgres_turns
+from choreo.testing.conformance_desk import Desk
 from choreo.testing.conformance_shelf import Shelf
 
 HOSTILE = "a\"b'c\0d\ud800😀%s{key}\\"
@@ -260,7 +260,7 @@ async def test_batches_that_wait_for_each_others_instances_do_not_hang(shelf: Sh
         await desk.handle(lambda instances, key=key: instances.save(desk.instance(key, data=b"")))  # type: ignore[misc]
     leases = await shelf.store.acquire(shelf.group, [shelf.p, shelf.q], "one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postgres_commit, "INVOKING_S_MAX", 10.0)
+        patch.setattr(postgres_turns, "INVOKING_S_MAX", 10.0)
         units = [
             [await desk.unit(lease, holding(key, first=key == keys[0])) for key in keys]
             for lease, keys in zip(leases, ("ab", "ba"), strict=True)

@@ -9,7 +9,7 @@ import pytest
 
 from choreo.errors import ConfigurationError, LeaseLost
 from choreo.ports import CommitRequest, Finished, Transacted
-from choreo.stores.postgres import commit as postgres_commit
+from choreo.stores.postgres import turns as postgres_turns
 from tests.integration.test_postgres_commits import ASYNC, PLAIN, Bench, opened, writer
 
 
@@ -50,7 +50,7 @@ async def test_what_is_done_is_not_invoked_again(bench: Bench) -> None:
 
 async def test_a_long_batch_is_handed_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is always invoked; what a lane waits for is not overtaken."""
-    monkeypatch.setattr(postgres_commit, "INVOKING_S_MAX", 0.0)
+    monkeypatch.setattr(postgres_turns, "INVOKING_S_MAX", 0.0)
     result = await bench.commit(*(bench.writes(name) for name in "abc"))
     assert [type(each) for each in result.transacted] == [Finished, type(None), type(None)]
     assert await bench.names() == ["a"]

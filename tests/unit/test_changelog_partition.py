@@ -7,8 +7,9 @@ import pytest
 from choreo.errors import StoreError
 from choreo.ports import ClaimRequest, Finished, Lease
 from choreo.record import ProducerRecord, TopicPartition
+from choreo.stores.changelog.commit import units_by_partition
 from choreo.stores.changelog.packing import unpack
-from choreo.stores.changelog.partition import HeldPartition, units_by_partition
+from choreo.stores.changelog.partition import HeldPartition
 from tests.unit.test_changelog_packing import record
 
 OURS, OTHER = TopicPartition("orders", 0), TopicPartition("orders", 1)

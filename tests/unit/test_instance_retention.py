@@ -17,7 +17,7 @@ from choreo.process import Saga, Step, join
 from choreo.process.interpreting import Process
 from choreo.running import Running
 from choreo.runtime import keeping
-from choreo.stores.sqlite import store as sqlite_store
+from choreo.stores.sqlite import operated as sqlite_operated
 from tests.tea_app import choreo
 from tests.unit.test_saga import CardCharged, ChargeCard, OrderPlaced
 
@@ -155,7 +155,7 @@ async def test_nothing_goes_before_its_time(tmp_path: Path, monkeypatch: pytest.
 
 async def test_a_purge_is_of_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each slice in a transaction of its own; `choreo store purge` goes on until there are no more."""
-    monkeypatch.setattr(sqlite_store, "PURGE_INSTANCES_MAX", 2)
+    monkeypatch.setattr(sqlite_operated, "PURGE_INSTANCES_MAX", 2)
     async with service(tmp_path) as running:
         for number in range(5):
             await running.publish(Sent(name=f"{number}"))

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 
-from choreo.errors import ChoreoError, RecordTooLarge, StoreError, TransportError
+from choreo.errors import StoreError, TransportError
 from choreo.ports import Claimed, ClaimRequest, Finished, Lease, LogCommit, StoreStats, Transactions
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.stores.changelog.index import KeyIndex
@@ -230,20 +230,3 @@ def stats_of(partitions: Collection[HeldPartition]) -> StoreStats:
     keys, claims = sum(len(each.index) for each in partitions), sum(each.claims for each in partitions)
     told = min(progress) if partitions and len(progress) == len(partitions) else None
     return StoreStats(keys, claims, 0, min(oldest, default=None), told)
-
-
-def units_by_partition(finished: Iterable[Finished]) -> dict[TopicPartition, list[Finished]]:
-    """The units of each partition."""
-    units: dict[TopicPartition, list[Finished]] = {}
-    for unit in finished:
-        units.setdefault(unit.partition, []).append(unit)
-    return units
-
-
-def first_failure(errors: Sequence[Exception]) -> Exception:
-    """The one to raise: what a caller can act on before what it can only repeat; the others are logged."""
-    chosen = next((each for each in errors if isinstance(each, RecordTooLarge)), errors[0])
-    for error in errors:
-        if error is not chosen:
-            log.warning("a part of the commit failed: %s", error)
-    return chosen if isinstance(chosen, ChoreoError) else StoreError(f"{type(chosen).__name__}: {chosen}")

@@ -5,12 +5,12 @@ rows, or the outcome. A flush that fails is rolled back by whoever drives them, 
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from psycopg import errors
 
-from choreo.errors import LeaseLost, StoreError
+from choreo.errors import StoreError
 from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacted
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.stores.postgres import parked
@@ -18,12 +18,9 @@ from choreo.stores.postgres.arrays import Bytea, Float8, Int4
 from choreo.stores.postgres.parked import ParkedQueries
 from choreo.stores.postgres.pool import Statement
 from choreo.stores.postgres.queries import BEGIN, COMMIT, CONSTRAINTS, FORGETTABLE, LIMITS, Queries
+from choreo.stores.postgres.turns import Clock, Result, Turns
 from choreo.stores.postgres.values import Row, emit_columns, encoded, lease_columns
 
-INVOKING_S_MAX = 0.05
-"""Handlers are invoked in one transaction for so long at most; the rest waits for another, perhaps elsewhere."""
-
-_Result = Finished | BaseException | None
 _REFUSED = errors.InvalidTextRepresentation
 _CONSTRAINT = (errors.IntegrityError, errors.RaiseException)
 
@@ -44,7 +41,7 @@ class Undone(NamedTuple):
     The units finished outside of it are still to be written, by `plain`, on a connection that stands.
     """
 
-    results: list[_Result]
+    results: list[Result]
     lost: frozenset[TopicPartition]
 
     def with_rest(self, request: CommitRequest, rest: CommitResult) -> CommitResult:
@@ -59,7 +56,6 @@ class Undone(NamedTuple):
 
 Step = list[Statement] | Transacted
 Steps = Generator[Step, Any, CommitResult]
-Clock = Callable[[], float]
 TransactSteps = Generator[Step, Any, CommitResult | Undone]
 
 
@@ -190,95 +186,41 @@ def _transaction(
     rows = yield [*settings.go_on(), *_looking(settings, request, pairs), (queries.guard, {})]
     found = _found(request, rows[1:3])
     found.lost.update(unit.partition for unit in request.finished if unit.digest not in found.claims)
-    round_ = _Round(request, found, invocations_max, clock)
+    turns = Turns(request.transacted, found.lost, found.claims, invocations_max, clock)
     for at, unit in enumerate(request.transacted):
-        if not round_.turn(at, unit):
+        if not turns.invokes(at, unit):
             continue
         outcome = yield unit
         if isinstance(outcome, Ended):
-            return Undone(round_.undone({at: outcome.error}), frozenset())
-        round_.note(at, unit, outcome)
+            return Undone(turns.undone({at: outcome.error}), frozenset())
+        turns.note(at, unit, outcome)
     finished = [
         unit for unit in request.finished if unit.partition not in found.lost and not found.claims[unit.digest]
-    ] + list(round_.invoked.values())
+    ] + list(turns.invoked.values())
     leases = [lease for id_, lease in request.leases.items() if id_ not in found.lost]
     writing = _Writing(settings, leases, finished)
     ending = [(queries.unguard, {"guard": rows[3][0][0]}), (CONSTRAINTS, {})]
     try:
         rows = yield [*ending, *writing.statements]
     except _CONSTRAINT as error:
-        return _charged(round_, error)
+        return _charged(turns, error)
     except _REFUSED:
-        return (yield from _refused(settings, request, round_))
-    return CommitResult(frozenset(found.lost), round_.results, writing.outbox(rows))
+        return (yield from _refused(settings, request, turns))
+    return CommitResult(frozenset(found.lost), turns.results, writing.outbox(rows))
 
 
-class _Round:
-    """Whose turn it is to be invoked, and what became of each."""
-
-    def __init__(self, request: CommitRequest, found: _Found, invocations_max: int | None, clock: Clock) -> None:
-        self.results: list[_Result] = [None] * len(request.transacted)
-        self.invoked: dict[bytes, Finished] = {}
-        self.places: list[int] = []
-        self._done: dict[int, _Result] = {}
-        self._found = found
-        self._kind = request.transacted[0].wants
-        self._blocked: set[object] = set()
-        self._left = invocations_max
-        self._clock = clock
-        self._until_s: float | None = None
-
-    def turn(self, at: int, unit: Transacted) -> bool:
-        """Whether to invoke it now; if not, its result is noted and its lane waits, unless it was done before."""
-        if unit.partition in self._found.lost or unit.lane in self._blocked or unit.wants != self._kind:
-            self._blocked.add(unit.lane)
-            return False
-        done = self._found.claims.get(unit.digest)
-        if done is None:
-            self.results[at] = LeaseLost("its claim was taken over")
-            self._blocked.add(unit.lane)
-            return False
-        if done or unit.digest in self.invoked:  # by this very request, which is repeated
-            self.results[at] = Finished(unit.partition, 0, unit.digest, (), "duplicate")
-            if done:
-                self._done[at] = self.results[at]
-            return False
-        if self._left == 0 or (self._until_s is not None and self._clock() > self._until_s):
-            self._blocked.add(unit.lane)
-            return False
-        if self._until_s is None:
-            self._until_s = self._clock() + INVOKING_S_MAX
-        return True
-
-    def note(self, at: int, unit: Transacted, outcome: Finished | BaseException) -> None:
-        """What its invocation came to."""
-        self.results[at] = outcome
-        if self._left is not None:
-            self._left -= 1
-        if isinstance(outcome, Finished):
-            self.invoked[unit.digest] = outcome
-            self.places.append(at)
-        else:
-            self._blocked.add(unit.lane)
-
-    def undone(self, blamed: Mapping[int, BaseException]) -> list[_Result]:
-        """What to tell when all is rolled back: whose fault it was, and what was done before."""
-        told = {**self._done, **blamed}
-        return [told.get(at) for at in range(len(self.results))]
-
-
-def _charged(round_: _Round, error: BaseException) -> Undone | None:
+def _charged(turns: Turns, error: BaseException) -> Undone | None:
     """A deferred constraint failed: the fault of the only one invoked, or nobody's that is known."""
-    if len(round_.places) > 1:
+    if len(turns.places) > 1:
         return None
-    return Undone(round_.undone(dict.fromkeys(round_.places, error)), frozenset())
+    return Undone(turns.undone(dict.fromkeys(turns.places, error)), frozenset())
 
 
 def _refused(
-    settings: Settings, request: CommitRequest, round_: _Round
+    settings: Settings, request: CommitRequest, turns: Turns
 ) -> Generator[Step, Any, CommitResult | Undone | None]:
     """A lease or a claim went while handlers ran: nothing of theirs is there; tell whose partition it was."""
-    invoked = [request.transacted[at] for at in round_.places]
+    invoked = [request.transacted[at] for at in turns.places]
     pairs = _pairs(request.finished, invoked)
     rows = yield [*settings.go_on(), *_looking(settings, request, pairs), (COMMIT, {})]
     found = _found(request, rows[1:3])
@@ -286,5 +228,5 @@ def _refused(
     blamed: dict[int, BaseException] = {}
     if not lost and not any(found.claims.get(unit.digest) for unit in invoked):
         error = TransactionEnded("one of the handlers of this commit ended its transaction; none is kept")
-        blamed = dict.fromkeys(round_.places, error)
-    return Undone(round_.undone(blamed), frozenset(lost))
+        blamed = dict.fromkeys(turns.places, error)
+    return Undone(turns.undone(blamed), frozenset(lost))

@@ -1,13 +1,11 @@
 """The SQL of the PostgreSQL store. Requests are arrays: their size does not change the number of statements.
 
-Parameters are as `postgres_values` names them. A statement that finds something not as it must be raises
-`RAISED`: all of it happens in one flush to the server, where nobody could look at a result before the COMMIT.
+Parameters are as `values.py` names them. A statement that finds something not as it must be fails by a cast, as
+`InvalidTextRepresentation`: all of it happens in one flush to the server, where nobody could look at a result before
+the COMMIT.
 """
 
 from choreo.stores.postgres.schema import Names
-
-RAISED = "22P02"
-"""SQLSTATE of the cast by which a statement refuses to go on."""
 
 BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 COMMIT = b"COMMIT"
@@ -21,6 +19,8 @@ FORGETTABLE = LIMITS + b", set_config('synchronous_commit', 'off', true)"
 LOCK_TIMEOUT = b"SELECT set_config('lock_timeout', %(lock_ms)s, true)"
 LOCK = b"SELECT pg_advisory_xact_lock(%(lock)s)"
 CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
+# The server's clock, which goes on within a transaction.
+NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::int8"
 
 _HELD = """held AS (
     SELECT * FROM unnest(%(groups)b::bytea[], %(topics)b::bytea[], %(partitions)b::int4[], %(epochs)b::int8[])

@@ -38,16 +38,6 @@ async def stats(
     return found
 
 
-async def keys(
-    connection: psycopg.AsyncConnection[Any], queries: Queries, limits: Mapping[str, Any], digests: Sequence[bytes]
-) -> Mapping[bytes, bool]:
-    """Of these keys those that are there, and whether they are done."""
-    rows = await flush(
-        connection, [(BEGIN, {}), (LIMITS, limits), (queries.keys, {"digests": list(digests)}), (COMMIT, {})]
-    )
-    return {bytes(digest): done for digest, done in rows[2]}
-
-
 async def history(
     connection: psycopg.AsyncConnection[Any], queries: Queries, limits: Mapping[str, Any], correlation_id: str
 ) -> Sequence[dict[str, Any]]:

@@ -4,39 +4,33 @@ A handler's own rows commit with its key, on psycopg's connections and on SQLAlc
 """
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import psycopg
 
 from choreo.errors import ConfigurationError, LeaseLost
-from choreo.instances import Count, Instance, Instances, Intervention, Timer
-from choreo.parked import Parked, Waits
-from choreo.ports import Carries, Claimed, ClaimRequest, CommitRequest, CommitResult, Finished, Lease, StoreStats
+from choreo.parked import Waits
+from choreo.ports import Carries, Claimed, ClaimRequest, CommitRequest, CommitResult, Finished, Lease
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.stores.postgres import claims, instances, reading
-from choreo.stores.postgres import parked as queues
+from choreo.stores.postgres import claims
 from choreo.stores.postgres import schema as schemas
 from choreo.stores.postgres.arrays import Int8
 from choreo.stores.postgres.commit import Settings, Undone, plain
 from choreo.stores.postgres.inside import TRANSACTION_TYPES, Inside
+from choreo.stores.postgres.instances import InstanceQueries
+from choreo.stores.postgres.operated import OperatedPostgres
 from choreo.stores.postgres.parked import ParkedQueries
-from choreo.stores.postgres.pool import Server, Statement, flush
-from choreo.stores.postgres.queries import COMMIT, LOCK, Queries
+from choreo.stores.postgres.pool import Server, flush
+from choreo.stores.postgres.queries import LOCK, Queries
 from choreo.stores.postgres.transact import drive
-from choreo.stores.postgres.values import Row, emit_of, encode, lease_columns, partition_of
+from choreo.stores.postgres.values import Row, emit_of, encode, lease_columns, partition_of, told_columns
 
 PURGED_MAX = 10_000
 """Keys deleted in one transaction by `purge`."""
-PURGED_INSTANCES_MAX = 2_000
-"""Instances deleted in one transaction by `purge_ended`; their rows are larger."""
-_Result = TypeVar("_Result")
-_Connection = psycopg.AsyncConnection[Any]
 
 
-class PostgresStore:
+class PostgresStore(OperatedPostgres):
     """`IdempotencyStore`, `OperatedStore` and `ParkedStore` on PostgreSQL 13 or newer; PgBouncer in transaction mode.
 
     Leases are measured by the server's clock; the members' clocks do not matter.
@@ -74,20 +68,17 @@ class PostgresStore:
     ) -> None:
         if connections_max < 1 or min(lease_s, timeout_s, transaction_idle_s) <= 0:
             raise ConfigurationError("connections_max has to be at least 1, and lease_s and the other times above 0")
-        self._names = schemas.Names(schema, prefix)
-        self._queries = Queries(self._names)
-        self._server = Server(url, connections_max=connections_max, timeout_s=timeout_s, schema=schema)
-        self._lease_s = lease_s
-        self._inside_s = timeout_s + transaction_idle_s
+        names = schemas.Names(schema, prefix)
+        server = Server(url, connections_max=connections_max, timeout_s=timeout_s, schema=schema)
         # A little less than the client waits, so that it is the server that ends a slow statement, and cleanly.
         limits = {
             "statement_ms": str(max(1, int(timeout_s * 900))),
             "idle_ms": str(max(1, int(transaction_idle_s * 1000))),
         }
-        self._settings = Settings(self._queries, ParkedQueries(self._names), limits)
-        self._instances = instances.InstanceQueries(self._names)
-        self._inside = Inside(self._server, self._settings, self._instances)
-        self.on_timer: list[Callable[[float], None]] = []
+        settings = Settings(Queries(names), ParkedQueries(names), limits)
+        inside = Inside(server, settings, InstanceQueries(names))
+        super().__init__(server, names, settings, inside, timeout_s + transaction_idle_s)
+        self._lease_s = lease_s
         self._in_flight = claims.InFlight()
         self.transactions_max = connections_max
 
@@ -105,7 +96,7 @@ class PostgresStore:
     async def apply(self) -> None:
         """Make the tables in one transaction, alone among those who try to."""
 
-        async def make(connection: _Connection) -> None:
+        async def make(connection: psycopg.AsyncConnection[Any]) -> None:
             async with connection.transaction():
                 await flush(connection, [self._settings.go_on()[0], (LOCK, {"lock": self._names.lock})])
                 for statement in await schemas.missing(connection, self._names):
@@ -183,12 +174,6 @@ class PostgresStore:
         )
         return result.with_rest(request, rest)
 
-    def _tell(self, due_in_s: Sequence[float]) -> None:
-        """Timers were set."""
-        if due_in_s:
-            for notify in self.on_timer:
-                notify(min(due_in_s))
-
     async def pending(self, lease: Lease) -> Sequence[tuple[int, ProducerRecord]]:
         """What was left in the outbox."""
         topic, partition = lease.partition
@@ -210,32 +195,9 @@ class PostgresStore:
 
     async def purge(self, group: str, topics: Sequence[str], ttl_ms: int) -> int:
         """Forget up to 10,000 of the group's oldest keys."""
-        wanted = _old(group, topics, ttl_ms) | {"rows_max": PURGED_MAX}
+        wanted = told_columns(group, topics, ttl_ms) | {"rows_max": PURGED_MAX}
         (rows,) = await self._flush((self._queries.purge, wanted))
         return int(rows[0][0])
-
-    async def purge_ended(self, process: str, group: str, topics: Sequence[str], retention_ms: int) -> int:
-        """Delete up to 2,000 instances of those that ended first."""
-        wanted = _old(group, topics, retention_ms) | {"process": encode(process), "rows_max": PURGED_INSTANCES_MAX}
-        (rows,) = await self._flush((self._instances.purge, wanted))
-        return int(rows[0][0])
-
-    async def stats(self) -> Mapping[str, StoreStats]:
-        """By group; in a table of more than 256 MB `keys` and `claims` are estimates."""
-        queries, limits, names = self._queries, self._settings.limits, self._names
-        return await self._call(
-            lambda connection: reading.stats(connection, queries, limits, names.schema, names.tables["key"])
-        )
-
-    async def history(self, correlation_id: str) -> Sequence[dict[str, Any]]:
-        """Who handled what of one flow: handler, coordinates, outcome, attempts, duration_s, in order of time."""
-        queries, limits = self._queries, self._settings.limits
-        return await self._call(lambda connection: reading.history(connection, queries, limits, correlation_id))
-
-    async def keys(self, group: str, digests: Sequence[bytes]) -> Mapping[bytes, bool]:
-        """Of these keys those it has: True is done, False is claimed. A digest is of one group."""
-        queries, limits = self._queries, self._settings.limits
-        return await self._call(lambda connection: reading.keys(connection, queries, limits, digests))
 
     async def run(self, function: Callable[[Any], object]) -> None:
         """Run `function(connection)` on a thread, in a transaction that no two processes run at once.
@@ -250,103 +212,7 @@ class PostgresStore:
 
         await self._server.call(lambda: asyncio.to_thread(alone), repeat=True, timeout_s=self._inside_s)
 
-    async def due(self, processes: Collection[str], *, limit: int, claim_s: float) -> tuple[Sequence[Timer], float]:
-        """Timers to be sent now, but for those that a handler is about to change."""
-        wanted = instances.due(self._instances, processes, limit, claim_s)
-        # One after the other: who looks with an old snapshot also locks what another has just claimed, and `due_sent`
-        # would skip it.
-        _, rows, ((next_ms,),) = await self._flush((LOCK, {"lock": self._names.lock ^ 1}), *wanted)
-        found = sorted(map(instances.timer_of, rows), key=lambda timer: timer.due_ms)
-        return found, math.inf if next_ms is None else max(0, next_ms) / 1000
-
-    async def due_sent(self, timers: Sequence[Timer], *, again_s: float) -> None:
-        """They are on the log."""
-        if timers:
-            await self._flush(instances.sent(self._instances, timers, again_s))
-
-    async def overdue(self, processes: Collection[str]) -> int:
-        """Timers to be sent now."""
-        (((count,),),) = await self._flush(instances.overdue(self._instances, processes))
-        return int(count)
-
-    async def timers_of(self, correlation_id: str) -> Sequence[Timer]:
-        """Timers of a flow."""
-        (rows,) = await self._flush(instances.of_flow(self._instances, correlation_id))
-        return list(map(instances.timer_of, rows))
-
-    async def instances(
-        self, process: str, *, state: str | None = None, after: str = "", limit: int = 100
-    ) -> Sequence[Instance]:
-        """In order of their keys, as bytes of UTF-8."""
-        (rows,) = await self._flush(instances.listing(self._instances, process, state, after, limit))
-        return list(map(instances.instance_of, rows))
-
-    async def instance(self, process: str, key: str) -> tuple[Instance, Sequence[Timer]] | None:
-        """One, with its timers."""
-        rows, timers = await self._flush(*instances.looking(self._instances, process, key))
-        return (instances.instance_of(rows[0]), list(map(instances.timer_of, timers))) if rows else None
-
-    async def census(self, process: str) -> Sequence[Count]:
-        """By version, state and timer; reads every instance of the process."""
-        (rows,) = await self._flush(instances.census(self._instances, process))
-        return instances.counts(rows)
-
-    async def intervene(self, change: Callable[[Instances], Sequence[Intervention]]) -> Sequence[Intervention]:
-        """With row locks as a handler's; it is the one to give up where each waits for the other."""
-        due_in_s: list[float] = []
-        work = partial(self._inside.intervene, change, due_in_s)
-        done = await self._server.call(lambda: asyncio.to_thread(work), repeat=False, timeout_s=self._inside_s)
-        self._tell(due_in_s)
-        return done
-
-    async def interventions(
-        self, process: str = "", key: str = "", *, correlation_id: str = "", since_ms: int | None = None
-    ) -> Sequence[Intervention]:
-        """Oldest first."""
-        (rows,) = await self._flush(instances.done_by_hand(self._instances, process, key, correlation_id, since_ms))
-        return list(map(instances.intervention_of, rows))
-
-    async def parked(self, group: str, *, handler: str = "", key: bytes | None = None) -> Sequence[Parked]:
-        """The heads of a group's queues."""
-        (rows,) = await self._flush(queues.heads(self._settings.parked, group, handler, key))
-        return list(map(queues.parked_of, rows))
-
-    async def parked_keys(self, group: str) -> int:
-        """How many queues there are."""
-        (((count,),),) = await self._flush(queues.count(self._settings.parked, group))
-        return int(count)
-
-    async def heads_due(self, group: str, *, limit: int, claim_s: float) -> tuple[Sequence[Parked], float]:
-        """Heads to be sent now, but for those that a commit is about to change."""
-        rows, ((next_ms,),) = await self._flush(*queues.due(self._settings.parked, group, limit, claim_s))
-        return list(map(queues.parked_of, rows)), math.inf if next_ms is None else max(0, next_ms) / 1000
-
-    async def heads_sent(self, heads: Sequence[Parked], *, again_s: float) -> None:
-        """They are on the log."""
-        if heads:
-            await self._flush(queues.sent(self._settings.parked, heads, again_s))
-
     async def close(self) -> None:
         """Disconnect."""
         await self._inside.close()
         await self._server.close()
-
-    async def _flush(self, *statements: Statement, forgettable: bool = False) -> list[list[Row]]:
-        """One transaction in one round trip; once more if the connection was lost, which is no harm."""
-        begin = self._settings.begin(forgettable=forgettable)
-        wanted = [*begin, *statements, (COMMIT, {})]
-        rows = await self._call(lambda connection: flush(connection, wanted))
-        return rows[len(begin) : -1]
-
-    async def _call(self, work: Callable[[_Connection], Awaitable[_Result]], *, repeat: bool = True) -> _Result:
-        async def on_connection() -> _Result:
-            async with self._server.connection() as connection:
-                return await work(connection)
-
-        return await self._server.call(on_connection, repeat=repeat)
-
-
-def _old(group: str, topics: Sequence[str], ttl_ms: int) -> dict[str, Any]:
-    """What is older than `ttl_ms` before the progress of the group."""
-    named = sorted({encode(topic) for topic in topics})
-    return {"group": encode(group), "topics": named, "count": len(named), "ttl_ms": ttl_ms}

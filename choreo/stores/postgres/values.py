@@ -103,3 +103,9 @@ def emit_of(row: Row) -> tuple[int, ProducerRecord]:
 def partition_of(topic: bytes, partition: int) -> TopicPartition:
     """A partition out of two columns."""
     return TopicPartition(decode(topic), partition)
+
+
+def told_columns(group: str, topics: Sequence[str], ttl_ms: int) -> dict[str, Any]:
+    """What is older than `ttl_ms` before the progress that the group has told of these topics."""
+    named = sorted({encode(topic) for topic in topics})
+    return {"group": encode(group), "topics": named, "count": len(named), "ttl_ms": ttl_ms}

@@ -24,6 +24,7 @@ class GroupKeys:
         self.keys = f"{tag}:keys"
         self.claims = f"{tag}:claims"
         self.buckets = f"{tag}:buckets"
+        self.all = (self.leases, self.keys, self.claims, self.buckets)
 
     def bucket(self, name: str) -> str:
         """The list of digests whose log time is in one bucket."""
@@ -85,6 +86,14 @@ def lease_records(flat: Sequence[bytes]) -> list[LeaseRecord]:
         progress = value.split(b" ", 3)[2]
         records.append(LeaseRecord(topic, None if progress == b"-" else int(progress)))
     return records
+
+
+def lowest_progress_ms(flat: Sequence[bytes], topics: Sequence[str] | None) -> int | None:
+    """Log time the group has come to in these topics, or all; None while it is not known of one partition."""
+    found = [(topic, told) for topic, told in lease_records(flat) if topics is None or topic in topics]
+    told_ms = [told for _, told in found if told is not None]
+    unknown = len(told_ms) < len(found) or bool(set(topics or ()) - {topic for topic, _ in found})
+    return None if unknown or not told_ms else min(told_ms)
 
 
 def token(lease: Lease) -> bytes:

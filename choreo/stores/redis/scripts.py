@@ -4,8 +4,16 @@ Every key a script touches is named in its KEYS and carries the group's hash tag
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from choreo.ports import Lease
+from choreo.record import TopicPartition
+
+UNITS_MAX = 1_000
+"""Units, leases or digests of one script: the server does nothing else while one runs."""
+_Item = TypeVar("_Item")
 
 
 class Script(NamedTuple):
@@ -35,3 +43,24 @@ COMMIT = _script("commit")
 RELEASE = _script("release")
 PURGE = _script("purge")
 STATS = _script("stats")
+
+
+def slices(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """What scripts are given of many items, one after the other: at most UNITS_MAX each."""
+    for start in range(0, len(items), UNITS_MAX):
+        yield items[start : start + UNITS_MAX]
+
+
+def filled(leases: Sequence[Lease], digests: Mapping[TopicPartition, Sequence[bytes]]) -> Iterator[list[Lease]]:
+    """Leases in runs of at most UNITS_MAX units together; one that has more is a run of its own."""
+    run: list[Lease] = []
+    units = 0
+    for lease in leases:
+        count = len(digests[lease.partition]) + 1
+        if run and units + count > UNITS_MAX:
+            yield run
+            run, units = [], 0
+        run.append(lease)
+        units += count
+    if run:
+        yield run
