@@ -10,8 +10,7 @@ from choreo.ports import TopicSpec
 from choreo.record import TopicPartition
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
-from choreo.transports import embedded
-from choreo.transports.embedded import EmbeddedTransport
+from choreo.transports.embedded import EmbeddedTransport, membership
 
 
 class Slow:
@@ -33,8 +32,8 @@ class Slow:
 
 async def test_member_that_drains_for_long_stays_a_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody takes its partitions before it gave them up, though the drain is longer than a member's life."""
-    monkeypatch.setattr(embedded, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(embedded, "MEMBER_S", 0.4)
+    monkeypatch.setattr(membership, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(membership, "MEMBER_S", 0.4)
     transports = [EmbeddedTransport(Database(str(tmp_path / "log.db")), SystemClock()) for _ in range(2)]
     for transport in transports:
         await transport.open()
