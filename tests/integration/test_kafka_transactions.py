@@ -88,7 +88,7 @@ Send = Callable[..., Awaitable[Any]]
 
 def interfere(transactions: KafkaTransactions, partition: TopicPartition, request: str, how: str) -> list[str]:
     """Lose one kind of request, its answer, or the connection while it is under way; returns what was tried."""
-    client = transactions._fenced[partition].producer.client
+    client = transactions._producers.fenced[partition].producer.client
     real: Send = client.send
     seen: list[str] = []
 

@@ -63,7 +63,7 @@ class Hold:
 
     def __init__(self, transactions: KafkaTransactions, partition: TopicPartition) -> None:
         self.reached, self.go = asyncio.Event(), asyncio.Event()
-        producer = transactions._fenced[partition].producer
+        producer = transactions._producers.fenced[partition].producer
         real: Callable[[], Awaitable[None]] = producer.commit_transaction
 
         async def commit_transaction() -> None:
