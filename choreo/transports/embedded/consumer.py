@@ -155,11 +155,13 @@ class EmbeddedConsumer:
         await self._db.write(change)
 
     async def close(self) -> None:
-        """Give up everything and leave."""
+        """Give up everything and leave. The error of who is told of it comes at the end."""
         self._position = {}
-        await self._membership.leave()
-        if self.wake in self._db.on_write:
-            self._db.on_write.remove(self.wake)
+        try:
+            await self._membership.leave()
+        finally:
+            if self.wake in self._db.on_write:
+                self._db.on_write.remove(self.wake)
 
     def _expire(self, db: sqlite3.Connection) -> None:
         """Delete what is older than a topic's `retention.ms`; without that setting everything is kept."""

@@ -71,9 +71,11 @@ class Membership:
     async def leave(self) -> None:
         """Give up everything."""
         owned, self.owned = self.owned, []
-        if owned:
-            await self._alive(self._assignment.revoked(owned, lost=False))
-        await self._db.write(self._leave)
+        try:
+            if owned:
+                await self._alive(self._assignment.revoked(owned, lost=False))
+        finally:
+            await self._db.write(self._leave)
 
     async def _balance(self) -> None:
         now_ms = int(self._clock.now_s() * 1000)
