@@ -17,7 +17,7 @@ from choreo.core.messages import Limits
 from choreo.running import Running
 from choreo.testing import crash_flow
 from choreo.testing.crash_points import CrashPoint, arm
-from choreo.transports import embedded
+from choreo.transports.embedded import membership
 
 LIFE_S_MAX = 90.0
 SETTLE_S = 0.3
@@ -37,7 +37,7 @@ def live(job: Job) -> int:
     """Live it, and return the exit code, if it comes to that."""
     os.environ.update(job["environment"])
     # A killed member is replaced sooner.
-    embedded.HEARTBEAT_S, embedded.MEMBER_S = 0.1, 0.8
+    membership.HEARTBEAT_S, membership.MEMBER_S = 0.1, 0.8
     try:
         asyncio.run(_run(job))
     except Exception:

@@ -29,7 +29,7 @@ AIOKAFKA_TRANSACTION = {
 }
 
 CONFLUENT_TRANSACTION = {
-    "records in transaction": "choreo.transports.confluent.transactions:ConfluentTransactions._append",
+    "records in transaction": "choreo.transports.confluent.appending:Appending.append",
     "offset or end of transaction": "choreo.transports.confluent.transactions:until",
 }
 """librdkafka's own calls cannot be replaced: the second one is around both the offsets and the commit."""

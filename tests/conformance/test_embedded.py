@@ -10,8 +10,7 @@ from choreo.ports import Transport
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.testing.conformance import TransportConformance
-from choreo.transports import embedded
-from choreo.transports.embedded import EmbeddedTransport
+from choreo.transports.embedded import EmbeddedTransport, membership
 
 
 class TestEmbedded(TransportConformance):
@@ -22,7 +21,7 @@ class TestEmbedded(TransportConformance):
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = str(tmp_path / "log.db")
-        monkeypatch.setattr(embedded, "HEARTBEAT_S", 0.1)
+        monkeypatch.setattr(membership, "HEARTBEAT_S", 0.1)
 
     @asynccontextmanager
     async def transport(self) -> AsyncIterator[Transport]:

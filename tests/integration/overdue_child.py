@@ -12,7 +12,7 @@ from datetime import timedelta
 from choreo import App, Event, Flow, Service
 from choreo.process import FlowOverdue, overdue
 from choreo.testing.crash_points import CrashPoint, arm
-from choreo.transports import embedded
+from choreo.transports.embedded import membership
 
 DEADLINE = timedelta(seconds=1)
 LIFE_S_MAX = 40.0
@@ -76,7 +76,7 @@ async def live(path: str, point: Sequence[str]) -> None:
     if point:
         moment, target, call = point
         arm(CrashPoint(target, moment, target, int(call)))
-    embedded.HEARTBEAT_S, embedded.MEMBER_S = 0.1, 0.8  # a killed member is replaced sooner
+    membership.HEARTBEAT_S, membership.MEMBER_S = 0.1, 0.8  # a killed member is replaced sooner
     app = App(kitchen, tea_late, host)
     running = app.running(broker=f"embedded:{path}", create_topics=True, partitions=1)
     async with asyncio.timeout(LIFE_S_MAX), running as services:

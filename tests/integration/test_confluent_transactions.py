@@ -11,7 +11,7 @@ import pytest
 from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports.confluent import transactions
+from choreo.transports.confluent import succession
 from choreo.transports.confluent.client import KafkaError, KafkaException, Producer
 from tests.integration.confluent_stage import QUICK, Owner, owners, part, topic_of, until, values
 
@@ -37,7 +37,7 @@ async def test_parts_are_committed_with_their_offsets(kafka: str, protocol: Lite
         done = await owner.transactions.commit({one: part(target, [1, 2], 5), two: part(target, [3], None)})
         assert done == {one: None, two: None}
         assert sorted(await committed(owner, target)) == [1, 2, 3]
-        assert await owner.consumer.committed([one, two]) == {one: 5, two: 0}
+        assert await owner.consumer.offsets.committed([one, two]) == {one: 5, two: 0}
         first = await owner.transactions.fence([one])
         assert (await owner.transactions.fence([one]))[one] > first[one]
         await owner.transactions.give_up([one])
@@ -65,11 +65,11 @@ async def test_member_that_was_cut_off_cannot_commit(kafka: str, protocol: Liter
         where = TopicPartition(source, 0)
         assert zombie.transactions is not None
         assert heir.transactions is not None
-        known = zombie.consumer.metadata()
+        known = zombie.consumer.offsets.metadata()
         await asyncio.wrap_future(known)
         wake = threading.Event()
-        stopped = zombie.consumer._thread.call(lambda: wake.wait(120))  # polls no more, is put out of the group
-        zombie.consumer.metadata = lambda: known  # type: ignore[method-assign]
+        stopped = zombie.consumer._thread.commands.call(lambda: wake.wait(120))  # polls no more: is put out
+        zombie.consumer.offsets.metadata = lambda: known  # type: ignore[method-assign]
         await heir.join(source)
         # Under KIP-848 after the broker's session timeout, 45 s: librdkafka does not leave before it polls again.
         await until(lambda: len(heir.found) == 5, heir, within_s=90)
@@ -160,7 +160,7 @@ async def test_commit_whose_answer_is_lost_is_not_made_again(kafka: str, monkeyp
             super().commit_transaction(timeout)
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_PRODUCER_ID, "lost", txn_requires_abort=True))
 
-    monkeypatch.setattr(transactions, "Producer", Lost)
+    monkeypatch.setattr(succession, "Producer", Lost)
     async with owners(kafka, 1, transactional=True) as (_, (owner,)):
         source, target = await topic_of(owner.transport), await topic_of(owner.transport)
         await owner.join(source)
@@ -181,13 +181,13 @@ async def test_producer_is_made_anew_after_a_broker_was_lost(kafka: str, monkeyp
             asked.append(self)
             super().send_offsets_to_transaction(*given)
 
-    monkeypatch.setattr(transactions, "Producer", Asked)
-    monkeypatch.setattr(transactions, "RENEW_S", 0.0)
+    monkeypatch.setattr(succession, "Producer", Asked)
+    monkeypatch.setattr(succession, "RENEW_S", 0.0)
     async with owners(kafka, 1, transactional=True) as (_, (owner,)):
         source, target = await topic_of(owner.transport), await topic_of(owner.transport)
         await owner.join(source)
         await until(lambda: owner.owned, owner)
-        where, metadata = TopicPartition(source, 0), owner.consumer.metadata
+        where, metadata = TopicPartition(source, 0), owner.consumer.offsets.metadata
         assert owner.transactions is not None
 
         async def commit(number: int) -> None:
@@ -195,15 +195,15 @@ async def test_producer_is_made_anew_after_a_broker_was_lost(kafka: str, monkeyp
             assert await owner.transactions.commit({where: part(target, [number], 0)}) == {where: None}
 
         def lost_in_it() -> Any:
-            owner.consumer.metadata = metadata  # type: ignore[method-assign]
-            owner.consumer.disconnects += 1
+            owner.consumer.offsets.metadata = metadata  # type: ignore[method-assign]
+            owner.consumer.failures.disconnects += 1
             return metadata()
 
         await commit(1)
         await commit(2)
-        owner.consumer.disconnects += 1
+        owner.consumer.failures.disconnects += 1
         await commit(3)
-        owner.consumer.metadata = lost_in_it  # type: ignore[method-assign]
+        owner.consumer.offsets.metadata = lost_in_it  # type: ignore[method-assign]
         await commit(4)
         assert [asked.index(each) for each in asked] == [0, 0, 2, 3]
         assert await committed(owner, target) == [1, 2, 3, 4]

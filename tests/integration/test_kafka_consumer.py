@@ -222,8 +222,8 @@ async def test_what_was_read_ahead_waits_for_resume(stage: Stage) -> None:
     await asyncio.sleep(0.1)
     fetching.cancel()
     await stage.transport.send(values(topic, range(3)))
-    assert consumer._poll is not None
-    await asyncio.wait({consumer._poll}, timeout=5)
+    assert consumer._flows._poll is not None
+    await asyncio.wait({consumer._flows._poll}, timeout=5)
     consumer.pause(where)
     assert not await consumer.fetch(records_max=10, wait_s=0.3)
     consumer.resume(where)

@@ -191,7 +191,7 @@ async def test_a_late_request_is_fenced_as_choreo_builds_it(scene: Scene, reques
     """A request whose answer was lost ends the producer, so whenever it arrives it is of an old epoch."""
     transactions, where = scene.transactions(), scene.partition
     await transactions.fence([where])
-    late = delayed(transactions._fenced[where].producer, request_)
+    late = delayed(transactions._producers.fenced[where].producer, request_)
     first = LogCommit([ProducerRecord(scene.target, b"k", b"first", ())], 1)
     assert isinstance((await transactions.commit({where: first}))[where], TransportError)
     await transactions.fence([where])
@@ -252,7 +252,7 @@ async def test_two_owners_that_take_from_each_other_at_random_handle_each_record
             position = await consumer.position(scene.partition, "earliest")
 
     def cut(transactions: KafkaTransactions) -> None:
-        for fenced in transactions._fenced.values():
+        for fenced in transactions._producers.fenced.values():
             for connection in list(fenced.producer.client._conns.values()):
                 connection.close()
 

@@ -13,9 +13,9 @@ import asyncio, json, os, signal, sys
 from choreo import App, Event, Service
 from choreo.core.messages import Limits
 from choreo.runtime.emitting import original
-from choreo.transports import embedded
+from choreo.transports.embedded import membership
 
-embedded.MEMBER_S, embedded.HEARTBEAT_S = 0.6, 0.2  # a killed member is replaced soon
+membership.MEMBER_S, membership.HEARTBEAT_S = 0.6, 0.2  # a killed member is replaced soon
 
 
 class Asked(Event, type="tea.asked", topic="teas", key="who"):

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
@@ -63,7 +64,7 @@ class Hold:
 
     def __init__(self, transactions: KafkaTransactions, partition: TopicPartition) -> None:
         self.reached, self.go = asyncio.Event(), asyncio.Event()
-        producer = transactions._fenced[partition].producer
+        producer = transactions._producers.fenced[partition].producer
         real: Callable[[], Awaitable[None]] = producer.commit_transaction
 
         async def commit_transaction() -> None:
@@ -80,3 +81,12 @@ async def read(transactions: KafkaTransactions, partition: TopicPartition, offse
 
 def part(topic: str, numbers: Sequence[int], offset: int | None) -> LogCommit:
     return LogCommit([ProducerRecord(topic, b"k", b"%d" % number, ()) for number in numbers], offset)
+
+
+async def committed(stage: Stage, partition: TopicPartition) -> int:
+    """The group's committed offset, -1 without one."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=stage.servers)
+    await admin.start()
+    found = await admin.list_consumer_group_offsets(stage.group)
+    await admin.close()
+    return int(found[partition].offset) if partition in found else -1

@@ -10,8 +10,7 @@ from choreo.ports import TopicSpec
 from choreo.record import TopicPartition
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
-from choreo.transports import embedded
-from choreo.transports.embedded import EmbeddedTransport
+from choreo.transports.embedded import EmbeddedTransport, membership
 
 
 class Slow:
@@ -33,8 +32,8 @@ class Slow:
 
 async def test_member_that_drains_for_long_stays_a_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody takes its partitions before it gave them up, though the drain is longer than a member's life."""
-    monkeypatch.setattr(embedded, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(embedded, "MEMBER_S", 0.4)
+    monkeypatch.setattr(membership, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(membership, "MEMBER_S", 0.4)
     transports = [EmbeddedTransport(Database(str(tmp_path / "log.db")), SystemClock()) for _ in range(2)]
     for transport in transports:
         await transport.open()
@@ -59,3 +58,30 @@ async def test_member_that_drains_for_long_stays_a_member(tmp_path: Path, monkey
     for member, transport in zip((first, second), transports, strict=True):
         await member.close()
         await transport.close()
+
+
+class Failing(Slow):
+    """One whose drain fails."""
+
+    async def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
+        """Raise."""
+        raise ValueError("no drain")
+
+
+async def test_member_whose_drain_fails_leaves_all_the_same(tmp_path: Path) -> None:
+    """What it had is free at once, not when it is missed; and nothing wakes it any more."""
+    database = Database(str(tmp_path / "log.db"))
+    transport = EmbeddedTransport(database, SystemClock())
+    await transport.open()
+    await transport.create_topics([TopicSpec("teas", 4)])
+    first = await transport.consumer("kitchen", ["teas"], Failing(0))
+    await first.fetch(records_max=1, wait_s=0)
+    with pytest.raises(ValueError, match="no drain"):
+        await first.close()
+    assert database.on_write == []
+    heir = Slow(0)
+    second = await transport.consumer("kitchen", ["teas"], heir)
+    await second.fetch(records_max=1, wait_s=0)
+    assert len(heir.held) == 4
+    await second.close()
+    await transport.close()

@@ -7,7 +7,8 @@ from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, TopicPartition
 from choreo.sqlite.database import Database
 from choreo.testing import VirtualClock
-from choreo.transports.embedded import RETENTION_CHECK_S, EmbeddedTransport
+from choreo.transports.embedded import EmbeddedTransport
+from choreo.transports.embedded.consumer import RETENTION_CHECK_S
 
 
 class Ignore:

@@ -14,7 +14,8 @@ from choreo.testing.simulation.database import SharedDatabase, SimulatedDatabase
 from choreo.testing.simulation.embedded import CopiedLog, OneFile
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.transport import SimulatedTransport
-from choreo.transports.embedded import SCHEMA, EmbeddedTransport
+from choreo.transports.embedded import EmbeddedTransport
+from choreo.transports.embedded.membership import SCHEMA
 
 if TYPE_CHECKING:
     from choreo.testing.simulation.world import World

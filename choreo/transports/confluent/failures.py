@@ -1,13 +1,16 @@
 """Errors that librdkafka reports out of a consumer: which mean nothing, and what the others mean in words."""
 
+import logging
+from collections import deque
+from collections.abc import Callable
+
 from choreo.errors import TransportError
 from choreo.record import TopicPartition
 from choreo.transports.confluent.admin import ConfluentAdmin
 from choreo.transports.confluent.client import GONE, KafkaError, lack, reason
 from choreo.transports.kafka.errors import out_of_range
 
-AGAIN = frozenset({KafkaError.STALE_MEMBER_EPOCH, KafkaError.REBALANCE_IN_PROGRESS, KafkaError._WAIT_COORD})
-"""Answers to a commit of a member that is about to learn of a newer generation."""
+log = logging.getLogger(__name__)
 
 HARMLESS = frozenset(
     {
@@ -24,8 +27,67 @@ HARMLESS = frozenset(
 )
 """librdkafka goes on by itself after these."""
 
-
 _NOT_SUPPORTED = "API version not supported"
+
+
+class Failures:
+    """What went wrong with a member of a group and was not told yet; noted on any thread, told on the loop.
+
+    Attributes:
+        disconnects: How often a connection to a broker failed.
+    """
+
+    def __init__(self, group: str, principal: str, admin: ConfluentAdmin) -> None:
+        self.disconnects = 0
+        self._group = group
+        self._principal = principal
+        self._admin = admin
+        self._end: BaseException | None = None
+        self._errors: deque[tuple[KafkaError, TopicPartition | None]] = deque()
+
+    def __bool__(self) -> bool:
+        return self._end is not None or bool(self._errors)
+
+    def warn(self, error: KafkaError) -> None:
+        """Of a connection, as librdkafka says it; what it does not mend by itself is told too."""
+        if error.code() == KafkaError._TRANSPORT:
+            self.disconnects += 1
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) and not self._errors:
+            self._errors.append((error, None))
+        log.warning("group %s: %s", self._group, reason(error))
+
+    def add(self, error: KafkaError, partition: TopicPartition | None) -> None:
+        """A poll returned it; what librdkafka mends by itself is only logged."""
+        if error.code() in HARMLESS:
+            self.warn(error)
+        else:
+            self._errors.append((error, partition))
+
+    def gone(self, topic: str) -> None:
+        """It is no more."""
+        self._errors.append((KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), TopicPartition(topic, -1)))
+
+    def ended(self, error: BaseException) -> None:
+        """The thread that polls did, or a partition of it stands still, or `Assignment` raised."""
+        self._end = error
+
+    def raise_end(self) -> None:
+        """Tell of that, once."""
+        if self._end is not None:
+            end, self._end = self._end, None
+            raise TransportError(
+                f"{self._group!r} cannot take or give up partitions, or poll: {reason(end)}"
+            ) from end
+
+    async def raise_first(self, next_offset: Callable[[TopicPartition], int]) -> None:
+        """Tell of one, if there is one; `next_offset`: where a partition was to be read."""
+        self.raise_end()
+        if self._errors:
+            error, partition = self._errors[0]
+            if error.code() != KafkaError._FATAL:  # from which a consumer never recovers: told at each fetch
+                self._errors.popleft()
+            offset = next_offset(partition) if partition is not None else -1
+            raise await explained(self._admin, self._group, error, partition, offset, self._principal)
 
 
 async def explained(

@@ -4,23 +4,25 @@ import asyncio
 import functools
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from choreo.errors import RecordTooLarge, TransportError
+from choreo.errors import TransportError
 from choreo.record import ProducerRecord
 from choreo.transports.confluent.client import (
-    GONE,
     TOO_LARGE,
     KafkaError,
+    KafkaException,
     Message,
     Producer,
     error_of,
-    lack,
     made,
     reason,
 )
-from choreo.transports.confluent.settings import MESSAGE_BYTES_MAX, PRODUCER_DEFAULTS
+from choreo.transports.confluent.delivery import failed_delivery, failure_of, produce, refuse_oversized, too_large
+from choreo.transports.confluent.settings import PRODUCER_DEFAULTS
+from choreo.transports.kafka.producer import unacknowledged
 from choreo.transports.kafka.security import principal_of
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,9 @@ HAND_OVER_RECORDS = 200
 """Handed over at a time, some 1 ms, before the event loop is given its turn."""
 
 FULL_S = 0.01
+REPORTS_S = 5.0
+"""For the delivery reports of a producer that was discarded: whoever still waits for one is told at once."""
+
 REFRESH_S = 5.0
 
 
@@ -74,26 +79,35 @@ class PolledProducer:
         call = _Call(len(records))
         for index, record in enumerate(records):
             if index and index % HAND_OVER_RECORDS == 0:
-                await asyncio.sleep(0)
+                await self._pause(0)
             while True:
                 try:
                     produce(self._producer, record, functools.partial(call.report, index))
                     break
                 except BufferError:  # queue.buffering.max.messages
-                    await asyncio.sleep(FULL_S)
+                    await self._pause(FULL_S)
                 except Exception as error:
                     if not await self._learnt_of(record, error):
                         raise failure_of(record, index, error, self._principal) from error
         await call.done
         return call.failed
 
+    async def _pause(self, seconds: float) -> None:
+        """Give others their turn; TransportError if one of them has discarded the producer."""
+        await asyncio.sleep(seconds)
+        if self._stopping.is_set():
+            raise TransportError("a send beside this one failed, and their producer was discarded; send it again")
+
     async def _learnt_of(self, record: ProducerRecord, error: Exception) -> bool:
         """Whether the partition it names is one that came since librdkafka last looked; if so, it is known now."""
         told, number = error_of(error), record.partition
         if told is None or told.code() != KafkaError._UNKNOWN_PARTITION or number is None or number < 0:
             return False
-        found = await asyncio.to_thread(self._producer.list_topics, record.topic, REFRESH_S)
-        await asyncio.sleep(FULL_S)
+        try:
+            found = await asyncio.to_thread(self._producer.list_topics, record.topic, REFRESH_S)
+        except KafkaException as failed:
+            raise TransportError(f"{record.topic}: partition {number} is not known: {reason(failed)}") from failed
+        await self._pause(FULL_S)
         return number in found.topics[record.topic].partitions
 
     def discard(self) -> None:
@@ -108,7 +122,9 @@ class PolledProducer:
     def _poll(self) -> None:
         while not self._stopping.is_set():
             self._producer.poll(POLL_S)
-        self._producer.poll(0)
+        until_s = time.monotonic() + REPORTS_S  # they are purged in the background
+        while len(self._producer) and time.monotonic() < until_s:
+            self._producer.poll(POLL_S)
         del self._producer  # the last reference: librdkafka disconnects here, which may take a while
 
     def _warn(self, error: KafkaError) -> None:
@@ -144,10 +160,8 @@ class ConfluentProducer:
                     await self._send_alone(records, failed)
         except TimeoutError:
             self._discard(producer)
-            raise TransportError(
-                f"{_topics(records)}: not acknowledged within {self._timeout_s:g} s; are its partitions' leaders up, "
-                f"and min.insync.replicas of them in sync?{_last(producer.trouble)}"
-            ) from None
+            last = f" Last: {producer.trouble}" if producer.trouble else ""
+            raise TransportError(f"{unacknowledged(records, self._timeout_s)}{last}") from None
         except BaseException:  # a cancelled call too: the rest of it must not follow later
             self._discard(producer)
             raise
@@ -156,10 +170,12 @@ class ConfluentProducer:
         """Flush what other tasks still await, within the deadline of a send, and disconnect."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            left = await asyncio.to_thread(producer.flush, self._timeout_s)
-            if left:
-                log.warning("%d records were not acknowledged when the transport was closed", left)
-            producer.discard()
+            try:
+                left = await asyncio.to_thread(producer.flush, self._timeout_s)
+                if left:
+                    log.warning("%d records were not acknowledged when the transport was closed", left)
+            finally:
+                producer.discard()
 
     async def _send_alone(self, records: Sequence[ProducerRecord], failed: Mapping[int, KafkaError]) -> None:
         """Send what failed one record a batch if a batch was too large; librdkafka never splits one."""
@@ -185,92 +201,3 @@ class ConfluentProducer:
         if self._producer is producer:  # another call may have done it, and have made a new one
             self._producer = None
             producer.discard()
-
-
-def produce(producer: Producer, record: ProducerRecord, report: Any) -> None:
-    """Hand one record to librdkafka; BufferError when its queue is full.
-
-    Raises:
-        TransportError: A header key that cannot be sent. With one that is no UTF-8 the binding, 2.16, crashes.
-    """
-    topic, key, value, headers, partition = record
-    for name, _ in headers:
-        if name not in _sendable:
-            _check(topic, name)
-    producer.produce(topic, value, key, -1 if partition is None else partition, report, None, 0, list(headers))
-
-
-_sendable: set[str] = set()
-"""Header keys that were found good: a flow has few of them, and every record the same."""
-
-_SENDABLE_MAX = 1_000
-
-
-def _check(topic: str, name: str) -> None:
-    if "\0" in name or not (name.isascii() or _is_utf8(name)):
-        raise TransportError(f"{topic}: librdkafka sends no header key with NUL or what is no UTF-8: {name!a}")
-    if len(_sendable) < _SENDABLE_MAX:
-        _sendable.add(name)
-
-
-def failure_of(record: ProducerRecord, index: int, error: Exception, principal: str) -> TransportError:
-    """What `produce` raised, as ours."""
-    if isinstance(error, TransportError):
-        return error
-    found = error_of(error)
-    if found is None:
-        return TransportError(f"{record.topic}: {reason(error)}")
-    return failed_delivery(record, index, found, principal)
-
-
-def failed_delivery(record: ProducerRecord, index: int, error: KafkaError, principal: str) -> TransportError:
-    """What a delivery report says, as an error of ours."""
-    if error.code() in TOO_LARGE:
-        return too_large(record, index)
-    if record.partition is not None and error.code() == KafkaError._UNKNOWN_PARTITION:
-        return TransportError(f"{record.topic}: there is no partition {record.partition}")
-    if error.code() in GONE:
-        return TransportError(f"{record.topic}: there is no such topic (any more): {reason(error)}")
-    why = lack(error, principal, "Write", record.topic, "") or reason(error)
-    return TransportError(f"{record.topic}: {why}")
-
-
-def too_large(record: ProducerRecord, index: int) -> RecordTooLarge:
-    """The topic took it not even alone."""
-    return RecordTooLarge(
-        f"{record.topic}: a record of about {_size(record)} bytes is larger than the topic takes; raise its "
-        "max.message.bytes or send less",
-        index=index,
-    )
-
-
-def refuse_oversized(records: Sequence[ProducerRecord]) -> None:
-    """RecordTooLarge before anything is sent, for what no topic of a default broker would be sent."""
-    for index, record in enumerate(records):
-        size = _size(record)
-        if size > MESSAGE_BYTES_MAX:
-            raise RecordTooLarge(
-                f"{record.topic}: a record of {size} bytes is larger than the {MESSAGE_BYTES_MAX} that are sent",
-                index=index,
-            )
-
-
-def _size(record: ProducerRecord) -> int:
-    size = len(record.key or b"") + len(record.value or b"") + 100
-    return size + sum(4 * len(key) + len(value or b"") + 10 for key, value in record.headers)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _topics(records: Sequence[ProducerRecord]) -> str:
-    return ", ".join(sorted({record.topic for record in records}))
-
-
-def _last(trouble: str | None) -> str:
-    return f" Last: {trouble}" if trouble else ""

@@ -1,4 +1,4 @@
-"""Apache Kafka through librdkafka: `ConfluentTransport`; the confluent_*.py beside it do the work.
+"""Apache Kafka through librdkafka: `ConfluentTransport`; the modules beside it do the work.
 
 Needs `pip install "choreo[confluent]"`; without it, importing this module is a ConfigurationError.
 """
@@ -46,7 +46,7 @@ class ConfluentTransport:
         open_s: Deadline for a connection to be up.
         send_s: Deadline of one `send`, all its acknowledgements included.
         ask_s: Deadline of one commit, one position, one change of topics; and how long a scan may stand still.
-        consumer_options: librdkafka's arguments for consumers, over those of confluent_settings.
+        consumer_options: librdkafka's arguments for consumers, over CONSUMER_DEFAULTS.
         producer_options: The same for producers.
     """
 
@@ -93,9 +93,9 @@ class ConfluentTransport:
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> ConfluentConsumer:
         """As the port says; returns before partitions are assigned."""
         arguments = {**self._arguments, **self._consumer_options}
-        offsets = CommittedOffsets(group, self._arguments, self._admin, timeout_s=self._ask_s)
+        committed = CommittedOffsets(group, self._arguments, self._admin, timeout_s=self._ask_s)
         member = ConfluentConsumer(
-            group, topics, assignment, arguments, admin=self._admin, offsets=offsets, timeout_s=self._ask_s
+            group, topics, assignment, arguments, admin=self._admin, committed=committed, timeout_s=self._ask_s
         )
         self._members[group] = member
         return member

@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +17,8 @@ from choreo.record import Record, TopicPartition
 from choreo.transports.kafka import client as kafka_client
 from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.errors import denied, out_of_range, reason
-from choreo.transports.kafka.holds import Holds, absent_topics, culprits, unreadable
+from choreo.transports.kafka.flows import Flows
+from choreo.transports.kafka.holds import Holds, absent_topics, unreadable
 from choreo.transports.kafka.offsets import bounds, end, start_offset
 from choreo.transports.kafka.records import BATCH_BYTES_MAX, UnreadableBatch
 from choreo.transports.kafka.runs import lenient
@@ -28,17 +27,7 @@ from choreo.transports.kafka.settings import CONSUMER_DEFAULTS
 
 log = logging.getLogger(__name__)
 
-FETCH_GRACE_S = 0.05
 STOP_S = 10.0
-
-
-@dataclass(slots=True)
-class _Flow:
-    """A partition that is ours. `next_offset`: what aiokafka reads next; None until `seek`."""
-
-    next_offset: int | None = None
-    paused: bool = False
-    buffer: deque[Record] = field(default_factory=deque)
 
 
 class KafkaConsumer:
@@ -73,12 +62,11 @@ class KafkaConsumer:
         self._holds = Holds(asyncio.get_running_loop().time)
         options = {**CONSUMER_DEFAULTS, **arguments, "group_id": group}
         self._consumer: AIOKafkaConsumer = kafka_client.gated_consumer(**options)
-        self._ours: dict[TopicPartition, _Flow] = {}
+        self._flows = Flows(self._consumer, self._holds)
         self._leaving: tuple[TopicPartition, ...] = ()  # no longer delivered, still committed
         self._membership = kafka_client.Membership(-1, "")
         self._telling = asyncio.Lock()  # Assignment hears of one thing at a time
         self._committing = asyncio.Lock()  # a commit that is tried again must not undo a later one
-        self._poll: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
         self._taking: asyncio.Future[None] | None = None
         self._closing = self._closed = False
@@ -110,20 +98,17 @@ class KafkaConsumer:
         other partitions flow.
         """
         self._raise_failure()
-        self._ask_held_again()
-        if not any(flow.buffer and not flow.paused for flow in self._ours.values()):
-            if self._poll is None:
-                self._poll = asyncio.create_task(self._poll_once(records_max, wait_s))
-            # Not awaited itself: cancelled, it would lose the records it was about to return.
-            await asyncio.wait({self._poll}, timeout=wait_s + FETCH_GRACE_S)
-            if self._poll is not None and self._poll.done():
-                poll, self._poll = self._poll, None
-                error = None if poll.cancelled() else poll.exception()
-                if error is not None:
-                    self._hold(culprits(error, self._ours))
-                    raise await self._explained(error) from error
+        self._flows.ask_again()
+        absent = self._holds.absent(kafka_client.absent(self._consumer, self._topics))
+        if absent:
+            raise absent_topics(self._group, absent)
+        if not self._flows.ready():
+            try:
+                await self._flows.wait(records_max, wait_s)
+            except Exception as error:
+                raise await self._explained(error) from error
             self._raise_failure()
-        return self._take(records_max)
+        return self._flows.take(records_max)
 
     async def position(self, partition: TopicPartition, start: Start) -> int:
         """As the port says; a committed offset that the log does not hold is an error too, never a reset."""
@@ -138,21 +123,11 @@ class KafkaConsumer:
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """As the port says; nothing happens if the partition is not ours any more."""
-        flow = self._ours.get(partition)
-        if flow is None or not self._assigned(partition):
-            return
-        flow.buffer.clear()
-        self._holds.forget(partition)
-        flow.next_offset, flow.paused = offset, False
-        self._consumer.seek(KafkaPartition(*partition), offset)
-        kafka_client.resume(self._consumer, partition)
+        self._flows.seek(partition, offset)
 
     def drained(self, partition: TopicPartition) -> bool:
         """As the port says; records of a transaction that is still open are not on the log yet."""
-        flow = self._ours.get(partition)
-        if flow is None or flow.next_offset is None or flow.buffer:
-            return False
-        return kafka_client.at_end(self._consumer, partition)
+        return self._flows.drained(partition)
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """As the port says: the high watermarks."""
@@ -162,25 +137,18 @@ class KafkaConsumer:
 
     def pause(self, partition: TopicPartition) -> None:
         """As the port says. What was fetched ahead waits for `resume`."""
-        flow = self._ours.get(partition)
-        if flow is not None and self._assigned(partition):
-            flow.paused = True
-            self._consumer.pause(KafkaPartition(*partition))
+        self._flows.pause(partition)
 
     def resume(self, partition: TopicPartition) -> None:
         """As the port says; before the first `seek` the gate stays shut."""
-        flow = self._ours.get(partition)
-        if flow is not None and flow.next_offset is not None and self._assigned(partition):
-            flow.paused = False
-            if partition not in self._holds:
-                kafka_client.resume(self._consumer, partition)
+        self._flows.resume(partition)
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """As the port says; TransportError if one is not ours or the group has moved on, then nothing is sent."""
         if not offsets:
             return
         async with self._deadline(f"the offsets of group {self._group!r} cannot be committed"), self._committing:
-            known = {*self._ours, *self._leaving}
+            known = {*self._flows.partitions(), *self._leaving}
             strangers = [str(partition) for partition in offsets if partition not in known]
             if strangers:
                 raise TransportError(f"{', '.join(strangers)}: not assigned to this member of group {self._group!r}")
@@ -199,9 +167,7 @@ class KafkaConsumer:
             self._closed = True
             if not await kafka_closing.stop(self._consumer, timeout_s=STOP_S):  # never tells the listener (0.14)
                 log.warning("group %s was left without waiting for its coordinator", self._group)
-            if self._poll is not None:
-                self._poll.cancel()
-                await asyncio.gather(self._poll, return_exceptions=True)
+            await self._flows.close()
 
     async def _take_over(self, partitions: Iterable[KafkaPartition]) -> None:
         async with self._telling:
@@ -209,10 +175,9 @@ class KafkaConsumer:
                 return
             kafka_client.keep_heartbeat(self._consumer)
             self._membership = kafka_client.membership(self._consumer)
-            self._ours = {TopicPartition(*partition): _Flow() for partition in sorted(partitions)}
-            self._holds.clear()
-            if self._ours:
-                self._taking = asyncio.create_task(self._begin(list(self._ours)))
+            ours = self._flows.begin(partitions)
+            if ours:
+                self._taking = asyncio.create_task(self._begin(ours))
                 try:
                     await self._tell(self._taking)
                 except asyncio.CancelledError:
@@ -223,9 +188,9 @@ class KafkaConsumer:
 
     async def _give_up(self, *, last: bool = False) -> None:
         async with self._telling:
-            if self._closed or not self._ours:
+            if self._closed or not self._flows.partitions():
                 return
-            self._leaving, self._ours = tuple(self._ours), {}
+            self._leaving = self._flows.end()
             lost = kafka_client.membership(self._consumer) != self._membership  # reset when evicted
             try:
                 await self._tell(self._assignment.revoked(self._leaving, lost=lost))
@@ -242,52 +207,6 @@ class KafkaConsumer:
         except Exception as error:
             self._failure = error  # aiokafka logs and forgets it (0.14: group_coordinator.py:421)
             raise
-
-    async def _poll_once(self, records_max: int, wait_s: float) -> None:
-        try:
-            batches = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=records_max)
-        except BaseException:
-            # 0.14 drops what it had drained of other partitions, their positions moved on: read it again.
-            for partition, flow in self._ours.items():
-                if flow.next_offset is not None and self._assigned(partition):
-                    self._consumer.seek(KafkaPartition(*partition), flow.next_offset)
-            raise
-        for partition, records in batches.items():  # in the same step as aiokafka moved its position
-            ours = self._ours.get(TopicPartition(*partition))
-            if ours is not None and ours.next_offset is not None:
-                ours.buffer.extend(records)
-                ours.next_offset = records[-1].offset + 1
-                self._holds.forget(TopicPartition(*partition))
-
-    def _take(self, records_max: int) -> list[Record]:
-        taken: list[Record] = []
-        for flow in self._ours.values():
-            buffer, room = flow.buffer, records_max - len(taken)
-            if flow.paused or not buffer:
-                continue
-            if len(buffer) <= room:
-                taken += buffer
-                buffer.clear()
-            else:
-                taken += [buffer.popleft() for _ in range(room)]
-        return taken
-
-    def _hold(self, partitions: Iterable[TopicPartition]) -> None:
-        for partition in filter(self._assigned, partitions):
-            self._holds.add(partition)
-            self._consumer.pause(KafkaPartition(*partition))
-
-    def _ask_held_again(self) -> None:
-        for partition in self._holds.due():
-            flow = self._ours.get(partition)
-            if flow is not None and not flow.paused and self._assigned(partition):
-                kafka_client.resume(self._consumer, partition)
-        absent = self._holds.absent(kafka_client.absent(self._consumer, self._topics))
-        if absent:
-            raise absent_topics(self._group, absent)
-
-    def _assigned(self, partition: TopicPartition) -> bool:
-        return KafkaPartition(*partition) in self._consumer.assignment()
 
     def _raise_failure(self) -> None:
         if self._closed:

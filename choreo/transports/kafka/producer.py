@@ -61,10 +61,7 @@ class KafkaProducer:
         except TransportError:
             raise
         except TimeoutError:
-            raise TransportError(
-                f"{_topics(records)}: not acknowledged within {self._timeout_s:g} s; are its partitions' leaders up, "
-                "and min.insync.replicas of them in sync?"
-            ) from None
+            raise TransportError(unacknowledged(records, self._timeout_s)) from None
         except Exception as error:
             raise TransportError(f"{_topics(records)}: {self._why(error, _topics(records))}") from error
 
@@ -159,10 +156,18 @@ class KafkaProducer:
         task.add_done_callback(self._discarding.discard)
 
 
-def _size(record: ProducerRecord) -> int:
+def size_of(record: ProducerRecord) -> int:
     """A little more than it takes in a batch."""
     size = len(record.key or b"") + len(record.value or b"") + 100
     return size + sum(4 * len(key) + len(value or b"") + 10 for key, value in record.headers)
+
+
+def unacknowledged(records: Sequence[ProducerRecord], timeout_s: float) -> str:
+    """What is said at the deadline of a send."""
+    return (
+        f"{_topics(records)}: not acknowledged within {timeout_s:g} s; are its partitions' leaders up, and "
+        "min.insync.replicas of them in sync?"
+    )
 
 
 def _topics(records: Sequence[ProducerRecord]) -> str:
@@ -172,7 +177,7 @@ def _topics(records: Sequence[ProducerRecord]) -> str:
 def too_large(record: ProducerRecord, index: int, error: BaseException) -> RecordTooLarge:
     """What the broker said of one record, and what to do."""
     return RecordTooLarge(
-        f"{record.topic}: a record of about {_size(record)} bytes is larger than the topic takes "
+        f"{record.topic}: a record of about {size_of(record)} bytes is larger than the topic takes "
         f"({reason(error)}); raise its max.message.bytes or send less",
         index=index,
     )

@@ -6,9 +6,7 @@ ends its transaction. So whoever takes a partition calls `fence`, then reads off
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -17,40 +15,14 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from choreo.errors import LeaseLost, RecordTooLarge, TransportError
 from choreo.ports import LogCommit
 from choreo.record import ProducerRecord, Record, TopicPartition
-from choreo.transports.kafka import closing as kafka_closing
 from choreo.transports.kafka.batches import Filled, deliver, fill
 from choreo.transports.kafka.errors import denied, reason
-from choreo.transports.kafka.fencing import (
-    CONNECT_BACKOFF_S,
-    FENCED,
-    NAMESPACE,
-    PartitionLimit,
-    TransactionalRawBatch,
-    can_start_again,
-    cause,
-    epoch_of,
-    fenced_producer,
-    not_taken,
-    older_than_4_0,
-    transactional_id,
-)
+from choreo.transports.kafka.fencing import FENCED, PartitionLimit, TransactionalRawBatch, cause
 from choreo.transports.kafka.producer import TOO_LARGE, partition_of, too_large
+from choreo.transports.kafka.producers import Fenced, FencedProducers
 from choreo.transports.kafka.reading import read_to_end
 from choreo.transports.kafka.security import principal_of
 from choreo.transports.kafka.settings import TRANSACTION_DEFAULTS, KafkaTransactionSettings
-
-log = logging.getLogger(__name__)
-
-FENCES_AT_ONCE = 8
-"""Each connects three or four times and asks until its predecessor's transaction has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Fenced:
-    """The producer of a partition that is ours, and the largest batch it makes."""
-
-    producer: AIOKafkaProducer
-    batch_size: int
 
 
 class KafkaTransactions:
@@ -79,44 +51,17 @@ class KafkaTransactions:
         self._group = group
         self._arguments = {**TRANSACTION_DEFAULTS, "partitioner": partition_of, **arguments}
         self._read_arguments = read_arguments
-        self._settings, self._limit, self._ask_s = settings, limit, ask_s
-        self._batch_sizes: dict[TopicPartition, int] = {}
-        self._held: set[TopicPartition] = set()
-        self._fenced: dict[TopicPartition, _Fenced] = {}
-        self._lost: set[TopicPartition] = set()
-        self._fencing = asyncio.Lock()
-        self._discarding: set[asyncio.Task[None]] = set()
-        self._closed = self._warned = False
+        self._settings, self._ask_s = settings, ask_s
+        self._producers = FencedProducers(
+            group, self._arguments, timeout_ms=settings.timeout_ms, limit=limit, ask_s=ask_s
+        )
 
     def __repr__(self) -> str:
-        return f"KafkaTransactions({self._group!r}, {len(self._fenced)} partitions)"
+        return f"KafkaTransactions({self._group!r}, {len(self._producers.fenced)} partitions)"
 
     async def fence(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """As the port says. Some may be taken although one could not be; ConfigurationError if too many."""
-        async with self._fencing:
-            if self._closed:
-                raise TransportError(f"the transactions of group {self._group!r} are closed")
-            wanted = list(dict.fromkeys(partitions))
-            self._limit.take(len(set(wanted) - self._held))
-            self._held.update(wanted)
-            for partition in wanted:  # not waited for: what its requests would still do is fenced as well
-                self._discard(partition)
-                self._lost.discard(partition)
-            gate = asyncio.Semaphore(FENCES_AT_ONCE)
-            deadline = asyncio.get_running_loop().time() + self._ask_s
-            answers = await asyncio.gather(
-                *(self._fence(partition, gate, deadline) for partition in wanted), return_exceptions=True
-            )
-        failed = [answer for answer in answers if isinstance(answer, BaseException)]
-        for error in failed:
-            if not isinstance(error, TransportError):
-                raise error
-        if failed:
-            more = f" ({len(failed) - 1} more)" if len(failed) > 1 else ""
-            raise TransportError(f"{failed[0]}{more}")
-        return {
-            partition: answer for partition, answer in zip(wanted, answers, strict=True) if isinstance(answer, int)
-        }
+        return await self._producers.fence(partitions)
 
     async def commit(self, parts: Mapping[TopicPartition, LogCommit]) -> Mapping[TopicPartition, Exception | None]:
         """As the port says, within `commit_s`; RecordTooLarge with its index if one record alone is the reason.
@@ -128,17 +73,8 @@ class KafkaTransactions:
         return dict(zip(parts, results, strict=True))
 
     async def give_up(self, partitions: Sequence[TopicPartition]) -> None:
-        """As the port says. An idle producer has nothing to flush, so all are simply disconnected."""
-        given = self._held.intersection(partitions)
-        self._held -= given
-        self._limit.give_back(len(given))
-        discarding = [self._discard(partition) for partition in given]
-        self._lost -= given
-        for partition in given:
-            self._batch_sizes.pop(partition, None)
-        waiting = [task for task in discarding if task is not None]
-        if waiting:
-            await asyncio.wait(waiting)
+        """As the port says."""
+        await self._producers.give_up(partitions)
 
     def read(self, partition: TopicPartition, offset: int) -> AsyncIterator[Sequence[Record]]:
         """As the port says; TransportError if nothing moves for longer than an open transaction may last."""
@@ -148,64 +84,12 @@ class KafkaTransactions:
 
     async def close(self) -> None:
         """As the port says, within some 5 s. A reading that is going on ends by itself."""
-        self._closed = True
-        await self.give_up(list(self._held))
-        if self._discarding:
-            await asyncio.wait(self._discarding)
-
-    async def _fence(self, partition: TopicPartition, gate: asyncio.Semaphore, deadline: float) -> int:
-        try:
-            async with asyncio.timeout_at(deadline), gate:
-                fenced = await self._start(partition)
-        except TimeoutError:
-            raise TransportError(
-                f"{partition} cannot be taken for group {self._group!r} within {self._ask_s:g} s; are the "
-                "coordinators of its transactions up (__transaction_state)?"
-            ) from None
-        except Exception as error:
-            principal = principal_of(self._arguments)
-            raise not_taken(
-                partition, self._group, error, timeout_ms=self._settings.timeout_ms, principal=principal
-            ) from error
-        if partition not in self._held:
-            self._start_discarding(fenced.producer)
-            raise TransportError(f"{partition} was given up while it was taken for group {self._group!r}")
-        self._fenced[partition] = fenced
-        if not self._warned and older_than_4_0(fenced.producer):
-            self._warned = True
-            log.warning(
-                "group %s: a broker older than Kafka 4.0 may show a new owner an offset from before the last "
-                "transaction, whose records are then handled and sent twice",
-                self._group,
-            )
-        return epoch_of(fenced.producer)
-
-    async def _start(self, partition: TopicPartition) -> _Fenced:
-        """InitProducerId, asked until the deadline; aiokafka repeats it while a transaction is being ended."""
-        batch_size = self._batch_sizes.get(partition, self._arguments["max_batch_size"])
-        while True:
-            producer = fenced_producer(
-                {
-                    **self._arguments,
-                    "max_batch_size": batch_size,
-                    "transactional_id": transactional_id(NAMESPACE, self._group, partition),
-                    "transaction_timeout_ms": self._settings.timeout_ms,
-                }
-            )
-            try:
-                await producer.start()
-            except BaseException as error:
-                self._start_discarding(producer)
-                if not can_start_again(error):
-                    raise
-                await asyncio.sleep(CONNECT_BACKOFF_S)
-            else:
-                return _Fenced(producer, batch_size)
+        await self._producers.close()
 
     async def _commit(self, partition: TopicPartition, part: LogCommit) -> Exception | None:
-        fenced = self._fenced.get(partition)
+        fenced = self._producers.fenced.get(partition)
         if fenced is None:
-            return self._lease_lost(partition) if partition in self._lost else self._not_fenced(partition)
+            return self._lease_lost(partition) if partition in self._producers.lost else self._not_fenced(partition)
         if not part.records and part.offset is None:
             return None
         try:
@@ -216,11 +100,9 @@ class KafkaTransactions:
                     return error
                 await self._transact(fenced, partition, part, filled)
         except BaseException as error:  # cancelled too: what it had begun must not be committed later
-            ours, why = self._fenced.get(partition) is fenced, cause(fenced.producer, error)
+            ours, why = self._producers.fenced.get(partition) is fenced, cause(fenced.producer, error)
             if ours:
-                self._discard(partition)
-                if isinstance(why, FENCED):
-                    self._lost.add(partition)
+                self._producers.discard(partition, lost=isinstance(why, FENCED))
             if not isinstance(error, Exception):
                 raise
             if not ours:  # no stranger fenced it
@@ -233,7 +115,7 @@ class KafkaTransactions:
         return await fill(producer, records, bytes_max=bytes_max, raw=TransactionalRawBatch)
 
     async def _transact(
-        self, fenced: _Fenced, partition: TopicPartition, part: LogCommit, filled: Sequence[Filled]
+        self, fenced: Fenced, partition: TopicPartition, part: LogCommit, filled: Sequence[Filled]
     ) -> None:
         producer = fenced.producer
         await producer.begin_transaction()
@@ -255,7 +137,7 @@ class KafkaTransactions:
 
     def _explained(
         self,
-        fenced: _Fenced,
+        fenced: Fenced,
         partition: TopicPartition,
         records: Sequence[ProducerRecord],
         failed: Mapping[int, Exception],
@@ -270,13 +152,14 @@ class KafkaTransactions:
         for index in oversized:
             record = records[index]
             if len(oversized) == 1 or size == 1 or len(record.key or b"") + len(record.value or b"") > size:
-                self._batch_sizes.pop(partition, None)
+                self._producers.resize(partition, None)
                 return too_large(record, index, failed[index])  # it was alone in its batch
         if not oversized:
             return next(
                 (error for error in failed.values() if isinstance(error, FENCED)), next(iter(failed.values()))
             )
-        smaller = self._batch_sizes[partition] = max(size // 8, 1)
+        smaller = max(size // 8, 1)
+        self._producers.resize(partition, smaller)
         topic = records[oversized[0]].topic
         return TransportError(
             f"{topic} takes no batch of {size} bytes; fence and commit again: they will be of {smaller}"
@@ -303,13 +186,3 @@ class KafkaTransactions:
 
     def _not_fenced(self, partition: TopicPartition) -> TransportError:
         return TransportError(f"{partition} is not held for group {self._group!r}: fence it first")
-
-    def _discard(self, partition: TopicPartition) -> asyncio.Task[None] | None:
-        fenced = self._fenced.pop(partition, None)
-        return None if fenced is None else self._start_discarding(fenced.producer)
-
-    def _start_discarding(self, producer: AIOKafkaProducer) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(kafka_closing.quietly(kafka_closing.discard(producer)))
-        self._discarding.add(task)
-        task.add_done_callback(self._discarding.discard)
-        return task

@@ -1,4 +1,4 @@
-"""Apache Kafka through aiokafka: `KafkaTransport` is what an app is given, the kafka_*.py beside it do the work."""
+"""Apache Kafka through aiokafka: `KafkaTransport` is what an app is given, the modules beside it do the work."""
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
@@ -45,7 +45,7 @@ class KafkaTransport:
         open_s: Deadline for a connection to be up, in `open` and `consumer`.
         send_s: Deadline of one `send`, all its acknowledgements included.
         ask_s: Deadline of one commit, one position, one change of topics; and how long a scan may stand still.
-        consumer_options: aiokafka's arguments for consumers, over those of kafka_settings.CONSUMER_DEFAULTS.
+        consumer_options: aiokafka's arguments for consumers, over CONSUMER_DEFAULTS.
         producer_options: The same for the producer, and for those of transactions.
         batch_bytes_max: What one compressed batch may hold, inflated; a larger one stops its partition.
         transaction_settings: Limits of transactions; None: as `CHOREO_KAFKA_TRANSACTION_*` say.
