@@ -24,7 +24,7 @@ def loads_exactly(value: bytes) -> dict[str, Any]:
             parse_float=Decimal,
             parse_int=lambda text: int(text) if len(text) <= _INT_DIGITS_MAX else Decimal(text),
         )
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):  # an exponent may be beyond what Decimal knows
         raise DecodeError("not_json", "the value cannot be read as JSON") from None
     if not isinstance(data, dict):
         raise DecodeError("invalid_data", "the value is no JSON object")
