@@ -62,12 +62,12 @@ class Units:
 
     def _unusual(self, partition: TopicPartition, work: Work) -> Unit:
         """The unit of a replay, of a delayed retry, or of a record that no handler can be given."""
-        record, envelope, bound = work.record, work.envelope, work.bound
+        record, envelope, bound, name = work.record, work.envelope, work.bound, work.handler
+        retry = bound.handler.retry if bound else self._retry
         if work.replay is not None or work.retried is not None:
             # What failed may have been charged: the provider has to know it again.
             base = work.replay.base if work.replay else ""
-            work.outside_key = replay_digest(self._name, work.handler, base) if base else self._own_key(work)
-        name, retry = (bound.handler.name, bound.handler.retry) if bound else (work.handler, self._retry)
+            work.outside_key = replay_digest(self._name, name, base) if base else self._own_key(work)
         before = work.retried
         about = work.replay.parked if work.replay is not None and before is None else ""
         ordered = bound is not None and bound.handler.order is not None
