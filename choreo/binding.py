@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from choreo.context import Context
+from choreo.emits import ANY, Count, Emits, declared_emits
 from choreo.errors import DeclarationError, UndeclaredEmission
 from choreo.event import Event
 from choreo.instances import INSTANCES
@@ -16,9 +17,6 @@ from choreo.service import Handler
 
 Around = typing.Callable[[Context], AbstractAsyncContextManager[Any]]
 Kind = Literal["coroutine", "function", "async_generator", "generator"]
-Count = tuple[int, int | None]
-"""How many events of one class a handler may return for one event: at least, at most; None is no bound."""
-ANY: Count = (0, None)
 
 TRANSACTIONS: Mapping[str, tuple[Kind, ...]] = {
     "sqlite3.Connection": ("function", "generator"),
@@ -147,11 +145,11 @@ def bind(handler: Handler) -> BoundHandler:
     for event in handler.events:
         event.check_upcasters()
     classes = {(event.event_type, event.event_version): event for event in handler.events}
-    counts = declared_emits(handler.label, hints) if handler.emits is None else dict.fromkeys(handler.emits, ANY)
-    least = _least(hints["return"]) if handler.emits is None else 0
+    stated = handler.emits
+    emits = declared_emits(handler.label, hints) if stated is None else Emits(dict.fromkeys(stated, ANY), 0)
     transaction = next(iter(transactions.values()), "")
-    names, emits = (tuple(contexts), tuple(transactions)), tuple(counts)
-    return BoundHandler(handler, kind, classes, *names, transaction, resources, emits, counts, least)
+    names = tuple(contexts), tuple(transactions)
+    return BoundHandler(handler, kind, classes, *names, transaction, resources, tuple(emits.counts), *emits)
 
 
 def transaction_type(wanted: Any) -> str | None:
@@ -211,70 +209,5 @@ def _check_event_parameter(handler: Handler, name: str, hints: Mapping[str, Any]
         )
 
 
-def declared_emits(label: str, hints: Mapping[str, Any]) -> dict[type[Event], Count]:
-    """Event classes that a return annotation names, and how many of each.
-
-    Raises:
-        DeclarationError: There is none, or it names something else.
-    """
-    if "return" not in hints:
-        raise DeclarationError(
-            f"{label} has no return annotation, which declares what it may emit; write `-> None`, "
-            "`-> StockReserved`, `-> A | B | None`, `-> list[A | B]`, or give emits= to the decorator"
-        )
-    found = _counts(hints["return"])
-    for each in found:
-        if not (isinstance(each, type) and issubclass(each, Event) and each.event_type):
-            raise DeclarationError(
-                f"{label}: its return annotation names {each!r}, which is no Event class with a type; "
-                "a handler returns events, lists of events or None"
-            )
-    return found
-
-
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _counts(hint: Any) -> dict[Any, Count]:
-    """The types at the ends of unions and collections, and how many: `list[A] | B | None` -> A 0..*, B 0..1."""
-    if hint in (None, type(None)):
-        return {}
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is None:
-        return {hint: (1, 1)}
-    if origin is typing.Annotated:
-        return _counts(arguments[0])
-    if origin in (Union, types.UnionType):
-        ways = [_counts(each) for each in arguments]
-        return {leaf: _of_any([way.get(leaf, (0, 0)) for way in ways]) for way in ways for leaf in way}
-    if origin is tuple and Ellipsis not in arguments:
-        places = [_counts(each) for each in arguments]
-        return {leaf: _of_all([place.get(leaf, (0, 0)) for place in places]) for place in places for leaf in place}
-    if "Generator" in getattr(origin, "__name__", ""):
-        arguments = arguments[:1]  # what is sent in or returned at the end is no emit
-    return {leaf: ANY for each in arguments if each is not Ellipsis for leaf in _counts(each)}
-
-
-def _least(hint: Any) -> int:
-    """How many events a return annotation promises at least: `A | B` one, `A | None` and `list[A]` none."""
-    if hint in (None, type(None)):
-        return 0
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is None:
-        return 1
-    if origin is typing.Annotated:
-        return _least(arguments[0])
-    if origin in (Union, types.UnionType):
-        return min(map(_least, arguments))
-    return sum(map(_least, arguments)) if origin is tuple and Ellipsis not in arguments else 0
-
-
-def _of_any(counts: list[Count]) -> Count:
-    highest = [most for _, most in counts]
-    return min(least for least, _ in counts), None if None in highest else max(filter(None, highest))
-
-
-def _of_all(counts: list[Count]) -> Count:
-    highest = [most for _, most in counts]
-    return sum(least for least, _ in counts), None if None in highest else sum(filter(None, highest))

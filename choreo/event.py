@@ -5,10 +5,8 @@ one type and version, each with the fields it needs.
 """
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -16,11 +14,11 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from choreo.errors import DeclarationError, DecodeError
+from choreo.exact import dumps_exactly, loads_exactly
 from choreo.sensitive import is_sensitive, refuse_secret_types
 
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*\Z")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")  # Kafka's own rule for a topic's name
-_INT_DIGITS_MAX = 18  # what surely fits 64 bits, which is all that orjson writes
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """From the data of one version to the data of the next."""
@@ -241,41 +239,6 @@ def _check(cls: type[Event], type_: object, version: object, topic: object, key:
 
 def _named(function: Upcaster) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
-
-
-def loads_exactly(value: bytes) -> dict[str, Any]:
-    """A JSON object whose numbers keep every digit when `dumps_exactly` writes them again.
-
-    Raises:
-        DecodeError: `not_json`; `invalid_data` where it is no object.
-    """
-    try:
-        orjson.loads(value)  # stricter: no lone surrogates, no NaN, a bound on depth
-        data = json.loads(
-            value,
-            parse_float=Decimal,
-            parse_int=lambda text: int(text) if len(text) <= _INT_DIGITS_MAX else Decimal(text),
-        )
-    except (ValueError, RecursionError):
-        raise DecodeError("not_json", "the value cannot be read as JSON") from None
-    if not isinstance(data, dict):
-        raise DecodeError("invalid_data", "the value is no JSON object")
-    return data
-
-
-def dumps_exactly(data: dict[str, Any]) -> bytes:
-    """What `loads_exactly` gave, or something like it, as JSON.
-
-    Raises:
-        TypeError, ValueError: It is no JSON.
-    """
-    return orjson.dumps(data, default=_exact_number)
-
-
-def _exact_number(value: object) -> orjson.Fragment:
-    if isinstance(value, Decimal) and value.is_finite():
-        return orjson.Fragment(str(value).encode())
-    raise TypeError
 
 
 def _decode_error(cls: type[Event], error: ValidationError) -> DecodeError:

@@ -12,7 +12,7 @@ from typing import Any
 from choreo import envelope as cloudevents
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError, DecodeError
-from choreo.event import dumps_exactly, loads_exactly
+from choreo.exact import dumps_exactly, loads_exactly
 from choreo.record import Header, Headers, ProducerRecord, Record, last_headers
 
 _MARK = "ce_specversion"

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 from rich.markup import escape
 
@@ -11,7 +12,7 @@ from choreo.app import App
 from choreo.cli.console import AsJson, Target, load_app, out, print_json, reported
 from choreo.errors import ConfigurationError
 from choreo.record import Record
-from choreo.runtime.routing import Work, record_from_json
+from choreo.runtime.work import Work
 
 _SKIPPED = {
     "tombstone": "the record has no value (a tombstone), which is no event",
@@ -55,7 +56,7 @@ def explained(app: App, record: Record) -> list[dict[str, Any]]:
         routed = router.route(record)
         if routed.skipped is not None:
             rows.append(_row(name, "skip", _SKIPPED.get(routed.skipped, routed.skipped)))
-        rows += [_of_work(app, name, work, router.key(work).hex()) for work in routed.work]
+        rows += [_of_work(app, name, work, router.units.key(work).hex()) for work in routed.work]
     return rows
 
 
@@ -91,3 +92,26 @@ def _read(topic: str, file: str) -> Record:
         raise ConfigurationError(
             f"{file} is no record: {error}; it is a JSON object with key, value and headers (name to text)"
         ) from None
+
+
+def record_from_json(topic: str, text: bytes) -> Record:
+    """A record as the command is given one: an object with key, value, headers, partition, offset; all optional.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    found = orjson.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("the file holds no JSON object")
+    value = found.get("value")
+    raw = value.encode() if isinstance(value, str) else None if value is None else orjson.dumps(value)
+    key = found.get("key")
+    return Record(
+        topic,
+        int(found.get("partition", 0)),
+        int(found.get("offset", 0)),
+        None if key is None else str(key).encode(),
+        raw,
+        tuple((name, str(text).encode()) for name, text in (found.get("headers") or {}).items()),
+        int(found.get("timestamp_ms", 0)),
+    )

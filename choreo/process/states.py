@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from choreo.binding import declared_emits
 from choreo.context import Context
 from choreo.core.definition import Rule, State, TimerRule
+from choreo.emits import declared_emits
 from choreo.errors import DeclarationError
 from choreo.event import Event
 
@@ -205,4 +205,4 @@ def action(where: str, function: Callable[..., Any], *first: str, emits: bool = 
             raise DeclarationError(
                 f"{label} cannot be given {parameter.name!r}: it takes {', '.join(first)} and a Context"
             )
-    return Action(name, function, tuple(wants), tuple(declared_emits(label, hints)) if emits else ())
+    return Action(name, function, tuple(wants), tuple(declared_emits(label, hints).counts) if emits else ())

@@ -11,7 +11,7 @@ from choreo.event import Event
 from choreo.record import Header, ProducerRecord, Record, new
 from choreo.runtime.replaying import DLQ_PREFIX, REPLAY_PREFIX, origin, replay_headers
 from choreo.runtime.retrying import RETRY_PREFIX, Retried, retried_headers
-from choreo.runtime.routing import Work
+from choreo.runtime.work import Work
 from choreo.service import Service
 from choreo.topic import wire_record, wire_value
 

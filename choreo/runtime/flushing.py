@@ -16,8 +16,8 @@ from choreo.ports import CommitRequest, CommitResult, Finished, Lease, Transacte
 from choreo.record import ProducerRecord, TopicPartition, new
 from choreo.runtime.emitting import truncated
 from choreo.runtime.invoking import Inside, describe, raised
-from choreo.runtime.routing import Work
 from choreo.runtime.runners import apart
+from choreo.runtime.work import Work
 
 if TYPE_CHECKING:
     from choreo.runtime.worker import Worker

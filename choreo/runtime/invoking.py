@@ -16,7 +16,7 @@ from choreo.core.units import Unit
 from choreo.errors import ChoreoError, Disposition, RetryLater, UnknownVersion
 from choreo.event import Event
 from choreo.ports import Clock
-from choreo.runtime.routing import Work
+from choreo.runtime.work import Work
 
 
 class Invoker:

@@ -16,7 +16,7 @@ from choreo.parked import Leaves, Waits
 from choreo.record import ProducerRecord
 from choreo.runtime.emitting import COPY_BYTES_MAX, Emitter, again, size_of, where
 from choreo.runtime.replaying import Replay, event_identity, replay_headers
-from choreo.runtime.routing import Work
+from choreo.runtime.work import Work
 
 TOO_LARGE = "too_large_to_park"
 """Reason of a dead letter that did not fail, and could not wait."""

@@ -1,95 +1,23 @@
-"""From a record to its units: which handlers, which keys, or why none. Pure, so that `explain` tells the truth."""
+"""From a record to its handlers, or why it has none. Pure, so that `explain` tells the truth."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
 
 from choreo import envelope as cloudevents
 from choreo.binding import BoundHandler
-from choreo.core.emission import (
-    business_digest,
-    fingerprint,
-    is_derived,
-    key_digest,
-    queue_digest,
-    replay_digest,
-    retry_digest,
-)
-from choreo.core.retry import Delayed, RetryPolicy
-from choreo.core.units import Delivery, Unit
+from choreo.core.units import Delivery
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.event import Event
-from choreo.ports import FlowMark
 from choreo.record import Record, TopicPartition, last_headers
-from choreo.runtime.replaying import DECODE, Replay, read_replay
-from choreo.runtime.retrying import Retried, read_retried
+from choreo.runtime.keying import Units
+from choreo.runtime.replaying import DECODE, read_replay
+from choreo.runtime.retrying import read_retried
+from choreo.runtime.work import Work
 from choreo.service import Service
 from choreo.topic import Topic
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
-
-
-class Work:
-    """What the runtime needs to invoke a unit.
-
-    `replay`: it was ordered by an operator. `retried`: it comes by a delay topic. `outside_key`: what the handler
-    gives to whom it calls, if that is not the unit's own key. `flow`: what a watch has found by it.
-    """
-
-    __slots__ = (
-        "bound",
-        "envelope",
-        "error",
-        "event",
-        "flow",
-        "outside_key",
-        "record",
-        "replay",
-        "retried",
-        "span",
-        "started_s",
-    )
-
-    def __init__(
-        self,
-        record: Record,
-        envelope: Envelope | None,
-        event: Event | None,
-        bound: BoundHandler | None,
-        error: DecodeError | None = None,
-        *,
-        replay: Replay | None = None,
-    ) -> None:
-        self.record = record
-        self.envelope = envelope
-        self.event = event
-        self.bound = bound
-        self.error = error
-        self.replay = replay
-        self.retried: Retried | None = None
-        self.span: Any = None
-        self.started_s = 0.0
-        self.outside_key: bytes | None = None
-        self.flow: FlowMark | None = None
-
-
-class _Constants:
-    """What all units of a handler have in common, those that come by its delay topics or queues aside."""
-
-    __slots__ = ("breaker", "delayable", "name", "ordered", "retry", "transacts")
-
-    def __init__(self, bound: BoundHandler) -> None:
-        handler = bound.handler
-        retry = handler.retry
-        self.name = handler.name
-        self.transacts = bool(bound.transactions)
-        self.retry: RetryPolicy = retry.in_place if isinstance(retry, Delayed) else retry
-        self.delayable = isinstance(retry, Delayed) and retry.next_s(0) is not None
-        self.breaker = handler.breaker
-        self.ordered = handler.order is not None
 
 
 @dataclass(slots=True)
@@ -128,12 +56,12 @@ class Router:
     ) -> None:
         self.replay_topic = replay_topic
         self.delay_topics = delay_topics or {}
+        self.units = Units(service, handlers)
         self._service = service
         self._knows_keys = knows_keys
         self._payload_bytes_max = payload_bytes_max
         actual = {topic(event.event_topic) for bound in handlers for event in bound.handler.events}
         self._foreign = {str(each): each for each in actual if isinstance(each, Topic)}
-        self._constants = {bound.handler.name: _Constants(bound) for bound in handlers}
         self._by_type: dict[str, list[BoundHandler]] = {}
         for bound in handlers:
             for type_, _ in bound.classes:
@@ -145,7 +73,7 @@ class Router:
         """Records of one partition as the core takes them in, and why of those that were skipped."""
         found: list[Delivery] = []
         skips: list[str] = []
-        work_of, unit_of = self._reader(partition.topic), self._unit
+        work_of, unit_of = self._reader(partition.topic), self.units.of
         delay_s = self.delay_topics.get(partition.topic, 0)
         for record in records:
             work, skipped = work_of(record)
@@ -245,30 +173,6 @@ class Router:
         headers = last_headers(record.headers)
         return None if cloudevents.is_structured(headers) else cloudevents.event_type(headers)
 
-    def key(self, work: Work) -> bytes:
-        """The idempotency key of one unit of work: the event's, or the replay's, or that of a retry of either."""
-        if work.replay is None and work.retried is None:
-            return self._own_key(work)
-        key = self._first_key(work)
-        return key if work.retried is None else retry_digest(key, work.retried.number)
-
-    def _first_key(self, work: Work) -> bytes:
-        """The key of the first attempt: the event's, or the replay's."""
-        if work.replay is None or work.replay.key == "event":
-            return self._own_key(work)
-        return replay_digest(self._service.name, _handler(work), work.replay.id)
-
-    def _own_key(self, work: Work) -> bytes:
-        service, bound, envelope = self._service.name, work.bound, work.envelope
-        if bound is None or envelope is None:
-            record = work.record
-            coordinates = f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp_ms}"
-            return key_digest(service, DECODE, "", coordinates)
-        field_ = bound.handler.idempotency_key
-        if field_ is not None and work.event is not None:
-            return business_digest(service, bound.handler.name, str(getattr(work.event, field_)))
-        return key_digest(service, bound.handler.name, envelope.source, envelope.id)
-
     def _decoded(self, record: Record, envelope: Envelope, data: bytes) -> list[Work]:
         work: list[Work] = []
         type_, version = envelope.type, envelope.version
@@ -284,79 +188,10 @@ class Router:
             work.append(Work(record, envelope, event, bound))
         return work
 
-    def _unit(self, partition: TopicPartition, work: Work) -> Unit:
-        bound, envelope = work.bound, work.envelope
-        if bound is None or envelope is None or work.replay is not None or work.retried is not None:
-            return self._unusual(partition, work)
-        _, _, offset, key, value, _, _ = work.record
-        id_, _, _, _, _, _, _, correlation_id, causation_id, _, _, _ = envelope
-        of, error = self._constants[bound.handler.name], work.error
-        return Unit(
-            partition,
-            offset,
-            offset if key is None else key,
-            of.name,
-            self._own_key(work),
-            fingerprint(value or b""),
-            correlation_id,
-            causation_id is not None and is_derived(id_, causation_id),
-            of.transacts,
-            of.retry,
-            0,
-            of.delayable,
-            of.breaker,
-            None if error is None else error.reason,
-            queue_digest(self._service.name, of.name, key) if of.ordered and key is not None else None,
-            False,
-            work,
-        )
-
-    def _unusual(self, partition: TopicPartition, work: Work) -> Unit:
-        """The unit of a replay, of a delayed retry, or of a record that no handler can be given."""
-        record, envelope, bound = work.record, work.envelope, work.bound
-        if work.replay is not None or work.retried is not None:
-            # What failed may have been charged: the provider has to know it again.
-            base, service = work.replay.base if work.replay else "", self._service.name
-            work.outside_key = replay_digest(service, _handler(work), base) if base else self._own_key(work)
-        name, retry = (bound.handler.name, bound.handler.retry) if bound else (_handler(work), self._service.retry)
-        before = work.retried
-        about = work.replay.parked if work.replay is not None and before is None else ""
-        ordered = bound is not None and bound.handler.order is not None
-        queue = None
-        if record.key is not None and (ordered or about):
-            queue = queue_digest(self._service.name, name, record.key)
-        return Unit(
-            partition,
-            record.offset,
-            record.offset if record.key is None else record.key,
-            name,
-            self.key(work),
-            fingerprint(record.value or b""),
-            correlation_id=envelope.correlationid if envelope else "",
-            derived=envelope is not None and is_derived(envelope.id, envelope.causationid),
-            transacts=bool(bound and bound.transactions),
-            retry=retry.in_place if isinstance(retry, Delayed) else retry,
-            breaker=bound.handler.breaker if bound else None,
-            attempts_before=before.attempts if before else 0,
-            delayable=isinstance(retry, Delayed) and retry.next_s(before.number if before else 0) is not None,
-            poison=about if about in ("drop", "closing") else work.error.reason if work.error else None,
-            queue=queue,
-            redriven=bool(about),
-            work=work,
-        )
-
 
 def _unread(record: Record, error: DecodeError) -> _Found:
     """A record of which nothing is known but why."""
     return [Work(record, None, None, None, error)], None
-
-
-def _handler(work: Work) -> str:
-    """The handler's name; a replay that no handler can be given any more is still its handler's."""
-    if work.bound is not None:
-        return work.bound.handler.name
-    sent = work.retried or work.replay
-    return DECODE if sent is None else sent.handler
 
 
 def _newest(bound: BoundHandler, type_: str) -> type[Event]:
@@ -396,26 +231,3 @@ def _validated(class_: type[Event], data: bytes, old_version: int | None = None)
     except Exception as error:
         what = f"{class_.event_type} v{class_.event_version}"
         raise DecodeError("invalid_data", f"a validator of {what} raised {type(error).__name__}") from None
-
-
-def record_from_json(topic: str, text: bytes) -> Record:
-    """A record as `explain` is given one: an object with key, value, headers, partition, offset; all optional.
-
-    Raises:
-        ValueError: It is no JSON object.
-    """
-    found = orjson.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError("the file holds no JSON object")
-    value = found.get("value")
-    raw = value.encode() if isinstance(value, str) else None if value is None else orjson.dumps(value)
-    key = found.get("key")
-    return Record(
-        topic,
-        int(found.get("partition", 0)),
-        int(found.get("offset", 0)),
-        None if key is None else str(key).encode(),
-        raw,
-        tuple((name, str(text).encode()) for name, text in (found.get("headers") or {}).items()),
-        int(found.get("timestamp_ms", 0)),
-    )

@@ -21,10 +21,11 @@ from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker, describe, raised
 from choreo.runtime.keeping import Keeper
 from choreo.runtime.parking import TOO_LARGE, Parker
-from choreo.runtime.routing import Router, Work
+from choreo.runtime.routing import Router
 from choreo.runtime.runners import Runners
 from choreo.runtime.timers import TimerPoller
 from choreo.runtime.unsaid import unsaid
+from choreo.runtime.work import Work
 from choreo.service import Service
 
 log = logging.getLogger("choreo.worker")

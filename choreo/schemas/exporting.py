@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 from choreo.binding import BoundHandler
-from choreo.envelope import SCHEMA_PREFIX
+from choreo.envelope import schema_urn
 from choreo.errors import DeclarationError
 from choreo.event import Event
 from choreo.process.timing import from_others
@@ -122,7 +122,7 @@ def _full_name(event: type[Event]) -> str:
 def _document(version: Version, classes: tuple[type[Event], ...], emitted: bool, mode: Mode) -> dict[str, Any]:
     schemas, definitions = _schemas(classes, mode)
     body = schemas[0] if len(schemas) == 1 else {"anyOf" if emitted else "allOf": schemas}
-    document = {"$schema": DIALECT, "$id": f"{SCHEMA_PREFIX}{version[0]}:{version[1]}", **body}
+    document = {"$schema": DIALECT, "$id": schema_urn(*version), **body}
     return {**document, "$defs": definitions} if definitions else document
 
 

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import pytest
 
-import choreo.running
 from choreo import App, Event, Service
 from choreo.core.retry import RetryPolicy
 from choreo.ports import Clock, Transport
 from choreo.record import ProducerRecord
-from choreo.running import Running
+from choreo.running import Running, services
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import original
 from choreo.sqlite.database import Database
@@ -120,7 +119,7 @@ async def running(app: App, mode: Mode, log_path: Path, store_path: Path, **sett
         return EmbeddedTransport(Database(broker.removeprefix("beside:")), clock or SystemClock())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choreo.running, "open_transport", beside)
+        patch.setattr(services, "open_transport", beside)
         broker, store = f"embedded:{log_path}", None
         if mode == "two_files":
             broker, store = f"beside:{log_path}", f"sqlite:{store_path}"

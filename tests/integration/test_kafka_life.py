@@ -14,11 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from choreo import App, Event, Service
-from choreo import running as choreo_running
 from choreo.core.messages import Limits
 from choreo.ports import TopicSpec
 from choreo.record import TopicPartition
-from choreo.running import Running
+from choreo.running import Running, services
 from choreo.transports.kafka import KafkaTransport
 from deploy.kafka.cluster import LocalKafka
 from deploy.kafka.jars import Missing
@@ -57,7 +56,7 @@ class Life:
         self.app = App(
             self.service, topics={"life": self.topic, "notes": self.notes, "life.dlq": f"{self.topic}.dlq"}
         )
-        monkeypatch.setattr(choreo_running, "open_transport", lambda broker, **_: self.transport())
+        monkeypatch.setattr(services, "open_transport", lambda broker, **_: self.transport())
 
     def transport(self) -> KafkaTransport:
         """A transport for one run."""

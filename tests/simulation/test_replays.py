@@ -10,7 +10,8 @@ import pytest
 
 from choreo import App, Event, Flow, RetryPolicy, Service
 from choreo.record import Record
-from choreo.runtime.routing import Router, Work
+from choreo.runtime.keying import Units
+from choreo.runtime.work import Work
 from choreo.testing.simulation import Faults, Simulation, World
 from choreo.testing.simulation.log import Partition, Transaction
 
@@ -89,13 +90,13 @@ def test_every_event_is_handled_in_the_end_and_no_effect_is_repeated(pair: str) 
 
 def test_replay_without_an_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record of a replay handled for itself: two operators, or a late write, book an event twice."""
-    key = Router.key
+    key = Units.key
 
-    def by_place(self: Router, work: Work) -> bytes:
+    def by_place(self: Units, work: Work) -> bytes:
         found = key(self, work)
         return found if work.replay is None else bytes(a ^ b for a, b in zip(found, _place(work), strict=True))
 
-    monkeypatch.setattr(Router, "key", by_place)
+    monkeypatch.setattr(Units, "key", by_place)
     violations = [each for seed in range(1, 1 + SEEDS) for each in simulation("outbox").run(seed).violations]
     assert any("is booked 2 times" in each for each in violations)
 

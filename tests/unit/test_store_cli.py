@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from choreo import running
+from choreo.running import services
 from choreo.runtime.clock import SystemClock
 from choreo.sqlite.database import Database
 from choreo.transports.embedded import EmbeddedTransport
@@ -148,7 +148,7 @@ def test_run_refuses_an_older_schema_with_the_hint(here: Path, monkeypatch: pyte
     choreo("topics", "apply", TARGET)
     make_first(here / "kitchen.db")
     monkeypatch.setattr(
-        running, "open_transport", lambda _, clock: EmbeddedTransport(Database("tea.db"), SystemClock())
+        services, "open_transport", lambda _, clock: EmbeddedTransport(Database("tea.db"), SystemClock())
     )
     said = choreo("run", TARGET, "--broker", "kafka://elsewhere:9092", *KITCHEN, code=2).stderr
     assert "choreo store plan --sql" in said

@@ -190,6 +190,7 @@ def test_what_an_upcaster_returns_is_judged(returned: Any, reason: str, said: st
         (b"[1]", "invalid_data"),
         (b'{"a":' * 200_000, "not_json"),
         (b'{"order":"o","cents":' + b"1" * 5000 + b"}", "not_json"),
+        (b'{"order":"o","cents":1e-9999999999999999999}', "not_json"),
     ],
 )
 def test_an_old_record_that_is_no_json_object_reaches_no_upcaster(value: bytes, reason: str) -> None:

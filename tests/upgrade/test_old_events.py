@@ -13,9 +13,10 @@ from uuid import UUID
 import pytest
 
 from choreo import App, Context, Event, Service
+from choreo.cli.explain import record_from_json
 from choreo.core.emission import key_digest
 from choreo.record import ProducerRecord, Record
-from choreo.runtime.routing import Work, record_from_json
+from choreo.runtime.work import Work
 from choreo.testing import TestApp
 from tests.handlers_apps import NAMES, handlers_app
 

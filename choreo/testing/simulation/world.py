@@ -229,7 +229,7 @@ class World:
             router = self._routers.get(service) or self._routers.setdefault(service, self.app.router(service))
             self._routed[where] = [
                 (
-                    router.key(work),
+                    router.units.key(work),
                     work.bound.handler.label if work.bound else f"{service}, which cannot read it",
                 )
                 for work in router.route(record).work

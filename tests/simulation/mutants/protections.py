@@ -12,7 +12,7 @@ from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import TopicPartition
 from choreo.runtime import emitting
 from choreo.runtime.flushing import Flusher
-from choreo.runtime.routing import Router
+from choreo.runtime.keying import Units
 from choreo.runtime.worker import Worker
 from choreo.sqlite import leases
 from choreo.stores.sqlite import SqliteStore, claim, commit
@@ -49,14 +49,14 @@ def watermark_passes_what_is_unfinished(patch: pytest.MonkeyPatch) -> None:
 
 def lanes_do_not_wait(patch: pytest.MonkeyPatch) -> None:
     """Events of a key run at once."""
-    real = Router._unit
+    real = Units.of
 
-    def alone(self: Router, partition: TopicPartition, work: Any) -> Any:
+    def alone(self: Units, partition: TopicPartition, work: Any) -> Any:
         unit = real(self, partition, work)
         unit.lane = object()
         return unit
 
-    patch.setattr(Router, "_unit", alone)
+    patch.setattr(Units, "of", alone)
 
 
 def outbox_is_not_resent(patch: pytest.MonkeyPatch) -> None:
