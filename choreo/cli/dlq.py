@@ -15,7 +15,8 @@ from choreo.errors import ConfigurationError
 from choreo.runtime import letters as dead
 from choreo.runtime.exporting import exported, shown, without_sensitive
 from choreo.runtime.letters import Fate, Filter, Letter
-from choreo.runtime.redriving import Operator, Orders, Reading, Redrive, partitions_of_replays, read
+from choreo.runtime.ordering import Operator, Orders, partitions_of_replays
+from choreo.runtime.redriving import Reading, Redrive, read
 from choreo.runtime.replaying import Mode
 
 dlq = typer.Typer(

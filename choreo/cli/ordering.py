@@ -17,7 +17,7 @@ from choreo.errors import ChoreoError, ConfigurationError
 from choreo.opening import open_transport
 from choreo.ports import Transport
 from choreo.runtime.clock import SystemClock
-from choreo.runtime.redriving import Operator, Orders, send
+from choreo.runtime.ordering import Operator, Orders, send
 from choreo.runtime.replaying import Mode
 
 MODES = ("if-not-done", "force")

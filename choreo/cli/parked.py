@@ -16,7 +16,7 @@ from choreo.errors import ConfigurationError, DecodeError
 from choreo.looking import store_of
 from choreo.parked import Parked, ParkedStore
 from choreo.runtime.exporting import shown
-from choreo.runtime.redriving import Operator, Orders
+from choreo.runtime.ordering import Operator, Orders
 from choreo.runtime.releasing import What, orders_for, replay_of
 
 Handler = Annotated[str | None, typer.Option(help="Of this handler, or service.handler.")]

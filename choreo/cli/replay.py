@@ -11,7 +11,8 @@ from choreo.cli.console import AsJson, Broker, Store, Target, load_app, moment_m
 from choreo.cli.ordering import By, DryRun, ModeOption, Note, Rate, Run, Yes, carry_out, mode_of, opened, operator
 from choreo.errors import ConfigurationError
 from choreo.record import Record
-from choreo.runtime.redriving import Operator, Orders, Redrive, partitions_of_replays
+from choreo.runtime.ordering import Operator, Orders, partitions_of_replays
+from choreo.runtime.redriving import Redrive
 from choreo.runtime.replaying import Mode
 
 

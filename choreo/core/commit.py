@@ -43,6 +43,11 @@ class Commits:
         if self.due_s is None:
             self.due_s = now_s + self._limits.flush_s
 
+    def progressed(self, partition: Partition, now_s: float) -> None:
+        """More of it may be finished: if its watermark has moved, that is to be committed."""
+        if partition.watermark() > partition.committed:
+            self.note(now_s)
+
     def due(self, now_s: float, *, idle: bool) -> bool:
         """Whether results or progress should be flushed now: by number, by time, or since nothing else is at work."""
         if self.due_s is None:

@@ -10,19 +10,19 @@ from typing import Any
 from choreo.core import messages as m
 from choreo.core import parking
 from choreo.core.alarms import Alarms
+from choreo.core.attempts import Attempts
 from choreo.core.breaker import Circuits
+from choreo.core.claims import Claims
 from choreo.core.commit import Commits
-from choreo.core.emission import collision_digest
+from choreo.core.moment import Moment
 from choreo.core.partition import Lane, Partition, settle
 from choreo.core.pressure import Pressure
-from choreo.core.retry import delay_s, due_in_s
-from choreo.core.turns import Turns, counted
+from choreo.core.retry import due_in_s
+from choreo.core.turns import Turns
 from choreo.core.units import (
     CLAIM,
-    CLAIMING,
     DROPPED,
     FINISHED,
-    FRESH,
     RETURNED,
     RUNNING,
     UNFLUSHED,
@@ -43,21 +43,20 @@ class Engine:
         self._pressure = Pressure(self.limits)
         self._circuits = Circuits()
         self._turns = Turns(self.limits, self._circuits)
-        self._keys: dict[bytes, Unit] = {}
-        self._claiming = 0
         self._commits = Commits(self.limits, self.partitions)
-        self._transact_after_s = 0.0
         self._alarms = Alarms()
+        self._moment = Moment()
+        self._claims = Claims(self.limits, self._turns, self._alarms, self._commits, self._moment)
+        self._attempts = Attempts(self._turns, self._circuits, self._alarms, self._moment, self._drop)
+        self._transact_after_s = 0.0
         self._wait_until_s: float | None = None
-        self._now_s = 0.0
-        self._out: list[m.Effect] = []
         self._on: dict[type, Callable[[Any], None]] = {
             m.Assigned: self._assigned,
             m.Fetched: self._fetched,
-            m.Claimed: self._claimed,
-            m.ClaimFailed: self._claim_failed,
+            m.Claimed: self._claims.claimed,
+            m.ClaimFailed: self._claims.failed,
             m.Returned: self._handler_returned,
-            m.Raised: self._raised,
+            m.Raised: self._attempts.raised,
             m.Transacted: self._transacted,
             m.Committed: self._committed,
             m.CommitFailed: self._commit_failed,
@@ -72,18 +71,17 @@ class Engine:
 
     def steps(self, messages: Iterable[m.Input], now_s: float) -> list[m.Effect]:
         """Take in what has come at once, before anything that follows from it is decided."""
-        self._now_s = now_s
-        self._out = []
-        on = self._on
+        moment, on = self._moment, self._on
+        moment.now_s, moment.out = now_s, []
         for message in messages:
             on[type(message)](message)
         self._wake()
         self._schedule()
         self._flush_if_due()
         if self._pressure:
-            self._out.extend(self._pressure.balance())
+            moment.out.extend(self._pressure.balance())
         self._wait()
-        return self._out
+        return moment.out
 
     # ---- what the runtime asks
 
@@ -103,7 +101,7 @@ class Engine:
 
     def waiting(self) -> bool:
         """Whether nothing goes on but waiting for a time: no handler, store or broker is at work."""
-        return not (self._turns.running or self._turns.transactions or self._claiming or self._commits.flight)
+        return not (self._turns.running or self._turns.transactions or self._claims.pending or self._commits.flight)
 
     @property
     def running(self) -> int:
@@ -113,7 +111,7 @@ class Engine:
     @property
     def at_store(self) -> bool:
         """Whether a claim or a flush is under way."""
-        return bool(self._claiming) or self._commits.flight is not None
+        return bool(self._claims.pending) or self._commits.flight is not None
 
     @property
     def ready(self) -> int:
@@ -162,29 +160,12 @@ class Engine:
             if unit.state in (FINISHED, DROPPED):
                 continue
             self._turns.end(unit, began=unit.state is RUNNING)
-            self._attempted(unit, trips=None)
+            self._attempts.ended(unit, trips=None)
             unit.advance(Signal.REVOKED)
             dropped.append(unit)
-        heirs: list[Unit] = []
-        for unit in dropped:
-            heirs += self._heir(unit)
-        self._claim(heirs)
+        self._claims.dropped(dropped)
 
-    def _heir(self, unit: Unit) -> list[Unit]:
-        """Whoever takes the place of a leader that gives its key up: one of its followers, or nobody."""
-        if self._keys.get(unit.digest) is not unit:
-            return []
-        del self._keys[unit.digest]
-        followers = [follower for follower in unit.followers if follower.state is State.FOLLOWING]
-        unit.followers = ()
-        if not followers:
-            return []
-        heir, heir.followers = followers[0], followers[1:]
-        self._keys[heir.digest] = heir
-        heir.advance(CLAIM)
-        return [heir]
-
-    # ---- fetch and claim
+    # ---- fetches
 
     def _fetched(self, message: m.Fetched) -> None:
         partition = self.partitions.get(message.partition)
@@ -192,7 +173,7 @@ class Engine:
             return
         self._pressure.grew([partition])
         led: list[Unit] = []
-        now_s, now_ms, take_in, leads = self._now_s, message.now_ms, partition.take_in, self._leads
+        now_s, now_ms, take_in, leads = self._moment.now_s, message.now_ms, partition.take_in, self._claims.leads
         for delivery in message.deliveries:
             due_s = now_s
             if delivery.delay_s:
@@ -207,93 +188,8 @@ class Engine:
                 elif leads(unit):
                     led.append(unit)
         advance(led, CLAIM)
-        self._claim(led)
-        self._note_progress(partition)
-
-    def _leads(self, unit: Unit) -> bool:
-        """Whether the unit is to be claimed; else it follows one in flight that has the same key."""
-        leader = self._keys.setdefault(unit.digest, unit)
-        if leader is unit:
-            return True
-        unit.follow(leader)
-        return False
-
-    def _claim(self, units: Sequence[Unit], *, solo: bool = False) -> None:
-        if units:
-            self._claiming += 1
-            self._out.append(m.Claim(units, solo))
-
-    def _claimed(self, message: m.Claimed) -> None:
-        self._claiming -= 1
-        enqueue = self._turns.enqueue
-        for unit, verdict in zip(message.units, message.verdicts, strict=True):
-            if unit.state is not CLAIMING:
-                continue
-            said, deliveries, parked = verdict
-            if said == "fresh":
-                unit.deliveries = deliveries
-                if deliveries == 1 and not parked:
-                    unit.advance(FRESH)
-                else:
-                    self._again(unit, parked)
-            elif said == "done" or (said == "conflict" and unit.derived):
-                self._duplicate(unit)
-            elif said == "busy":
-                self._ask_again(unit, self.limits.busy_s)
-            else:
-                self._collided(unit)
-            if not unit.lane.queued:
-                enqueue(unit.lane)
-
-    def _collided(self, unit: Unit) -> None:
-        """Its key is another event's and done: it gets one of its own, in which its dead letter commits."""
-        heirs = self._heir(unit)
-        unit.digest = collision_digest(unit.digest, unit.fingerprint)
-        unit.poison = "id_collision"
-        if self._keys.setdefault(unit.digest, unit) is unit:
-            self._claim([unit], solo=unit.solo)
-        else:
-            self._ask_again(unit, self.limits.busy_s)
-        self._claim(heirs)
-
-    def _again(self, unit: Unit, parked: bool) -> None:
-        """Delivered before, by an owner that died, or its key is parked."""
-        if parked and unit.poison is None:
-            unit.poison = parking.WAITS
-        elif unit.deliveries > self.limits.deliveries_max:
-            unit.poison = "crashed"
-        suspect = unit.deliveries > self.limits.together_max and not unit.solo and unit.poison is None
-        unit.advance(Signal.DIED if suspect else FRESH)
-
-    def _claim_failed(self, message: m.ClaimFailed) -> None:
-        self._claiming -= 1
-        for unit in message.units:
-            if unit.state is CLAIMING:
-                self._ask_again(unit, self.limits.failure_s)
-
-    def _ask_again(self, unit: Unit, delay_s: float) -> None:
-        self._turns.end(unit, began=False)
-        unit.solo = False
-        unit.advance(Signal.BUSY)
-        self._alarms.set(unit, self._now_s + delay_s)
-
-    def _duplicate(self, unit: Unit) -> None:
-        """Handled before, by whomever: it and what follows it here are done, unless its data is another event's."""
-        if self._keys.get(unit.digest) is unit:
-            del self._keys[unit.digest]
-        strangers: list[Unit] = []
-        for each in (unit, *unit.followers):
-            if each.state is State.FOLLOWING and each.fingerprint != unit.fingerprint and not each.derived:
-                each.advance(CLAIM)
-                strangers.append(each)
-            elif each.state in (CLAIMING, State.FOLLOWING):
-                each.advance(Signal.DONE)
-                self._out.append(m.Duplicate(each))
-                settle((each,))
-                self._note_progress(each.lane.partition)
-                self._turns.enqueue(each.lane)
-        self._turns.end(unit, began=False)
-        self._claim(strangers)
+        self._claims.claim(led)
+        self._commits.progressed(partition, now_s)
 
     # ---- turns
 
@@ -301,19 +197,19 @@ class Engine:
         """Give turns: a suspect alone, everybody else up to the bound on concurrency."""
         suspect = self._turns.suspect()
         if suspect is not None:
-            self._claim([suspect], solo=True)
-        out = self._out
-        for unit in self._turns.take(self._now_s):
+            self._claims.claim([suspect], solo=True)
+        now_s, out = self._moment.now_s, self._moment.out
+        for unit in self._turns.take(now_s):
             out.append(new(m.Invoke, (unit,)) if unit.poison is None else parking.aside(unit, unit.poison))
-        if self._now_s >= self._transact_after_s:
-            self._out.extend(map(m.Transact, self._turns.take_transactable(self._now_s)))
+        if now_s >= self._transact_after_s:
+            out.extend(map(m.Transact, self._turns.take_transactable(now_s)))
 
     def _handler_returned(self, message: m.Returned) -> None:
         unit, result = message
         if unit.state is not RUNNING:
             return
         if unit.breaker is not None:
-            self._attempted(unit, trips=False)
+            self._attempts.ended(unit, trips=False)
         unit.advance(RETURNED)
         unit.result = result
         self._turns.end(unit)
@@ -324,139 +220,68 @@ class Engine:
         commits = self._commits
         commits.returned.append(unit)
         if commits.due_s is None:
-            commits.note(self._now_s)
+            commits.note(self._moment.now_s)
         if lane.units:
-            self._turns.enqueue(lane)
-
-    def _raised(self, message: m.Raised) -> None:
-        unit = message.unit
-        if unit.state is not RUNNING:
-            return
-        self._attempted(unit, trips=message.trips)
-        policy = message.retry or unit.retry
-        tried, hopeless = unit.attempts - unit.attempts_before, message.disposition == "dead_letter"
-        if message.disposition == "wait":
-            unit.attempts -= 1  # nothing was tried, and another build may take over meanwhile
-        elif hopeless or tried >= policy.attempts_max:
-            if unit.queue is not None:
-                self._give_up(unit, message.reason)
-                return
-            if not counted(unit):
-                self._turns.running += 1
-                unit.poison = message.reason
-            given_up = m.Delay if unit.delayable and not hopeless else m.DeadLetter
-            self._out.append(given_up(unit, message.reason))
-            return
-        self._turns.end(unit)
-        unit.advance(Signal.RAISED)
-        if self.partitions[unit.partition].draining:
-            self._drop([unit])
-            return
-        wait_s = message.delay_s
-        if wait_s is None:
-            wait_s = delay_s(policy, attempt=tried, seed=unit.digest)
-        self._alarms.set(unit, self._now_s + wait_s)
-
-    def _give_up(self, unit: Unit, reason: str) -> None:
-        """To be parked in its turn, which is when all before it is durable."""
-        self._turns.end(unit)
-        unit.poison = reason
-        self._ready_again(unit)
-
-    def _ready_again(self, unit: Unit) -> None:
-        unit.advance(Signal.SKIPPED)
-        if self.partitions[unit.partition].draining:
-            self._drop([unit])
-        else:
-            self._turns.enqueue(unit.lane)
-
-    def _attempted(self, unit: Unit, *, trips: bool | None) -> None:
-        """An attempt is over: its handler's breaker may open or close by it."""
-        if unit.breaker is None:
-            return
-        circuit, lanes = self._circuits.ended(unit, self._now_s, trips=trips)
-        if circuit is not None:
-            self._out.append(m.Broken(unit.handler, None if circuit.closed else circuit.breaker.pause_s))
-        self._let_go(lanes)
-
-    def _let_go(self, lanes: Iterable[Lane]) -> None:
-        """Queue lanes that a breaker has held."""
-        for lane in lanes:
-            lane.queued = False
             self._turns.enqueue(lane)
 
     # ---- commits
 
     def _flush_if_due(self) -> None:
-        commits = self._commits
-        if commits.flight is not None or self._now_s < commits.after_s:
+        commits, now_s = self._commits, self._moment.now_s
+        if commits.flight is not None or now_s < commits.after_s:
             return
-        turns = self._turns
-        idle = not (turns.running or turns.waiting or turns.transactions or turns.transactable or self._claiming)
-        if commits.due(self._now_s, idle=idle):
+        turns, asked = self._turns, self._claims.pending
+        idle = not (turns.running or turns.waiting or turns.transactions or turns.transactable or asked)
+        if commits.due(now_s, idle=idle):
             effect = commits.begin()
             if effect is not None:
-                self._out.append(effect)
+                self._moment.out.append(effect)
 
     def _committed(self, message: m.Committed) -> None:
         flush = self._commits.land(message.flush, message.refused)
+        finished = self._claims.finished
         for unit in flush.units:
             if unit.state is FINISHED:
-                self._finished(unit)
+                finished(unit)
         if message.refused:
             self._drop([unit for unit in flush.units if unit.partition in message.refused])
             self._revoked(m.Revoked(tuple(sorted(message.refused))))
         for partition in self.partitions.values():
-            self._note_progress(partition)
+            self._commits.progressed(partition, self._moment.now_s)
 
     def _transacted(self, message: m.Transacted) -> None:
         self._turns.transactions -= 1
         if message.failed:
-            self._transact_after_s = self._now_s + self.limits.failure_s
+            self._transact_after_s = self._moment.now_s + self.limits.failure_s
         if message.refused:
             self._revoked(m.Revoked(tuple(sorted(message.refused))))
         for each in message.outcomes:
             self._came_of(each)
         for id_ in dict.fromkeys(each.unit.partition for each in message.outcomes):
             if id_ in self.partitions:
-                self._note_progress(self.partitions[id_])
+                self._commits.progressed(self.partitions[id_], self._moment.now_s)
 
     def _came_of(self, outcome: m.Outcome) -> None:
         unit = outcome.unit
         if unit.state is not RUNNING:
             return
         if outcome.raised is not None:
-            self._raised(outcome.raised)
+            self._attempts.raised(outcome.raised)
             return
         self._turns.end(unit)
-        self._attempted(unit, trips=None if outcome.result is None else False)
+        if unit.breaker is not None:
+            self._attempts.ended(unit, trips=None if outcome.result is None else False)
         if outcome.result is None:
-            unit.attempts -= 1
-            self._ready_again(unit)
+            self._attempts.undone(unit)
             return
         unit.result = outcome.result
         unit.advance(Signal.COMMITTED)
         settle((unit,))
-        self._finished(unit)
-
-    def _finished(self, unit: Unit) -> None:
-        """Durable: whatever followed it with the same key is a duplicate."""
-        if unit.queue is not None:
-            parking.landed(unit)
-        if unit.followers:
-            self._duplicate(unit)
-        elif self._keys.get(unit.digest) is unit:
-            del self._keys[unit.digest]
-        if not unit.lane.queued:
-            self._turns.enqueue(unit.lane)
+        self._claims.finished(unit)
 
     def _commit_failed(self, message: m.CommitFailed) -> None:
-        self._commits.fail(message.flush, self._now_s)
+        self._commits.fail(message.flush, self._moment.now_s)
         self._pressure.grew(self.partitions.values())
-
-    def _note_progress(self, partition: Partition) -> None:
-        if partition.watermark() > partition.committed:
-            self._commits.note(self._now_s)
 
     # ---- time
 
@@ -467,32 +292,30 @@ class Engine:
     def _wake(self) -> None:
         """Let go on whatever waited for a time that has come."""
         again: list[Unit] = []
-        for unit in self._alarms.ring(self._now_s):
+        now_s, claims = self._moment.now_s, self._claims
+        for unit in self._alarms.ring(now_s):
             if unit.state is State.BACKOFF:
                 unit.advance(Signal.DUE)
                 self._turns.enqueue(unit.lane)
             elif unit.state is State.WAITING:
                 unit.advance(Signal.DUE)
-                if self._leads(unit):
+                if claims.leads(unit):
                     again.append(unit)
-            elif unit.state is State.BUSY:
-                if self._keys.setdefault(unit.digest, unit) is unit:
-                    again.append(unit)
-                else:  # one that collided with the same event before it is on its way: as it ends, so does this one
-                    self._alarms.set(unit, self._now_s + self.limits.busy_s)
+            elif unit.state is State.BUSY and claims.leads_still(unit):
+                again.append(unit)
         advance(again, CLAIM)
-        self._claim(again)
-        self._let_go(self._circuits.due(self._now_s))
+        claims.claim(again)
+        self._turns.let_go(self._circuits.due(now_s))
 
     def _wait(self) -> None:
         commits = self._commits
         times = [] if self._alarms.next_s is None else [self._alarms.next_s]
         if commits.flight is None and commits.due_s is not None:
             times.append(max(commits.due_s, commits.after_s))
-        if self._turns.transactable and self._transact_after_s > self._now_s:
+        if self._turns.transactable and self._transact_after_s > self._moment.now_s:
             times.append(self._transact_after_s)
         times.extend(self._circuits.times())
         until_s = min(times, default=None)
         if until_s is not None and until_s != self._wait_until_s:
-            self._out.append(m.Wait(until_s))
+            self._moment.out.append(m.Wait(until_s))
         self._wait_until_s = until_s

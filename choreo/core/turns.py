@@ -1,7 +1,7 @@
 """Whose turn it is: lanes that can go on, suspects that run alone, and the bound on concurrency."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from choreo.core.breaker import Circuits
 from choreo.core.messages import Limits
@@ -68,6 +68,12 @@ class Turns:
             return
         lane.queued = True
         queue.append(lane)
+
+    def let_go(self, lanes: Iterable[Lane]) -> None:
+        """Queue lanes that a breaker has held."""
+        for lane in lanes:
+            lane.queued = False
+            self.enqueue(lane)
 
     def suspect(self) -> Unit | None:
         """The next suspect to be claimed alone, once nothing else is at work."""

@@ -32,7 +32,7 @@ class Keeper:
             self._worker.beats["keep"] = ports.clock.monotonic_s()
             await asyncio.sleep(ports.lease_s / 3)
             await self.renew()
-            await self._worker.flusher.tell()
+            await self._worker.teller.tell()
             since_purge_s += ports.lease_s / 3
             if since_purge_s >= PURGE_S:
                 since_purge_s = 0.0
@@ -46,10 +46,10 @@ class Keeper:
         except ChoreoError as error:
             log.warning("%s: leases could not be renewed: %s", worker.service.name, error)
             return
-        lost = worker.still(leases, lost)
+        lost = worker.holder.still(leases, lost)
         if lost:
             worker.step(m.Revoked(tuple(lost)))
-            worker.fenced(lost)
+            worker.holder.fenced(lost)
 
     async def purge(self) -> None:
         """Forget keys no duplicate can come for any more, and instances that have long ended."""
@@ -74,7 +74,7 @@ class Keeper:
     def _progress_ms(self) -> dict[TopicPartition, int]:
         """The log time each partition has come to; one without anything left to do, to when that was seen."""
         worker = self._worker
-        looked_ms, found = int(worker.looked_s * 1000), {}
+        looked_ms, found = int(worker.fetcher.looked_s * 1000), {}
         for id_ in worker.leases:
             drained = worker.consumer.drained(id_)
             progress_ms = worker.engine.progress_ms(id_, drained_ms=looked_ms if drained else None)

@@ -10,7 +10,7 @@ from typing import Literal
 from choreo import envelope as cloudevents
 from choreo.parked import Parked
 from choreo.record import ProducerRecord
-from choreo.runtime.redriving import Operator, Orders
+from choreo.runtime.ordering import Operator, Orders
 from choreo.runtime.replaying import REPLAY_PREFIX, Replay, read_replay, replay_headers
 from choreo.service import Service
 

@@ -18,7 +18,7 @@ from choreo.publisher import Reference
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.running import Running
 from choreo.runtime.emitting import original
-from choreo.runtime.redriving import Operator
+from choreo.runtime.ordering import Operator
 from choreo.runtime.releasing import orders_for
 from choreo.runtime.unsaid import say_words
 from choreo.service import Service

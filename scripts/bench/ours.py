@@ -13,7 +13,7 @@ from choreo import App, Service
 from choreo.core.messages import Limits
 from choreo.ports import CommitRequest, CommitResult, IdempotencyStore
 from choreo.record import Record
-from choreo.runtime import worker
+from choreo.runtime import fetching
 from choreo.runtime.collector import collecting_less
 from scripts.bench.orders import OrderPlaced, ParcelReceived, ParcelSent, PaymentTaken, taken
 from scripts.bench.running import RUN_S_MAX, Meter, Result, Run
@@ -127,7 +127,7 @@ def limits(run: Run) -> Limits:
 @contextmanager
 def _fetching(batch: int) -> Iterator[None]:
     """Records come so few at a time, as they do when few are sent."""
-    with patch.object(worker, "FETCH_RECORDS_MAX", batch or worker.FETCH_RECORDS_MAX):
+    with patch.object(fetching, "FETCH_RECORDS_MAX", batch or fetching.FETCH_RECORDS_MAX):
         yield
 
 

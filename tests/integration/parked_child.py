@@ -19,8 +19,8 @@ from choreo.core.messages import Limits
 from choreo.parked import ParkedStore
 from choreo.running import Running
 from choreo.runtime.clock import SystemClock
+from choreo.runtime.ordering import Operator, send
 from choreo.runtime.parking import Parker
-from choreo.runtime.redriving import Operator, send
 from choreo.runtime.releasing import orders_for
 from choreo.testing.crash_child import fork
 from choreo.testing.crash_points import CrashPoint, arm

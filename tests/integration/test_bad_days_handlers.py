@@ -12,7 +12,7 @@ from choreo.core.emission import derived_id
 from choreo.core.messages import Limits
 from choreo.core.retry import RetryPolicy
 from choreo.running import Running
-from choreo.runtime.worker import FETCH_RECORDS_MAX
+from choreo.runtime.fetching import FETCH_RECORDS_MAX
 from tests.integration.bad_days import Desk, Mode, Ordered, Served, order, query, running, until
 
 MODES: tuple[Mode, ...] = ("one_file", "two_files")

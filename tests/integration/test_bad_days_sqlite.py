@@ -205,7 +205,7 @@ async def test_two_services_share_one_file_and_one_table(tmp_path: Path) -> None
         await until(lambda: one.counts(found)["duplicates"] == two.counts(found)["duplicates"] == len(NAMES))
         assert one.counts(found)["handled"] == two.counts(found)["handled"] == len(NAMES)
         for worker in found.workers.values():
-            await worker.flusher.tell()
+            await worker.teller.tell()
         stats = await found.stores["one"].stats()
         assert {group: (each.keys, each.claims, each.outbox) for group, each in stats.items()} == {
             "one": (60, 0, 0),

@@ -31,7 +31,8 @@ from choreo.publisher import Publisher
 from choreo.record import TopicPartition
 from choreo.running import Running
 from choreo.runtime.clock import SystemClock
-from choreo.runtime.redriving import Operator, Redrive, partitions_of_replays, read, send
+from choreo.runtime.ordering import Operator, partitions_of_replays, send
+from choreo.runtime.redriving import Redrive, read
 from choreo.sqlite import log as embedded_log
 from choreo.telemetry.silent import NoInstrument
 from tests.integration.dlq_app import TABLES, Asked, app

@@ -233,13 +233,13 @@ async def test_handler_longer_than_the_poll_interval_keeps_its_partition(life: L
     told: list[str] = []
     async with life.running(partitions=2) as running:
         worker = running.workers["life"]
-        revoked: Callable[..., Awaitable[None]] = worker.revoked
+        revoked: Callable[..., Awaitable[None]] = worker.holder.revoked
 
         async def tell(*arguments: Any, **options: Any) -> None:
             told.append("revoked")
             await revoked(*arguments, **options)
 
-        worker.revoked = tell  # type: ignore[method-assign]
+        worker.holder.revoked = tell  # type: ignore[method-assign]
         await publish(running, Happened(name="long"))
         await waited(lambda: life.at_once)
         quick = names("quick", 20)

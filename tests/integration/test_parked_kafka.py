@@ -17,7 +17,7 @@ from choreo import envelope as cloudevents
 from choreo.parked import Parked, ParkedStore
 from choreo.running import Running
 from choreo.runtime.clock import SystemClock
-from choreo.runtime.redriving import Operator, send
+from choreo.runtime.ordering import Operator, send
 from choreo.runtime.releasing import orders_for, replay_of
 from choreo.service import Retry
 from tests.integration.bare_client import waited

@@ -20,8 +20,8 @@ from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.runtime import emitting
 from choreo.runtime.clock import SystemClock
 from choreo.runtime.emitting import Emitter
-from choreo.runtime.flushing import Flusher
 from choreo.runtime.invoking import Invoker
+from choreo.runtime.outgoing import Outgoing
 from choreo.runtime.worker import Ports, Worker
 from choreo.sqlite import leases
 from choreo.sqlite.database import Database
@@ -367,10 +367,10 @@ async def test_outbox_is_sent_by_whoever_takes_over(stage: Stage) -> None:
 async def test_outbox_resend_is_needed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the key says done, the event is dropped as a duplicate, and what it caused is lost."""
 
-    async def forgets(self: Flusher, lease: object) -> None:
+    async def forgets(self: Outgoing, lease: object) -> None:
         """Send nothing."""
 
-    monkeypatch.setattr(Flusher, "resend", forgets)
+    monkeypatch.setattr(Outgoing, "resend", forgets)
     await dies_before_sending(stage)
     await until(lambda: stage.log.offsets.get(("kitchen", ASKED)) == 1)
     await never(lambda: stage.log.guests_with_tea())

@@ -68,8 +68,8 @@ async def test_what_a_dropped_result_sent_holds_back_nothing_of_the_next_one(tmp
         await failed.wait()
         assert worker.flusher._acked
         ids = tuple(worker.leases)
-        await worker.revoked(ids, lost=True)
-        await worker.assigned(ids)
+        await worker.holder.revoked(ids, lost=True)
+        await worker.holder.assigned(ids)
         assert await sent(found, "ackdesk.dlq", 1) == 1
         assert await sent(found, "ack-said", 1) == 1
         await counted(found, "dead_letters")

@@ -12,7 +12,7 @@ from choreo.core.messages import Limits
 from choreo.ports import ClaimRequest
 from choreo.record import TopicPartition
 from choreo.running import Running
-from choreo.runtime import keeping, worker
+from choreo.runtime import fetching, keeping
 from choreo.runtime.keeping import Keeper
 from choreo.sqlite import leases, log
 from tests.integration.bad_days import Desk, Mode, Ordered, order, query, until
@@ -27,7 +27,7 @@ LIMITS = Limits(failure_s=0.05)
 def desk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     """A desk that looks for old keys all the time, and has one record of a partition in hand at most."""
     monkeypatch.setattr(keeping, "PURGE_S", 0.05)
-    monkeypatch.setattr(worker, "FETCH_RECORDS_MAX", 1)
+    monkeypatch.setattr(fetching, "FETCH_RECORDS_MAX", 1)
     return Desk(tmp_path, request.param, attempts_max=10_000)
 
 

@@ -10,7 +10,7 @@ from choreo.core import messages as m
 from choreo.core.breaker import Breaker, Circuit, Position
 from choreo.core.units import Unit
 from choreo.errors import DeclarationError, Reject, RetryLater
-from tests.unit.test_core_engine import Drive, P, invoked, make, of, transacts
+from tests.unit.driven_engine import Drive, P, invoked, make, of, transacts
 
 BREAKER = Breaker(failures=3, pause_s=30)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from choreo.core import messages as m
 from choreo.core.units import Delivery, State, Unit
 from choreo.errors import Disposition
-from tests.unit.test_core_engine import FRESH, Drive, P, invoked, make, of
+from tests.unit.driven_engine import FRESH, Drive, P, invoked, make, of
 
 
 def claims(effects: Iterable[m.Effect]) -> list[list[Unit]]:

@@ -1,106 +1,14 @@
 """The engine driven by hand: each input is written here, and time is a number."""
 
-from collections.abc import Iterable, Sequence
 from random import Random
-from typing import TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo.core import messages as m
-from choreo.core.engine import Engine
-from choreo.core.retry import RetryPolicy
 from choreo.core.units import Delivery, State, Unit, mermaid
 from choreo.ports import Claimed as Verdict
-from choreo.record import TopicPartition
-
-P = TopicPartition("orders", 0)
-Q = TopicPartition("orders", 1)
-FRESH = Verdict("fresh")
-_Effect = TypeVar("_Effect", bound=m.Effect)
-
-
-def make(
-    offset: int,
-    lane: str = "a",
-    *,
-    partition: TopicPartition = P,
-    key: str | None = None,
-    attempts_max: int = 5,
-    derived: bool = False,
-    transacts: bool = False,
-    flow: str = "flow",
-) -> Unit:
-    """A unit; without `key` its idempotency key is its own."""
-    return Unit(
-        partition,
-        offset,
-        lane,
-        "reserve",
-        (key or f"{partition}@{offset}").encode(),
-        b"12345678",
-        correlation_id=flow,
-        derived=derived,
-        transacts=transacts,
-        retry=RetryPolicy(attempts_max, base_s=1.0, cap_s=1.0),
-    )
-
-
-def of(kind: type[_Effect], effects: Iterable[m.Effect]) -> list[_Effect]:
-    """The effects of one kind."""
-    return [effect for effect in effects if isinstance(effect, kind)]
-
-
-def invoked(effects: Iterable[m.Effect]) -> list[int]:
-    """Offsets of the units to be invoked."""
-    return [effect.unit.offset for effect in of(m.Invoke, effects)]
-
-
-class Drive:
-    """An engine with partitions P and Q assigned, and its clock."""
-
-    def __init__(self, limits: m.Limits | None = None) -> None:
-        self.engine = Engine(limits)
-        self.now_s = 0.0
-        for partition in (P, Q):
-            self.step(m.Assigned(partition, 0))
-
-    def step(self, message: m.Input, *, after_s: float = 0.0) -> list[m.Effect]:
-        """One input, `after_s` later."""
-        self.now_s += after_s
-        return self.engine.step(message, self.now_s)
-
-    def fetch(self, *units: Unit, payload_bytes: int = 10) -> list[m.Effect]:
-        """Records of one partition, one for each offset."""
-        by_offset: dict[int, list[Unit]] = {}
-        for unit in units:
-            by_offset.setdefault(unit.offset, []).append(unit)
-        deliveries = [Delivery(offset, payload_bytes, 0, each) for offset, each in by_offset.items()]
-        return self.step(m.Fetched(units[0].partition, deliveries, int(self.now_s * 1000)))
-
-    def take(self, *units: Unit, payload_bytes: int = 10) -> list[m.Effect]:
-        """Fetched, and every claim of it answered as fresh; the effects of all that."""
-        effects = self.fetch(*units, payload_bytes=payload_bytes)
-        for claim in of(m.Claim, effects):
-            effects = effects + self.claimed(claim.units, FRESH)
-        return effects
-
-    def claimed(self, units: Sequence[Unit], *verdicts: Verdict) -> list[m.Effect]:
-        """The store's answer; one verdict stands for all."""
-        every = verdicts if len(verdicts) == len(units) else verdicts * len(units)
-        return self.step(m.Claimed(units, every))
-
-    def back(self, *units: Unit) -> list[m.Effect]:
-        """Handlers return, one after the other; the effects of all."""
-        return [effect for unit in units for effect in self.step(m.Returned(unit, f"result {unit.offset}"))]
-
-    def fail(self, unit: Unit, delay_s: float | None = None) -> list[m.Effect]:
-        """A handler raises something that can be tried again."""
-        return self.step(m.Raised(unit, "retry", "boom", delay_s))
-
-    def tick(self, after_s: float) -> list[m.Effect]:
-        """Time passes."""
-        return self.step(m.Tick(), after_s=after_s)
+from tests.unit.driven_engine import Drive, P, Q, invoked, make, of
 
 
 def test_a_lane_runs_in_log_order_and_one_at_a_time() -> None:
@@ -239,83 +147,6 @@ def test_the_watermark_never_passes_an_unfinished_record(lanes: list[int], rando
     assert all(offsets == sorted(offsets) for offsets in order.values())
 
 
-def test_followers_of_the_same_key_become_duplicates() -> None:
-    """A second record of one key, in another lane or partition, is not invoked and is done when the first is."""
-    drive = Drive()
-    leader, same_lane = make(0, "a", key="k"), make(1, "a", key="k")
-    elsewhere = make(0, "z", partition=Q, key="k")
-    assert [list(claim.units) for claim in of(m.Claim, drive.take(leader, same_lane))] == [[leader]]
-    assert of(m.Claim, drive.take(elsewhere)) == []
-    assert of(m.Commit, drive.back(leader))[0].offsets == {P: 1}
-    effects = drive.step(m.Committed(1))
-    assert of(m.Duplicate, effects) == [m.Duplicate(same_lane), m.Duplicate(elsewhere)]
-    assert of(m.Invoke, effects) == []
-    assert of(m.Commit, effects)[0].offsets == {P: 2, Q: 1}
-
-
-def test_a_follower_takes_the_place_of_a_leader_that_is_gone() -> None:
-    """When the leader's partition is revoked, its follower elsewhere is claimed and invoked."""
-    drive = Drive()
-    leader, heir, last = make(0, key="k"), make(0, partition=Q, key="k"), make(1, partition=Q, key="k")
-    drive.take(leader)
-    drive.take(heir, last)
-    claims = of(m.Claim, drive.step(m.Revoked([P])))
-    assert [list(claim.units) for claim in claims] == [[heir]]
-    assert invoked(drive.claimed([heir], FRESH)) == [0]
-    drive.back(heir)
-    assert of(m.Duplicate, drive.step(m.Committed(1))) == [m.Duplicate(last)]
-
-
-def test_what_was_handled_before_is_a_duplicate() -> None:
-    """The store knows the key as done: nothing is invoked and the offset goes on."""
-    drive = Drive()
-    unit, behind = make(0), make(1)
-    drive.fetch(unit, behind)
-    effects = drive.claimed([unit, behind], Verdict("done"), FRESH)
-    assert of(m.Duplicate, effects) == [m.Duplicate(unit)]
-    assert invoked(effects) == [1]
-    assert of(m.Commit, drive.back(behind))[0].offsets == {P: 2}
-
-
-def test_another_payload_under_one_id_is_a_collision_unless_the_id_was_derived() -> None:
-    """Two events of a foreign producer with one id are told apart; a re-run of ours is a duplicate."""
-    drive = Drive()
-    foreign, ours = make(0, "a"), make(1, "b", derived=True)
-    drive.fetch(foreign, ours)
-    key = foreign.digest
-    effects = drive.claimed([foreign, ours], Verdict("conflict"))
-    assert of(m.Duplicate, effects) == [m.Duplicate(ours)]
-    assert of(m.Claim, effects) == [m.Claim([foreign])]
-    assert foreign.digest != key
-    assert of(m.DeadLetter, drive.claimed([foreign], FRESH)) == [m.DeadLetter(foreign, "id_collision")]
-    assert foreign.attempts == 0
-
-
-def test_busy_claims_are_asked_again() -> None:
-    """A key whose owner lives elsewhere is asked for after a while, and other lanes go on."""
-    drive = Drive(m.Limits(busy_s=0.2))
-    unit, other = make(0, "a"), make(1, "b")
-    drive.fetch(unit, other)
-    effects = drive.claimed([unit, other], Verdict("busy"), FRESH)
-    assert invoked(effects) == [1]
-    assert of(m.Wait, effects) == [m.Wait(0.2)]
-    assert of(m.Claim, drive.tick(0.1)) == []
-    claims = of(m.Claim, drive.tick(0.1))
-    assert [list(claim.units) for claim in claims] == [[unit]]
-    assert invoked(drive.claimed([unit], FRESH)) == [0]
-
-
-def test_a_store_that_did_not_answer_is_asked_again() -> None:
-    """A failed claim invokes nothing and is repeated after `failure_s`."""
-    drive = Drive(m.Limits(failure_s=0.5))
-    unit = make(0)
-    drive.fetch(unit)
-    assert invoked(drive.step(m.ClaimFailed([unit]))) == []
-    assert drive.engine.waiting()
-    assert [list(claim.units) for claim in of(m.Claim, drive.tick(0.5))] == [[unit]]
-    assert not drive.engine.waiting()
-
-
 def test_a_refused_partition_drops_its_units_and_no_others() -> None:
     """A newer owner has one partition: what it had is dropped, the other partition's results are durable."""
     drive = Drive()
@@ -403,52 +234,6 @@ def test_a_revocation_during_a_flush_drops_its_units() -> None:
         assert of(m.Commit, drive.tick(1.0)) == []
 
 
-def test_suspects_run_alone() -> None:
-    """A unit somebody died with waits until nothing runs, is counted, and nothing runs beside it."""
-    drive = Drive()
-    busy, suspect, later = make(0, "a"), make(1, "b"), make(2, "c")
-    drive.take(busy)
-    drive.fetch(suspect, later)
-    effects = drive.claimed([suspect, later], Verdict("fresh", 3), FRESH)
-    assert invoked(effects) == []
-    assert of(m.Claim, effects) == []
-    effects = drive.back(busy)
-    assert of(m.Claim, effects) == [m.Claim([suspect], solo=True)]
-    assert invoked(effects) == []
-    assert invoked(drive.claimed([suspect], Verdict("fresh", 3))) == [1]
-    assert drive.engine.running == 1
-    assert invoked(drive.back(suspect)) == [2]
-
-
-def test_a_second_suspect_waits_for_the_first() -> None:
-    """Suspects are claimed one after the other, since each could take the process with it."""
-    drive = Drive()
-    first, second = make(0, "a"), make(1, "b")
-    drive.fetch(first, second)
-    assert of(m.Claim, drive.claimed([first, second], Verdict("fresh", 3))) == [m.Claim([first], solo=True)]
-    drive.claimed([first], Verdict("fresh", 3))
-    assert of(m.Claim, drive.back(first)) == [m.Claim([second], solo=True)]
-
-
-def test_units_whose_process_died_once_run_together() -> None:
-    """One death is most often the process's own: what was claimed with it need not go one by one."""
-    drive = Drive()
-    units = make(0, "a"), make(1, "b")
-    drive.fetch(*units)
-    assert invoked(drive.claimed(list(units), Verdict("fresh", 2), Verdict("fresh", 2))) == [0, 1]
-
-
-def test_crashed_above_deliveries_max() -> None:
-    """A unit that took too many processes with it is dead-lettered without being invoked."""
-    drive = Drive(m.Limits(deliveries_max=3))
-    unit = make(0)
-    drive.fetch(unit)
-    effects = drive.claimed([unit], Verdict("fresh", 4))
-    assert of(m.DeadLetter, effects) == [m.DeadLetter(unit, "crashed")]
-    assert invoked(effects) == []
-    assert of(m.Commit, drive.back(unit))[0].offsets == {P: 1}
-
-
 def test_a_partition_is_paused_at_unfinished_max_and_flows_again_at_half() -> None:
     """Back-pressure by number of records: only the full partition is paused."""
     drive = Drive(m.Limits(unfinished_max=4, flush_units=1))
@@ -522,110 +307,6 @@ def test_a_late_result_of_a_revoked_partition_is_dropped() -> None:
     assert drive.engine.running == 0
     assert drive.back(unit) == []
     assert drive.fail(unit) == []
-
-
-def transacts(effects: Iterable[m.Effect]) -> list[list[Unit]]:
-    """The units of each transaction that is to begin."""
-    return [list(each.units) for each in of(m.Transact, effects)]
-
-
-def ended(*outcomes: m.Outcome) -> m.Transacted:
-    """A transaction came to its end."""
-    return m.Transacted(outcomes)
-
-
-def test_transacting_units_wait_until_what_is_before_them_in_their_lane_is_durable() -> None:
-    """Or their emits could overtake its; a run of one lane goes into one transaction, in order."""
-    drive = Drive()
-    before, first, second = make(0), make(1, transacts=True), make(2, transacts=True)
-    assert invoked(drive.take(before, first, second)) == [0]
-    effects = drive.back(before)
-    assert [list(each.units) for each in of(m.Commit, effects)] == [[before]]
-    assert transacts(effects) == []
-    assert transacts(drive.step(m.Committed(1))) == [[first, second]]
-    effects = drive.step(ended(m.Outcome(first, "rows"), m.Outcome(second)))
-    assert (first.state, transacts(effects)) == (State.FINISHED, [[second]])
-    effects = drive.step(ended(m.Outcome(second, "rows")))
-    assert (second.state, second.attempts) == (State.FINISHED, 1)
-    assert of(m.Commit, effects)[0].offsets == {P: 3}
-
-
-def test_what_follows_a_transacting_unit_in_its_lane_waits_for_its_transaction() -> None:
-    """Other lanes do not, and flushes go on beside it."""
-    drive = Drive()
-    first, behind, other = make(0, "a", transacts=True), make(1, "a"), make(2, "b")
-    effects = drive.take(first, behind, other)
-    assert (transacts(effects), invoked(effects)) == ([[first]], [2])
-    assert of(m.Commit, drive.back(other) + drive.tick(1.0))[0].units == [other]
-    assert invoked(drive.step(ended(m.Outcome(first, "rows")))) == [1]
-
-
-def test_lanes_are_dealt_out_to_as_many_transactions_as_there_may_be() -> None:
-    """A slow handler holds up those of its own transaction only."""
-    drive = Drive(m.Limits(transactions_max=2))
-    units = [make(offset, f"lane {offset}", transacts=True) for offset in range(5)]
-    assert transacts(drive.take(*units[:3])) == [[units[0], units[1]], [units[2]]]
-    assert transacts(drive.take(*units[3:])) == []
-    assert transacts(drive.step(ended(m.Outcome(units[2], "rows")))) == [[units[3], units[4]]]
-    assert not drive.engine.waiting()
-
-
-def test_a_transacting_unit_that_raises_holds_back_its_lane_only() -> None:
-    """Its retry waits at the head of its lane, while another lane's unit is done in the same transaction."""
-    drive = Drive()
-    failing, behind, other = make(0, "a", transacts=True), make(1, "a", transacts=True), make(2, "b", transacts=True)
-    assert transacts(drive.take(failing, behind, other)) == [[failing, behind, other]]
-    raised = m.Raised(failing, "retry", "boom", 1.0)
-    effects = drive.step(ended(m.Outcome(failing, raised=raised), m.Outcome(behind), m.Outcome(other, "rows")))
-    assert transacts(effects) == []
-    assert (failing.state, behind.state, other.state) == (State.BACKOFF, State.READY, State.FINISHED)
-    assert transacts(drive.tick(1.0)) == [[failing, behind]]
-
-
-def test_a_transacting_unit_that_is_rejected_is_dead_lettered_outside() -> None:
-    """Its dead letter is a result like any other, flushed with the next commit, and its lane goes on behind it."""
-    drive = Drive()
-    rejected, behind = make(0, transacts=True), make(1, transacts=True)
-    drive.take(rejected, behind)
-    raised = m.Raised(rejected, "dead_letter", "no such sku")
-    effects = drive.step(ended(m.Outcome(rejected, raised=raised), m.Outcome(behind)))
-    assert of(m.DeadLetter, effects) == [m.DeadLetter(rejected, "no such sku")]
-    assert (of(m.Commit, effects), transacts(effects)) == ([], [])
-    assert list(of(m.Commit, drive.back(rejected))[0].units) == [rejected]
-    assert transacts(drive.step(m.Committed(1))) == [[behind]]
-    assert drive.engine.running == 0
-
-
-def test_transacting_units_of_a_failed_transaction_are_invoked_again() -> None:
-    """Nothing of them was durable, so it does not count as an attempt; the store is given a pause."""
-    drive = Drive(m.Limits(failure_s=0.5))
-    unit = make(0, transacts=True)
-    drive.take(unit)
-    effects = drive.step(m.Transacted([m.Outcome(unit)], failed=True))
-    assert (transacts(effects), of(m.Wait, effects)) == ([], [m.Wait(0.5)])
-    assert transacts(drive.tick(0.5)) == [[unit]]
-    assert unit.attempts == 1
-
-
-def test_a_refused_transaction_gives_the_partition_up() -> None:
-    """Another partition's units of it were written."""
-    drive = Drive()
-    lost, kept = make(0, transacts=True), make(0, transacts=True, partition=Q)
-    drive.take(lost)
-    drive.step(m.Transacted([m.Outcome(lost)], failed=True))
-    drive.take(kept)
-    (both,) = transacts(drive.tick(1.0))
-    assert set(both) == {lost, kept}
-    drive.step(m.Transacted([m.Outcome(lost), m.Outcome(kept, "rows")], frozenset({P})))
-    assert (lost.state, kept.state, list(drive.engine.partitions)) == (State.DROPPED, State.FINISHED, [Q])
-
-
-def test_a_transaction_has_no_more_than_transact_units() -> None:
-    """The database's write lock is held briefly; the rest follows in the next one."""
-    drive = Drive(m.Limits(transact_units=2))
-    units = [make(offset, transacts=True) for offset in range(3)]
-    assert transacts(drive.take(*units)) == [units[:2]]
-    assert transacts(drive.step(ended(*(m.Outcome(unit, "rows") for unit in units[:2])))) == [units[2:]]
 
 
 def test_log_time_runs_forward_and_not_ahead_of_the_clock() -> None:

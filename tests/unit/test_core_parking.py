@@ -8,7 +8,7 @@ from choreo.core import messages as m
 from choreo.core.units import State, Unit
 from choreo.errors import Disposition
 from choreo.ports import Claimed as Verdict
-from tests.unit.test_core_engine import FRESH, Drive, P, invoked, make, of
+from tests.unit.driven_engine import FRESH, Drive, P, invoked, make, of
 
 QUEUE = b"sixteen bytes of"
 PARKED = Verdict("fresh", parked=True)

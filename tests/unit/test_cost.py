@@ -144,7 +144,7 @@ async def calls(instrument: Instrument, sampled: int) -> float:
         found += kind in ("call", "c_call")
 
     await worker.start()
-    await worker.assigned([TopicPartition("orders", number) for number in range(PARTITIONS)])
+    await worker.holder.assigned([TopicPartition("orders", number) for number in range(PARTITIONS)])
     sys.setprofile(count)
     try:
         while worker.counts["handled"] < EVENTS:  # noqa: ASYNC110  # an event would cost calls of its own

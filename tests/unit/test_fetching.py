@@ -11,7 +11,7 @@ from choreo import App, Service
 from choreo.core.messages import Limits
 from choreo.ports import CommitRequest
 from choreo.record import TopicPartition
-from choreo.runtime import worker as runtime
+from choreo.runtime import fetching
 from choreo.runtime.emitting import Emitter
 from choreo.runtime.invoking import Invoker
 from choreo.runtime.worker import Ports, Worker
@@ -47,7 +47,7 @@ async def running(topic: Counting, go: asyncio.Event) -> AsyncIterator[Worker]:
     emitter, invoker = Emitter(service, app.topic), Invoker({}, (), ports.clock)
     worker = Worker(service, ["orders"], ports, app.router(service.name), emitter, invoker)
     await worker.start()
-    await worker.assigned([TopicPartition("orders", number) for number in range(PARTITIONS)])
+    await worker.holder.assigned([TopicPartition("orders", number) for number in range(PARTITIONS)])
     try:
         yield worker
     finally:
@@ -75,7 +75,7 @@ async def test_no_more_is_fetched_while_as_much_is_ready_as_may_run() -> None:
 
 async def test_who_waits_for_handlers_still_fetches_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """A member that does not is taken for dead by its group."""
-    monkeypatch.setattr(runtime, "FETCH_WAIT_S", 0.001)
+    monkeypatch.setattr(fetching, "FETCH_WAIT_S", 0.001)
     topic, go = Counting(records(0)), asyncio.Event()
     async with running(topic, go):
         async with asyncio.timeout(10):
@@ -104,7 +104,7 @@ async def test_while_a_flush_is_under_way_a_fetch_is_some_time_behind_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And the next one comes as soon as the flush has landed."""
-    monkeypatch.setattr(runtime, "FETCH_AGAIN_S", 60.0)
+    monkeypatch.setattr(fetching, "FETCH_AGAIN_S", 60.0)
     topic, go = Trickle(), asyncio.Event()
     go.set()
     async with running(topic, go) as worker:

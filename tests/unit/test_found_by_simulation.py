@@ -9,7 +9,6 @@ import pytest
 from choreo.errors import TransportError
 from choreo.ports import CommitResult, Lease
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.runtime.worker import Worker
 from tests.unit.test_flushing import Asked, all_said, at_work, desk, until
 
 
@@ -33,11 +32,11 @@ async def test_an_offset_that_the_broker_did_not_take_is_told_again(tmp_path: Pa
             return bool(told)
 
         assert await until(tried)
-        await worker.flusher.commit_offsets()
+        await worker.teller.commit_offsets()
         (partition,) = told[0]
         assert told[1] == told[0]
         assert await worker.consumer.position(partition, "earliest") == 1
-        await worker.flusher.commit_offsets()
+        await worker.teller.commit_offsets()
         assert len(told) == 2
 
 
@@ -51,20 +50,20 @@ async def test_offsets_from_before_a_partition_was_lost_are_not_committed(tmp_pa
 
         worker.consumer.commit = commit  # type: ignore[method-assign]
         ((partition, lease),) = worker.leases.items()
-        worker.flusher._offsets[partition] = lease._replace(epoch=lease.epoch - 1), 0
-        await worker.flusher.commit_offsets()
+        worker.teller._offsets[partition] = lease._replace(epoch=lease.epoch - 1), 0
+        await worker.teller.commit_offsets()
         assert told == []
-        assert worker.flusher._offsets == {}
+        assert worker.teller._offsets == {}
 
 
 async def test_a_partition_is_tried_again_although_another_assignment_came_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newer one is of other partitions."""
-    monkeypatch.setattr("choreo.runtime.worker.AGAIN_S", 0.01)
+    monkeypatch.setattr("choreo.runtime.holding.AGAIN_S", 0.01)
     async with at_work(tmp_path, desk()) as found:
         worker, tries, go = found.workers["desk"], [], asyncio.Event()
-        take, partition = worker._take, next(iter(worker.leases))
+        take, partition = worker.holder._take, next(iter(worker.leases))
 
         async def fails_first(partitions: Sequence[TopicPartition]) -> None:
             tries.append(list(partitions))
@@ -73,11 +72,11 @@ async def test_a_partition_is_tried_again_although_another_assignment_came_meanw
                 raise TransportError("no answer")
             await take(partitions)
 
-        worker._take = fails_first  # type: ignore[method-assign]
+        worker.holder._take = fails_first  # type: ignore[method-assign]
         worker.leases.clear()
-        taking = asyncio.create_task(worker.assigned([partition]))
+        taking = asyncio.create_task(worker.holder.assigned([partition]))
         await asyncio.sleep(0)
-        await Worker.assigned(worker, [])  # another one, while the first is under way
+        await worker.holder.assigned([])  # another one, while the first is under way
         go.set()
         await taking
 
@@ -96,11 +95,11 @@ async def test_what_was_committed_for_a_lost_partition_is_left_to_its_next_owner
         async def send(rows: Sequence[tuple[int, ProducerRecord]]) -> None:
             sent.extend(rows)
 
-        worker.flusher._send = send  # type: ignore[method-assign]
+        worker.outgoing.send = send  # type: ignore[method-assign]
         ((partition, lease),) = worker.leases.items()
         former = Lease(lease.group, partition, lease.epoch - 1, lease.owner)
         result = CommitResult(outbox=[(7, ProducerRecord("said", b"ann", b"{}", ()))])
-        await worker.flusher._send_outbox(result.outbox, (), {partition: former})
+        await worker.outgoing.send_outbox(result.outbox, (), {partition: former})
         assert sent == []
-        await worker.flusher._send_outbox(result.outbox, (), {partition: lease})
+        await worker.outgoing.send_outbox(result.outbox, (), {partition: lease})
         assert [row for row, _ in sent] == [7]

@@ -16,7 +16,8 @@ from choreo.envelope import read as read_envelope
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord
 from choreo.runtime.letters import Letter
-from choreo.runtime.redriving import Operator, Orders, Reading, Redrive, partitions_of_replays, read, send
+from choreo.runtime.ordering import Operator, Orders, partitions_of_replays, send
+from choreo.runtime.redriving import Reading, Redrive, read
 from choreo.runtime.replaying import Mode
 from choreo.telemetry.spans import OtelInstrument
 from choreo.testing import TestApp

@@ -45,7 +45,7 @@ async def sent(instrument: Instrument, given: list[Record]) -> list[dict[str, by
     worker = Worker(service, ["orders"], ports, app.router(service.name), emitter, Invoker({}, (), ports.clock))
     await worker.start()
     try:
-        await worker.assigned([TopicPartition("orders", number) for number in range(4)])
+        await worker.holder.assigned([TopicPartition("orders", number) for number in range(4)])
         async with asyncio.timeout(10):
             while worker.counts["handled"] < EVENTS:  # noqa: ASYNC110  # nobody tells it
                 await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from typing import cast
 from choreo.envelope import Envelope, write
 from choreo.instances import TimerStore
 from choreo.record import ProducerRecord
-from choreo.runtime import redriving
+from choreo.runtime import ordering, redriving
 from choreo.runtime.replaying import Mode
 from choreo.testing import TestApp
 from tests.upgrade.stored_app import TROUBLE, Answered, Approved, Archived, Asked, Booked, Declined, Paid, Unbooked
@@ -56,8 +56,8 @@ async def _order(t: TestApp, key: str, mode: Mode) -> None:
     services, transport = t.app.services, t.running.transport
     reading = await redriving.read(transport, list(services.values()), t.app.topic, since_ms=0)
     letters = [each for each in reading.letters if each.record.key == key.encode()]
-    partitions = await redriving.partitions_of_replays(transport, [services["desk"]], t.app.topic)
-    redrive = redriving.Redrive(services, t.app.topic, partitions, redriving.Operator("Ada", "a note"), 1.0)
+    partitions = await ordering.partitions_of_replays(transport, [services["desk"]], t.app.topic)
+    redrive = redriving.Redrive(services, t.app.topic, partitions, ordering.Operator("Ada", "a note"), 1.0)
     orders = redrive.letters(reading, letters, mode)
     assert len(orders.records) == 1
     await transport.send(orders.records)

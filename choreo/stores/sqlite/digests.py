@@ -66,7 +66,8 @@ class Digests:
             self._run_end, self._seen = run_end, max(run_end, self._seen)
             self._run_keys = _run_keys(db, run_end)
         if given > self._seen:
-            for id_, digest in db.execute("SELECT id, digest FROM choreo_key WHERE id > ? ORDER BY id", (self._seen,)):
+            newest = db.execute("SELECT id, digest FROM choreo_key WHERE id > ? ORDER BY id", (self._seen,))
+            for id_, digest in newest:
                 self._ids[digest] = self._seen = id_
 
     def find(self, db: sqlite3.Connection, digest: bytes) -> int | None:

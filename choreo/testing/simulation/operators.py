@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 from choreo.errors import ChoreoError, TransportError
 from choreo.parked import ParkedStore
 from choreo.record import ProducerRecord
-from choreo.runtime.redriving import Operator, Redrive, partitions_of_replays, read, send
+from choreo.runtime.ordering import Operator, partitions_of_replays, send
+from choreo.runtime.redriving import Redrive, read
 from choreo.runtime.releasing import What, orders_for, replay_of
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.transport import SimulatedTransport

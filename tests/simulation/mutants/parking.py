@@ -11,7 +11,7 @@ from choreo.core.emission import replay_identity
 from choreo.parked import Leaves, Waits
 from choreo.record import ProducerRecord
 from choreo.runtime import parking as runtime
-from choreo.runtime.flushing import Flusher
+from choreo.runtime.outgoing import Outgoing
 from choreo.runtime.replaying import read_replay
 from choreo.stores.sqlite import claim, parked
 from tests.simulation.mutants.mutant import Mutant
@@ -24,16 +24,16 @@ def parked_before_those_ahead_are_on_the_log(patch: pytest.MonkeyPatch) -> None:
 
 def queues_are_slow_to_send(patch: pytest.MonkeyPatch) -> None:
     """What the last event of a queue emits comes late on the log; the next of its key is there in the meantime."""
-    real = Flusher._send_outbox
+    real = Outgoing.send_outbox
 
-    async def late(self: Flusher, outbox: Sequence[Any], done: Any, leases: Any) -> None:
+    async def late(self: Outgoing, outbox: Sequence[Any], done: Any, leases: Any) -> None:
         replays = [read_replay(record.headers) for _, record in outbox]
         more = any(each is not None and each.parked == "head" for each in replays)
         if outbox and not more and any(id_.topic.endswith(".replay") for id_ in leases):
             await asyncio.sleep(2.0)
         await real(self, outbox, done, leases)
 
-    patch.setattr(Flusher, "_send_outbox", late)
+    patch.setattr(Outgoing, "send_outbox", late)
 
 
 def queues_are_not_closed(patch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from choreo.core import messages as m
 from choreo.core import process as core
+from choreo.core.attempts import Attempts
 from choreo.core.definition import Definition
-from choreo.core.engine import Engine
 from choreo.core.units import Unit
 from choreo.errors import UnknownVersion
 from choreo.instances import Timer
@@ -146,16 +146,16 @@ def deploys_have_a_lane_a_commit(patch: pytest.MonkeyPatch) -> None:
 
 def attempts_are_counted_from_the_middle(patch: pytest.MonkeyPatch) -> None:
     """The engine believes that it has tried an event once less than it has."""
-    real, miscounted = Engine._raised, dict[int, Unit]()
+    real, miscounted = Attempts.raised, dict[int, Unit]()
 
-    def raised(self: Engine, message: m.Raised) -> None:
+    def raised(self: Attempts, message: m.Raised) -> None:
         unit = message.unit
         if not unit.transacts and unit.attempts - unit.attempts_before == 2 and id(unit) not in miscounted:
             miscounted[id(unit)] = unit
             unit.attempts -= 1
         real(self, message)
 
-    patch.setattr(Engine, "_raised", raised)
+    patch.setattr(Attempts, "raised", raised)
 
 
 PROCESSES = (

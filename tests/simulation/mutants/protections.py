@@ -11,9 +11,10 @@ from choreo.errors import ChoreoError
 from choreo.ports import CommitRequest, CommitResult, Lease
 from choreo.record import TopicPartition
 from choreo.runtime import emitting
-from choreo.runtime.flushing import Flusher
+from choreo.runtime.holding import Holder
 from choreo.runtime.keying import Units
-from choreo.runtime.worker import Worker
+from choreo.runtime.outgoing import Outgoing
+from choreo.runtime.telling import Teller
 from choreo.sqlite import leases
 from choreo.stores.sqlite import SqliteStore, claim, commit
 from choreo.testing.simulation.process import Process
@@ -27,7 +28,7 @@ def keys_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def leases_do_not_fence(patch: pytest.MonkeyPatch) -> None:
     """A former owner of a partition commits."""
-    patch.setattr(leases, "holds", lambda db, lease: True)
+    patch.setattr(leases, "lost", lambda db, held: set())
     patch.setattr(commit, "OUR_CLAIM", '"group" = ? AND topic = ? AND "partition" = ? AND ? > 0')
 
 
@@ -62,25 +63,25 @@ def lanes_do_not_wait(patch: pytest.MonkeyPatch) -> None:
 def outbox_is_not_resent(patch: pytest.MonkeyPatch) -> None:
     """What a former owner did not send stays where it is."""
 
-    async def nothing(self: Flusher, lease: Lease) -> set[int]:
+    async def nothing(self: Outgoing, lease: Lease) -> set[int]:
         return set()
 
-    patch.setattr(Flusher, "resend", nothing)
+    patch.setattr(Outgoing, "resend", nothing)
 
 
 def unknown_ends_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A commit that failed counts as one that was not done."""
-    patch.setattr(Flusher, "_unsure", lambda self, units: None)
+    patch.setattr(Outgoing, "unsure", lambda self, units: None)
 
 
 def lost_partitions_are_sent_for(patch: pytest.MonkeyPatch) -> None:
     """A former owner sends what it committed, whatever came before it."""
-    real = Flusher._send_outbox
+    real = Outgoing.send_outbox
 
-    async def all_of_it(self: Flusher, outbox: Any, done: Iterable[bytes], held: Any) -> None:
+    async def all_of_it(self: Outgoing, outbox: Any, done: Iterable[bytes], held: Any) -> None:
         await real(self, outbox, done, {})
 
-    patch.setattr(Flusher, "_send_outbox", all_of_it)
+    patch.setattr(Outgoing, "send_outbox", all_of_it)
 
 
 def ids_are_not_derived(patch: pytest.MonkeyPatch) -> None:
@@ -92,24 +93,24 @@ def ids_are_not_derived(patch: pytest.MonkeyPatch) -> None:
 def offsets_of_lost_partitions_are_committed(patch: pytest.MonkeyPatch) -> None:
     """A flush from before sets the offset back to where it stood then."""
 
-    async def whatever(self: Flusher) -> None:
+    async def whatever(self: Teller) -> None:
         offsets, self._offsets = {id_: offset for id_, (_, offset) in self._offsets.items()}, {}
         try:
             await self._worker.consumer.commit(offsets)
         except ChoreoError:
             return
 
-    patch.setattr(Flusher, "commit_offsets", whatever)
+    patch.setattr(Teller, "commit_offsets", whatever)
 
 
 def retries_end_with_the_next_assignment(patch: pytest.MonkeyPatch) -> None:
     """What could not be taken is given up when another partition comes."""
-    real = Worker._take_in_time
+    real = Holder._take_in_time
 
-    async def newest(self: Worker, partition: TopicPartition, assignment: int) -> None:
+    async def newest(self: Holder, partition: TopicPartition, assignment: int) -> None:
         await real(self, partition, self._assignments)
 
-    patch.setattr(Worker, "_take_in_time", newest)
+    patch.setattr(Holder, "_take_in_time", newest)
 
 
 def timers_go_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
@@ -121,16 +122,16 @@ def position_is_read_before_the_fence(patch: pytest.MonkeyPatch) -> None:
     """Fault 5 of the client: a former owner commits between the two."""
     from choreo.core import messages as m
 
-    async def take(self: Worker, partitions: Sequence[TopicPartition]) -> None:
-        offsets = {id_: await self.consumer.position(id_, self.service.start) for id_ in partitions}
-        store = self.ports.store
-        for lease in await store.acquire(self.service.group, partitions, self.consumer.member):
-            await self.flusher.resend(lease)
+    async def take(self: Holder, partitions: Sequence[TopicPartition]) -> None:
+        worker, consumer, service = self._worker, self._worker.consumer, self._worker.service
+        offsets = {id_: await consumer.position(id_, service.start) for id_ in partitions}
+        for lease in await worker.ports.store.acquire(service.group, partitions, consumer.member):
+            await worker.outgoing.resend(lease)
             self.leases[lease.partition] = lease
-            self.step(m.Assigned(lease.partition, offsets[lease.partition]))
-            self.consumer.seek(lease.partition, offsets[lease.partition])
+            worker.step(m.Assigned(lease.partition, offsets[lease.partition]))
+            consumer.seek(lease.partition, offsets[lease.partition])
 
-    patch.setattr(Worker, "_take", take)
+    patch.setattr(Holder, "_take", take)
 
 
 PROTECTIONS = (
