@@ -107,7 +107,8 @@ async def test_every_version_the_shop_ever_sent_is_billed_once(name: str, cents:
     app = shop(seen)
     (work,) = works(app, record)
     assert work.envelope is not None
-    assert app.router("billing").key(work) == key_digest("billing", "bill", work.envelope.source, work.envelope.id)
+    key = app.router("billing").units.key(work)
+    assert key == key_digest("billing", "bill", work.envelope.source, work.envelope.id)
     async with TestApp(app) as t:
         for _ in range(2):
             await t.send(ProducerRecord(record.topic, record.key, record.value, record.headers))
