@@ -20,14 +20,14 @@ class Hung(TransportError):
 
 
 class CallThread:
-    """Runs calls one after another.
+    """Runs calls one after another, until it was `ended`.
 
     Not an executor: when the interpreter ends it waits for the threads of those, also for one that hangs.
     """
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], object], Future[Any]] | None] = queue.SimpleQueue()
-        self._ended = False
+        self.ended = False
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     async def run(self, function: Callable[[], object], within_s: float) -> None:
@@ -36,7 +36,7 @@ class CallThread:
         Raises:
             Hung: It did not come back within its deadline, and some.
         """
-        if self._ended:
+        if self.ended:
             raise TransportError("closed")
         future: Future[Any] = Future()
         self._calls.put((function, future))
@@ -49,7 +49,7 @@ class CallThread:
 
     def end(self, last: Callable[[], object] | None = None) -> None:
         """Run what was called, then `last`, then nothing more; does not wait."""
-        self._ended = True
+        self.ended = True
         if last is not None:
             self._calls.put((last, Future()))
         self._calls.put(None)

@@ -68,7 +68,7 @@ class ConfluentConsumer:
         self._flows = Flows(self._thread)
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._taking: asyncio.Task[Any] | None = None
+        self._taking: list[asyncio.Task[Any]] = []  # each waits for those before it
         self._looking: set[asyncio.Task[None]] = set()
         self._closed = False
         self._thread.start()
@@ -135,8 +135,8 @@ class ConfluentConsumer:
         if self._closed:
             return
         self._closed = True
-        if self._taking is not None:  # e.g. one that waits for a store which is down
-            self._taking.cancel()
+        for taking in self._taking:  # e.g. one that waits for a store which is down
+            taking.cancel()
         if not await self._thread.stop(timeout_s=REVOKE_S + STOP_S if self._flows.partitions() else STOP_S):
             log.warning("group %s was left without waiting for its coordinator", self._group)
         if left := self._flows.partitions():
@@ -163,25 +163,26 @@ class ConfluentConsumer:
 
     # ---- partitions come and go
 
-    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """Take them; the others go on meanwhile."""
-        before = self._taking
-        self._taking = asyncio.current_task()
-        if before is not None:
-            await asyncio.wait({before})
-        if self._closed:
-            return
-        ours = [partition for partition in partitions if self.grants.token(partition)]
-        self._flows.begin(ours)
-        if ours:
-            await self._tell(self._assignment.assigned(ours))
-        if self._taking is asyncio.current_task():
-            self._taking = None
+    async def assigned(self, granted: Mapping[TopicPartition, int]) -> None:
+        """Take them, behind those that are being taken; the others go on meanwhile."""
+        task, before = asyncio.current_task(), self._taking[-1:]
+        assert task is not None, "a coroutine runs in one"
+        self._taking.append(task)
+        try:
+            if before:
+                await asyncio.wait(before)
+            # Not what was taken away since, nor what came again: that is told to another call.
+            ours = [partition for partition, token in granted.items() if self.grants.token(partition) == token]
+            if ours and not self._closed:
+                self._flows.begin(ours)
+                await self._tell(self._assignment.assigned(ours))
+        finally:
+            self._taking.remove(task)
 
     async def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> None:
         """Deliver nothing of them, have what was begun finished, then forget them."""
-        if self._taking is not None:
-            await asyncio.wait({self._taking}, timeout=TAKE_OVER_S)
+        if self._taking:
+            await asyncio.wait(self._taking, timeout=TAKE_OVER_S)
         told = [partition for partition in partitions if self._flows.end(partition)]  # none, if closed as they came
         if lost:
             self.offsets.forget(partitions)

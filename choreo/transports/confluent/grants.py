@@ -23,11 +23,12 @@ class Grants:
         self._next = itertools.count(1)
         self._lock = threading.Lock()
 
-    def grant(self, partitions: Iterable[TopicPartition]) -> None:
-        """They are ours from now on."""
+    def grant(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """They are ours from now on; their tokens."""
         with self._lock:
-            for partition in partitions:
-                self._tokens[partition] = next(self._next)
+            granted = {partition: next(self._next) for partition in partitions}
+            self._tokens.update(granted)
+            return granted
 
     def partitions(self) -> list[TopicPartition]:
         """Those that are ours."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,7 @@ POLL_S = 0.02
 """How long a command may wait. The binding lets no other thread at a consumer that is polling (seen in 2.16)."""
 
 BATCH_RECORDS_MAX = 500
+
 REVOKE_S = 240.0
 """Longest drain; below max.poll.interval.ms, after which the group goes on without this member."""
 
@@ -59,8 +60,8 @@ class Listener(Protocol):
     def died(self, error: BaseException) -> None:
         """Called on the thread: it ended, or a partition of it stands still."""
 
-    def assigned(self, partitions: Sequence[TopicPartition]) -> Coroutine[Any, Any, None]:
-        """Not waited for."""
+    def assigned(self, granted: Mapping[TopicPartition, int]) -> Coroutine[Any, Any, None]:
+        """Partitions with their tokens, of which some may be gone by then. Not waited for."""
 
     def revoked(self, partitions: Sequence[TopicPartition], *, lost: bool) -> Coroutine[Any, Any, None]:
         """Waited for, up to REVOKE_S."""
@@ -200,12 +201,12 @@ class PollThread:
         # broker, and an answer that comes after the seek moves the partition there, past what is in between (2.16).
         consumer.incremental_assign([place(partition, 0) for partition in partitions])
         consumer.pause([place(partition) for partition in partitions])
-        self.grants.grant(partitions)
+        granted = self.grants.grant(partitions)
         # Not waited for: the partitions that stay go on meanwhile.
-        self._call_soon(lambda: self._listen(partitions))
+        self._call_soon(lambda: self._listen(granted))
 
-    def _listen(self, partitions: Sequence[TopicPartition]) -> None:
-        task = self._loop.create_task(self._listener.assigned(partitions))
+    def _listen(self, granted: Mapping[TopicPartition, int]) -> None:
+        task = self._loop.create_task(self._listener.assigned(granted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

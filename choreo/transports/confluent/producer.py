@@ -4,12 +4,22 @@ import asyncio
 import functools
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from choreo.errors import TransportError
 from choreo.record import ProducerRecord
-from choreo.transports.confluent.client import TOO_LARGE, KafkaError, Message, Producer, error_of, made, reason
+from choreo.transports.confluent.client import (
+    TOO_LARGE,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    error_of,
+    made,
+    reason,
+)
 from choreo.transports.confluent.delivery import failed_delivery, failure_of, produce, refuse_oversized, too_large
 from choreo.transports.confluent.settings import PRODUCER_DEFAULTS
 from choreo.transports.kafka.producer import unacknowledged
@@ -22,6 +32,9 @@ HAND_OVER_RECORDS = 200
 """Handed over at a time, some 1 ms, before the event loop is given its turn."""
 
 FULL_S = 0.01
+REPORTS_S = 5.0
+"""For the delivery reports of a producer that was discarded: whoever still waits for one is told at once."""
+
 REFRESH_S = 5.0
 
 
@@ -66,26 +79,35 @@ class PolledProducer:
         call = _Call(len(records))
         for index, record in enumerate(records):
             if index and index % HAND_OVER_RECORDS == 0:
-                await asyncio.sleep(0)
+                await self._pause(0)
             while True:
                 try:
                     produce(self._producer, record, functools.partial(call.report, index))
                     break
                 except BufferError:  # queue.buffering.max.messages
-                    await asyncio.sleep(FULL_S)
+                    await self._pause(FULL_S)
                 except Exception as error:
                     if not await self._learnt_of(record, error):
                         raise failure_of(record, index, error, self._principal) from error
         await call.done
         return call.failed
 
+    async def _pause(self, seconds: float) -> None:
+        """Give others their turn; TransportError if one of them has discarded the producer."""
+        await asyncio.sleep(seconds)
+        if self._stopping.is_set():
+            raise TransportError("a send beside this one failed, and their producer was discarded; send it again")
+
     async def _learnt_of(self, record: ProducerRecord, error: Exception) -> bool:
         """Whether the partition it names is one that came since librdkafka last looked; if so, it is known now."""
         told, number = error_of(error), record.partition
         if told is None or told.code() != KafkaError._UNKNOWN_PARTITION or number is None or number < 0:
             return False
-        found = await asyncio.to_thread(self._producer.list_topics, record.topic, REFRESH_S)
-        await asyncio.sleep(FULL_S)
+        try:
+            found = await asyncio.to_thread(self._producer.list_topics, record.topic, REFRESH_S)
+        except KafkaException as failed:
+            raise TransportError(f"{record.topic}: partition {number} is not known: {reason(failed)}") from failed
+        await self._pause(FULL_S)
         return number in found.topics[record.topic].partitions
 
     def discard(self) -> None:
@@ -100,7 +122,9 @@ class PolledProducer:
     def _poll(self) -> None:
         while not self._stopping.is_set():
             self._producer.poll(POLL_S)
-        self._producer.poll(0)
+        until_s = time.monotonic() + REPORTS_S  # they are purged in the background
+        while len(self._producer) and time.monotonic() < until_s:
+            self._producer.poll(POLL_S)
         del self._producer  # the last reference: librdkafka disconnects here, which may take a while
 
     def _warn(self, error: KafkaError) -> None:
@@ -146,10 +170,12 @@ class ConfluentProducer:
         """Flush what other tasks still await, within the deadline of a send, and disconnect."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            left = await asyncio.to_thread(producer.flush, self._timeout_s)
-            if left:
-                log.warning("%d records were not acknowledged when the transport was closed", left)
-            producer.discard()
+            try:
+                left = await asyncio.to_thread(producer.flush, self._timeout_s)
+                if left:
+                    log.warning("%d records were not acknowledged when the transport was closed", left)
+            finally:
+                producer.discard()
 
     async def _send_alone(self, records: Sequence[ProducerRecord], failed: Mapping[int, KafkaError]) -> None:
         """Send what failed one record a batch if a batch was too large; librdkafka never splits one."""

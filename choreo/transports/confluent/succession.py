@@ -79,8 +79,10 @@ class Succession:
             await self._thread.run(function, within_s)
         except Hung:
             log.warning("group %s: librdkafka does not come back from a transaction; begun anew", self._group)
-            self._thread.end()
-            self._thread, self._producer = self._new_thread(), None
+            self._producer = None
+            if not self._thread.ended:  # else nobody would end another one
+                self._thread.end()
+                self._thread = self._new_thread()
             raise
 
     def end(self) -> None:

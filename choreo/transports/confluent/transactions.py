@@ -159,8 +159,9 @@ class ConfluentTransactions:
     async def close(self) -> None:
         """As the port says; what is open is never committed."""
         self._closed = True
-        if self._ending is not None:
-            await asyncio.wait({self._ending}, timeout=CLOSE_S)
+        if (ending := self._ending) is not None:
+            await asyncio.wait({ending}, timeout=CLOSE_S)
+            ending.cancel()
         elif self._producers.begun or self._one.locked():  # a commit under way may fail
             await self._end_begun(CLOSE_S)
         self._producers.end()
