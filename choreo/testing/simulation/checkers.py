@@ -80,7 +80,7 @@ def out_of_order(world: "World") -> Iterator[str]:
 
 def offsets(world: "World") -> Iterator[str]:
     """No offset was committed above a record that was not dealt with, and nobody set one back."""
-    yield from world.wrong_offsets
+    yield from world.cluster.wrong_offsets
 
 
 def owned_twice(world: "World") -> Iterator[str]:
@@ -88,7 +88,7 @@ def owned_twice(world: "World") -> Iterator[str]:
 
     But for one that was put out of its group while it stops: it does not join again to hear what else is taken.
     """
-    yield from world.two_owners
+    yield from world.cluster.two_owners
 
 
 def retries(world: "World") -> Iterator[str]:
@@ -184,7 +184,7 @@ class OffsetCheck:
         before = self._checked.get(where, 0)
         # A request that arrives late may set one back, as it may on Kafka, and so may who has just fenced the former
         # owner after a commit of unknown end: what comes again is found done.
-        if offset < before and not (world.arriving_late or world.newest_owner):
+        if offset < before and not (world.arriving_late or world.cluster.newest_owner):
             yield f"{group} went back from {partition}@{before} to @{offset}"
         self._checked[where] = offset
         name = self._services[group]

@@ -4,19 +4,17 @@ The world looks at a copy of the log, brought up to date after every transaction
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from choreo.ports import TopicSpec
 from choreo.record import ProducerRecord, Record, TopicPartition
 from choreo.sqlite import log
 from choreo.sqlite.database import Database
+from choreo.testing.simulation.cluster import Cluster
 from choreo.testing.simulation.database import SimulatedDatabase
 from choreo.testing.simulation.log import SimulatedLog, Transaction
 from choreo.testing.simulation.process import Process
 from choreo.testing.simulation.story import appended
-
-if TYPE_CHECKING:
-    from choreo.testing.simulation.world import World
 
 _Result = TypeVar("_Result")
 
@@ -24,9 +22,9 @@ _Result = TypeVar("_Result")
 class CopiedLog(SimulatedLog):
     """What is in the database, as the world and its checkers read it."""
 
-    def __init__(self, world: "World", database: Database) -> None:
+    def __init__(self, cluster: Cluster, database: Database) -> None:
         super().__init__()
-        self._world = world
+        self._cluster = cluster
         self._database = database
 
     def create(self, topics: Iterable[TopicSpec]) -> None:
@@ -52,13 +50,13 @@ class CopiedLog(SimulatedLog):
             new = self._database.read_inline(lambda db, id_=id_, at=at: log.read(db, id_, at, 1_000_000))  # type: ignore[misc]
             for record in new:
                 partition.entries.append((record, None))
-                self._world.note(who, "appends", appended(record))
+                self._cluster.note(who, "appends", appended(record))
             self.appended += len(new)
         for group, topic, number, offset in found:
             where = group, TopicPartition(topic, number)
             if self.offsets.get(where) != offset:
                 self.offsets[where] = offset
-                self._world.offset_committed(who, group, where[1], offset)
+                self._cluster.offset_committed(who, group, where[1], offset)
 
 
 class OneFile(SimulatedDatabase):
@@ -69,7 +67,7 @@ class OneFile(SimulatedDatabase):
 
         def write() -> _Result:
             result = self._shared.write_inline(change)
-            copied = self.process.world.log
+            copied = self.process.world.cluster.log
             assert isinstance(copied, CopiedLog)
             copied.catch_up(self.process)
             return result

@@ -97,8 +97,8 @@ class Nemesis:
             case "rebalance":
                 group = world.app.services[member.service].group
                 world.note("broker", kind, group)
-                if group in world.groups:
-                    world.groups[group].shuffle(now_s)
+                if group in world.cluster.groups:
+                    world.cluster.groups[group].shuffle(now_s)
             case "clock_skew":
                 process.skew_s = world.dice.between(place, -SKEW_S, SKEW_S)
                 world.note(process, kind, f"{process.skew_s:+.0f} s")
@@ -107,11 +107,11 @@ class Nemesis:
                 topic = topics[int(world.dice.number(place) * len(topics))]
                 what, value = POISON[int(world.dice.number(place) * len(POISON))]
                 world.note("stranger", kind, f"{what} on {topic}")
-                world.append("stranger", [ProducerRecord(topic, b"poison", value, self._headers(topic))])
+                world.cluster.append("stranger", [ProducerRecord(topic, b"poison", value, self._headers(topic))])
             case "transaction_timeout":
-                for name in world.log.time_out(now_s, -1.0):
+                for name in world.cluster.log.time_out(now_s, -1.0):
                     world.note("broker", kind, name)
-                    world.wake()
+                    world.cluster.wake()
             case "deploy":
                 world.note("operator", kind, member.service)
                 self._begin(self._deploy(member.service))

@@ -30,7 +30,7 @@ class _Desk(SimulatedTransport):
 
     async def send(self, records: Sequence[ProducerRecord]) -> None:
         """Append, or not know."""
-        append = partial(self._world.append, self._process, records)
+        append = partial(self._cluster.append, self._process, records)
         await self._process.call("replay", append, to="broker", writes=True)
 
 

@@ -27,13 +27,13 @@ async def embedded(world: "World") -> Pair:
     """The embedded broker: log, keys, rows and offsets of all services in one file of one host."""
     database = world.databases["embedded"] = Database(":memory:")
     await database.open(log.SCHEMA + SCHEMA)
-    world.log = CopiedLog(world, database)
+    world.cluster.log = CopiedLog(world.cluster, database)
     world.create_topics()
     world.emits_once = True
     rows = _Rows(database)
     world.keys = lambda service: rows
     for service in world.app.services.values():
-        world.group(service.group, world.inputs(service.name))
+        world.cluster.group(service.group, world.inputs(service.name))
 
     def pair(process: Process, service: str) -> tuple[Transport, IdempotencyStore]:
         file = OneFile(process, database)
@@ -78,8 +78,8 @@ async def lease(world: "World") -> Pair:
 async def changelog(world: "World") -> Pair:
     """Kafka alone: keys, emits and offsets in one transaction of the log."""
     for service in world.app.services.values():
-        inputs = {name: world.log.specs[name] for name in world.inputs(service.name)}
-        world.log.create(changelog_specs(service.group, inputs))
+        inputs = {name: world.cluster.log.specs[name] for name in world.inputs(service.name)}
+        world.cluster.log.create(changelog_specs(service.group, inputs))
 
     def pair(process: Process, service: str) -> tuple[Transport, IdempotencyStore]:
         transport = SimulatedTransport(process)
@@ -134,7 +134,7 @@ class _Log:
     """Keys on the log, read on from where it was last looked."""
 
     def __init__(self, world: "World", group: str) -> None:
-        self._log = world.log
+        self._log = world.cluster.log
         topics = [changelog_topic(group, name) for name in world.inputs(group)]
         self._positions = dict.fromkeys(self._log.ids(topics), 0)
         self._found: set[bytes] = set()

@@ -147,13 +147,13 @@ class Simulation:
         if world.processes:
             for database in world.databases.values():
                 watch(database)
-        world.check_offset = OffsetCheck(world)
+        world.cluster.check_offset = OffsetCheck(world)
         for service in self.app.services:
             for number in range(1, self.members + 1):
                 name = f"{service}-{number}"
                 world.members[name] = Member(world, self.app, name, service, pair)
                 world.members[name].start()
-        background = [asyncio.create_task(world.coordinate())]
+        background = [asyncio.create_task(world.cluster.coordinate())]
         nemesis = Nemesis(world)
         faulting = asyncio.create_task(nemesis.run())
         publishing = asyncio.create_task(self._publish(world, list(self.publish(chance)), chance))
@@ -205,14 +205,14 @@ class Simulation:
             world.note(client, "publishes", f"{event.event_type} {id_}")
             while True:
                 try:
-                    send = partial(world.append, client, [record])
+                    send = partial(world.cluster.append, client, [record])
                     await client.call("publish", send, to="broker", writes=True, mortal=False)
                     break
                 except ChoreoError:
                     continue
             if world.dice.fault("publisher/again", ("duplicate",)):
                 world.note(client, "duplicate", id_)
-                world.append(client, [record])
+                world.cluster.append(client, [record])
 
     async def _settle(self, world: World) -> list[str]:
         """Wait until all that was published has been dealt with; it must be, once nothing goes wrong any more."""
@@ -223,7 +223,7 @@ class Simulation:
                 return []
             if world.settled():
                 return []
-        stuck = [*(f"{count} records unread by {group}" for group, count in world.unread().items())]
+        stuck = [*(f"{count} records unread by {group}" for group, count in world.cluster.unread().items())]
         return [f"liveness: not at rest {SETTLE_S:g} s after the last fault: {'; '.join(stuck) or 'work in flight'}"]
 
 

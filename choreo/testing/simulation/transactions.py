@@ -16,8 +16,8 @@ class SimulatedTransactions:
 
     def __init__(self, process: Process, group: str) -> None:
         self._process = process
-        self._world = process.world
-        self._log = process.world.log
+        self._cluster = process.world.cluster
+        self._log = self._cluster.log
         self._group = group
         self._epochs: dict[TopicPartition, int] = {}
 
@@ -31,7 +31,7 @@ class SimulatedTransactions:
             self._epochs.pop(id_, None)
         for id_ in partitions:
             self._epochs[id_] = await self._process.call(
-                "fence", partial(self._world.init_producer, self.transactional_id(id_)), to="broker", writes=True
+                "fence", partial(self._cluster.init_producer, self.transactional_id(id_)), to="broker", writes=True
             )
         return {id_: self._epochs[id_] for id_ in partitions}
 
@@ -40,18 +40,18 @@ class SimulatedTransactions:
         return {id_: await self._commit(id_, part) for id_, part in parts.items()}
 
     async def _commit(self, partition: TopicPartition, part: LogCommit) -> Exception | None:
-        epoch, world, name = self._epochs.get(partition), self._world, self.transactional_id(partition)
+        epoch, cluster, name = self._epochs.get(partition), self._cluster, self.transactional_id(partition)
         if epoch is None:
             return TransportError(f"{partition} is not held: fence it first")
         call = self._process.call
         try:
             transaction = await call(
-                "begin", lambda: self._log.begin(name, epoch, world.loop.now_s), to="broker", writes=True
+                "begin", lambda: self._log.begin(name, epoch, cluster.loop.now_s), to="broker", writes=True
             )
             if part.records:
                 await call(
                     "produce",
-                    lambda: world.append(self._process, part.records, (name, epoch, transaction)),
+                    lambda: cluster.append(self._process, part.records, (name, epoch, transaction)),
                     to="broker",
                     writes=True,
                 )
@@ -59,10 +59,10 @@ class SimulatedTransactions:
                 offset = part.offset
 
                 def add() -> None:
-                    self._log.begin(name, epoch, world.loop.now_s).offsets[self._group, partition] = offset
+                    self._log.begin(name, epoch, cluster.loop.now_s).offsets[self._group, partition] = offset
 
                 await call("add offsets", add, to="broker", writes=True)
-            await call("end", lambda: world.end(self._process, name, epoch), to="broker", writes=True)
+            await call("end", lambda: cluster.end(self._process, name, epoch), to="broker", writes=True)
         except Fenced:
             self._epochs.pop(partition, None)
             return LeaseLost(f"a newer owner has {partition} of {self._group}, or the broker ended its transaction")

@@ -29,20 +29,20 @@ class SimulatedTransport:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._world = process.world
-        self._log = process.world.log
+        self._cluster = process.world.cluster
+        self._log = self._cluster.log
 
     async def open(self) -> None:
         """Nothing to connect to."""
 
     async def consumer(self, group: str, topics: Sequence[str], assignment: Assignment) -> Consumer:
         """Join a group at the first fetch."""
-        return SimulatedConsumer(self._process, self._world.group(group, topics), assignment)
+        return SimulatedConsumer(self._process, self._cluster.group(group, topics), assignment)
 
     async def send(self, records: Sequence[ProducerRecord]) -> None:
         """Append, each partition's records together; others may be in between and some may fail."""
-        world = self._world
-        await self._process.call("send", lambda: world.append(self._process, records), to="broker", writes=True)
+        append = self._cluster.append
+        await self._process.call("send", lambda: append(self._process, records), to="broker", writes=True)
 
     async def topics(self, names: Collection[str] | None = None) -> Mapping[str, TopicSpec]:
         """The topics that exist."""
@@ -74,9 +74,10 @@ class SimulatedConsumer:
     def __init__(self, process: Process, group: SimulatedGroup, assignment: Assignment) -> None:
         self._process = process
         self._world: World = process.world
+        self._cluster = process.world.cluster
         self._group = group
         self._assignment = assignment
-        self.member = self._world.member_name(process)
+        self.member = self._cluster.member_name(process)
         self._owned: list[TopicPartition] = []
         self._position: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
@@ -85,7 +86,7 @@ class SimulatedConsumer:
         self._told = "unknown"
         self._closing: list[TopicPartition] = []
         self.changed = asyncio.Event()
-        self._world.readers.append(self)
+        self._cluster.readers.append(self)
         self._beating = asyncio.create_task(self._beat())
 
     @property
@@ -123,7 +124,7 @@ class SimulatedConsumer:
         for id_, at in self._position.items():
             if id_ in self._paused or self._late_until_s.get(id_, 0.0) > now_s:
                 continue
-            records, next_ = self._world.log.partitions[id_].committed(at, records_max - len(found))
+            records, next_ = self._cluster.log.partitions[id_].committed(at, records_max - len(found))
             if not records:
                 self._position[id_] = next_  # over what was aborted
                 continue
@@ -150,7 +151,7 @@ class SimulatedConsumer:
 
     async def position(self, partition: TopicPartition, start: Start) -> int:
         """The committed offset, as it is when the broker is asked, or where `start` points."""
-        log = self._world.log
+        log = self._cluster.log
 
         def look() -> int:
             offset = log.offsets.get((self._group.name, partition))
@@ -175,11 +176,11 @@ class SimulatedConsumer:
     def drained(self, partition: TopicPartition) -> bool:
         """Whether there is nothing more of it."""
         at = self._position.get(partition)
-        return at is not None and at >= len(self._world.log.partitions[partition].entries)
+        return at is not None and at >= len(self._cluster.log.partitions[partition].entries)
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         """The length of each."""
-        return {id_: len(self._world.log.partitions[id_].entries) for id_ in partitions}
+        return {id_: len(self._cluster.log.partitions[id_].entries) for id_ in partitions}
 
     def pause(self, partition: TopicPartition) -> None:
         """Fetch nothing of it."""
@@ -198,7 +199,7 @@ class SimulatedConsumer:
         def commit() -> None:
             if not self._group.current(self.member, generation):
                 raise TransportError(f"{self.member} is not in generation {generation} of {self._group.name}")
-            self._world.commit_offsets(self._process, self._group.name, ours)
+            self._cluster.commit_offsets(self._process, self._group.name, ours)
 
         if ours:
             await self._process.call("commit offsets", commit, to="broker", writes=True)
@@ -210,10 +211,10 @@ class SimulatedConsumer:
         self._position.clear()
         if owned:
             await self._assignment.revoked(owned, lost=False)
-            self._world.lets_go(self._process, self._group.name, owned)
+            self._cluster.lets_go(self._process, self._group.name, owned)
         self._beating.cancel()
         self._group.leave(self.member, self._world.loop.now_s)
-        self._world.readers.remove(self)
+        self._cluster.readers.remove(self)
 
     # ---- membership
 
@@ -225,7 +226,7 @@ class SimulatedConsumer:
                 told = self._group.heartbeat(self.member, self._generation, loop.now_s)
                 if told == "unknown" and self._closing:
                     # It stood still in the middle of its drain, and goes on with that: its leases are what stops it.
-                    self._world.lets_go(self._process, self._group.name, self._closing)
+                    self._cluster.lets_go(self._process, self._group.name, self._closing)
                 if told != "ok" and self._generation >= 0 and told != self._told:
                     self._told = told
                     self.changed.set()
@@ -256,7 +257,7 @@ class SimulatedConsumer:
             self._owned += new
             if new:
                 self._world.note(self._process, "assigned", ", ".join(map(str, new)))
-                self._world.holds(self._process, group.name, new)
+                self._cluster.holds(self._process, group.name, new)
                 await self._assignment.assigned(new)
             return
 
@@ -269,4 +270,4 @@ class SimulatedConsumer:
             self._position.pop(id_, None)
             self._paused.discard(id_)
         await self._assignment.revoked(partitions, lost=lost)
-        self._world.lets_go(self._process, self._group.name, partitions)
+        self._cluster.lets_go(self._process, self._group.name, partitions)

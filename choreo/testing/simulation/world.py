@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,20 @@ from choreo.core.units import Unit
 from choreo.envelope import Envelope
 from choreo.errors import DecodeError
 from choreo.ports import TopicSpec
-from choreo.record import ProducerRecord, Record, TopicPartition
+from choreo.record import Record
 from choreo.runtime.replaying import read_replay
 from choreo.runtime.routing import Router
 from choreo.sqlite.database import Database
+from choreo.testing.simulation.cluster import Cluster
 from choreo.testing.simulation.faults import Dice
-from choreo.testing.simulation.group import SimulatedGroup
 from choreo.testing.simulation.happenings import Happening, Invocation, Keys, WorldClock
-from choreo.testing.simulation.log import Fenced, SimulatedLog, Transaction
+from choreo.testing.simulation.log import SimulatedLog
 from choreo.testing.simulation.loop import SimulationLoop
 from choreo.testing.simulation.process import Process
-from choreo.testing.simulation.story import appended
 
 if TYPE_CHECKING:
     from choreo.process.interpreting import Process as Interpreted
     from choreo.testing.simulation.member import Member
-    from choreo.testing.simulation.transport import SimulatedConsumer
-
-SESSION_S, ROUND_S, TRANSACTION_S = 6.0, 30.0, 10.0
 
 
 @dataclass
@@ -42,7 +38,6 @@ class World:
     Attributes:
         history: All that happened, in order.
         invocations: Every call of a handler, in order.
-        committed: For each group and partition, every offset committed, in order.
         published: Events given to the flow from outside, by id.
         databases: By service; on the embedded broker there is one.
         replays: Whether services read their topics of replays, and an operator writes there.
@@ -57,18 +52,12 @@ class World:
     partitions: int
     cooperative: bool
     upgrade: App
-    log: SimulatedLog = field(default_factory=SimulatedLog)
-    groups: dict[str, SimulatedGroup] = field(default_factory=dict)
+    cluster: Cluster = field(init=False)
     members: dict[str, "Member"] = field(default_factory=dict)
-    readers: list["SimulatedConsumer"] = field(default_factory=list)
     keys: Callable[[str], "Keys"] = field(init=False)
     replays: bool = False
     emits_once: bool = False
     emits_alike: bool = True
-    wrong_offsets: list[str] = field(default_factory=list)
-    holders: dict[tuple[str, TopicPartition], Process] = field(default_factory=dict)
-    two_owners: list[str] = field(default_factory=list)
-    check_offset: Callable[[str, TopicPartition, int], Iterable[str]] = field(init=False)
     dead: list[Process] = field(default_factory=list)
     history: list[Happening] = field(default_factory=list)
     invocations: list[Invocation] = field(default_factory=list)
@@ -79,15 +68,19 @@ class World:
     failure: BaseException | None = None
     over: bool = False
     arriving_late: bool = False
-    newest_owner: bool = False
-    reached: dict[tuple[str, TopicPartition], int] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    _committers: dict[str, int] = field(default_factory=dict)
     _routers: dict[str, Router] = field(default_factory=dict)
     _routed: dict[tuple[str, str, int, int], list[tuple[bytes, str]]] = field(default_factory=dict)
-    _names: Counter[str] = field(default_factory=Counter)
     _events: tuple[int, list[tuple[Record, Envelope | None]]] | None = None
     databases: dict[str, Database] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cluster = Cluster(self.loop, self.note)
+
+    @property
+    def log(self) -> SimulatedLog:
+        """All records, committed or not."""
+        return self.cluster.log
 
     @property
     def processes(self) -> list["Interpreted"]:
@@ -115,93 +108,13 @@ class World:
         replays = [self.app.topic(found.replay_topic)] if self.replays or found.parks else []
         return [*self.app.input_topics(service), *replays]
 
-    def group(self, name: str, topics: Sequence[str]) -> SimulatedGroup:
-        """The group's coordinator."""
-        if name not in self.groups:
-            self.groups[name] = SimulatedGroup(name, self.log.ids(topics))
-        return self.groups[name]
-
-    def member_name(self, process: Process) -> str:
-        """A new name for a member."""
-        self._names[process.name] += 1
-        return f"{process.name}.{self._names[process.name]}"
-
-    def append(
-        self,
-        who: Process | str,
-        records: Sequence[ProducerRecord],
-        part: tuple[str, int, Transaction] | None = None,
-    ) -> list[Record]:
-        """Append, if the producer is not fenced."""
-        transaction = None
-        if part is not None:
-            name, epoch, transaction = part
-            if self.log.begin(name, epoch, self.loop.now_s) is not transaction:
-                raise Fenced(name)
-        done = self.log.append(records, self.loop.now_s, transaction)
-        for record in done:
-            self.note(who, "appends", appended(record))
-        if transaction is None:
-            self.wake({TopicPartition(record.topic, record.partition) for record in done})
-        return done
-
-    def init_producer(self, transactional_id: str) -> int:
-        """A newer epoch; what was open is aborted, and readers go on."""
-        state = self.log.producers.get(transactional_id)
-        if state is not None and state.open is not None:
-            self.note("broker", "aborted", transactional_id)
-        epoch = self.log.init_producer(transactional_id)
-        self.wake()
-        return epoch
-
-    def end(self, process: Process, transactional_id: str, epoch: int) -> None:
-        """Commit a transaction."""
-        transaction = self.log.end(transactional_id, epoch)
-        former = self._committers.get(transactional_id, epoch)
-        self._committers[transactional_id] = epoch
-        self.newest_owner = epoch > former
-        for (group, id_), offset in transaction.offsets.items():
-            self.offset_committed(process, group, id_, offset)
-        self.newest_owner = False
-        self.wake(transaction.touched)
-
-    def commit_offsets(self, process: Process, group: str, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit offsets of a group."""
-        self.log.commit_offsets(group, offsets)
-        for id_, offset in offsets.items():
-            self.offset_committed(process, group, id_, offset)
-
-    def offset_committed(self, process: Process | str, group: str, partition: TopicPartition, offset: int) -> None:
-        """An offset was committed, whichever way."""
-        self.note(process, "committed", f"{group} {partition}@{offset}")
-        self.reached[group, partition] = max(offset, self.reached.get((group, partition), 0))
-        self.wrong_offsets += self.check_offset(group, partition, offset)
-
-    def wake(self, partitions: set[TopicPartition] | None = None) -> None:
-        """Something can be read that could not before; of any partition, unless some are named."""
-        for reader in self.readers:
-            if partitions is None or reader.reads(partitions):
-                reader.changed.set()
-
-    async def coordinate(self) -> None:
-        """What brokers do by themselves: put silent members out, end rounds, abort what is open for too long."""
-        while True:
-            await asyncio.sleep(0.2)
-            now_s = self.loop.now_s
-            for group in self.groups.values():
-                for name in group.check(now_s, SESSION_S, ROUND_S):
-                    self.note("broker", "evicted", f"{name} from {group.name}")
-            for name in self.log.time_out(now_s, TRANSACTION_S):
-                self.note("broker", "aborted", name)
-                self.wake()
-
     # ---- processes
 
     def crash(self, process: Process) -> None:
         """Kill it at once."""
         process.life.kill()
         self.dead.append(process)
-        self.readers[:] = [each for each in self.readers if each._process is not process]
+        self.cluster.died(process)
         self.members[process.name].died()
 
     def invoked(self, process: Process, unit: Unit) -> None:
@@ -225,7 +138,7 @@ class World:
 
     def settled(self) -> bool:
         """Whether everything that was published has been dealt with by everybody."""
-        if self.unread() or any(state.open for state in self.log.producers.values()):
+        if not self.cluster.at_rest():
             return False
         if self.app.processes and self.rows("SELECT 1 FROM choreo_timer LIMIT 1"):
             return False
@@ -246,20 +159,6 @@ class World:
         for task in asyncio.all_tasks(self.loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         self.loop.close()
-
-    def holds(self, process: Process, group: str, partitions: Iterable[TopicPartition]) -> None:
-        """The process takes up these partitions; whoever had them must have let go, unless it could not know."""
-        for id_ in partitions:
-            other = self.holders.get((group, id_))
-            if other is not None and other is not process and other.healthy():
-                self.two_owners.append(f"{id_} was given to {process.name} while {other.name} had it")
-            self.holders[group, id_] = process
-
-    def lets_go(self, process: Process, group: str, partitions: Iterable[TopicPartition]) -> None:
-        """The process has finished with these partitions."""
-        for id_ in partitions:
-            if self.holders.get((group, id_)) is process:
-                del self.holders[group, id_]
 
     # ---- looking
 
@@ -340,12 +239,3 @@ class World:
     def create_topics(self) -> None:
         """All the app needs."""
         self.log.create([TopicSpec(spec.name, self.partitions) for spec in self.app.topic_specs(self.partitions)])
-
-    def unread(self) -> dict[str, int]:
-        """Records that no committed offset was ever behind, by group; a late request may have set one back."""
-        found: Counter[str] = Counter()
-        for group in self.groups.values():
-            for id_ in group.partitions:
-                end = self.log.partitions[id_].readable_end()
-                found[group.name] += max(0, end - self.reached.get((group.name, id_), 0))
-        return {name: count for name, count in found.items() if count}

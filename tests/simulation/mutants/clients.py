@@ -9,7 +9,7 @@ import pytest
 from choreo.errors import ChoreoError, LeaseLost, TransportError
 from choreo.ports import LogCommit, Start
 from choreo.record import Record, TopicPartition
-from choreo.testing.simulation import world
+from choreo.testing.simulation import cluster
 from choreo.testing.simulation.log import Fenced
 from choreo.testing.simulation.transactions import SimulatedTransactions
 from choreo.testing.simulation.transport import SimulatedConsumer
@@ -48,13 +48,13 @@ def commit_over_a_failed_send(patch: pytest.MonkeyPatch) -> None:
         epoch, name, log = self._epochs.get(partition), self.transactional_id(partition), self._log
         if epoch is None:
             return TransportError("not held")
-        call, loop = self._process.call, self._world.loop
+        call, loop = self._process.call, self._cluster.loop
         try:
             open_ = await call("begin", lambda: log.begin(name, epoch, loop.now_s), to="broker", writes=True)
             try:
                 await call(
                     "produce",
-                    lambda: self._world.append(self._process, part.records, (name, epoch, open_)),
+                    lambda: self._cluster.append(self._process, part.records, (name, epoch, open_)),
                     to="broker",
                     writes=True,
                 )
@@ -62,7 +62,7 @@ def commit_over_a_failed_send(patch: pytest.MonkeyPatch) -> None:
                 pass  # its future was not looked at
             if part.offset is not None:
                 open_.offsets[self._group, partition] = part.offset
-            await call("end", lambda: self._world.end(self._process, name, epoch), to="broker", writes=True)
+            await call("end", lambda: self._cluster.end(self._process, name, epoch), to="broker", writes=True)
         except Fenced:
             self._epochs.pop(partition, None)
             return LeaseLost("fenced")
@@ -122,7 +122,7 @@ def who_hangs_stays_a_member(patch: pytest.MonkeyPatch) -> None:
 
 def rounds_do_not_wait_for_drains(patch: pytest.MonkeyPatch) -> None:
     """Fault 8: the rebalance timeout is shorter than a drain, so there are two owners."""
-    patch.setattr(world, "ROUND_S", 1.0)
+    patch.setattr(cluster, "ROUND_S", 1.0)
 
 
 CLIENTS = (
