@@ -10,7 +10,8 @@ import pytest
 
 from choreo.errors import StoreError
 from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Instances, Intervention, OperatedStore
-from choreo.testing.conformance_instances import HOSTILE, Desk, InstancesConformance, with_both
+from choreo.testing.conformance_desk import HOSTILE, Desk, with_both
+from choreo.testing.conformance_instances import InstancesConformance
 
 
 class OperatedConformance(InstancesConformance):

@@ -20,7 +20,7 @@ from choreo.stores.postgres import PostgresStore
 from choreo.stores.postgres import reading as postgres_reading
 from choreo.stores.postgres import schema as schemas
 from choreo.stores.postgres import turns as postgres_turns
-from choreo.testing.conformance_instances import Desk
+from choreo.testing.conformance_desk import Desk
 from choreo.testing.conformance_shelf import Shelf
 
 HOSTILE = "a\"b'c\0d\ud800😀%s{key}\\"

@@ -28,7 +28,7 @@ from choreo.stores.redis import RedisStore
 from choreo.stores.sqlite import SqliteStore
 from choreo.telemetry.silent import NoInstrument
 from choreo.testing.clock import VirtualClock
-from choreo.testing.conformance_instances import Desk
+from choreo.testing.conformance_desk import Desk
 from choreo.testing.conformance_shelf import Shelf
 from choreo.transports.embedded import EmbeddedTransport
 
