@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from choreo import App, Event, Flow, Reject, Service
-from choreo.testing.otlp import OtlpReceiver, ReceivedSpan
+from choreo.testing.otlp import OtlpReceiver
+from choreo.testing.otlp_reading import ReceivedSpan
 from choreo.transports.embedded import EmbeddedTransport
 
 

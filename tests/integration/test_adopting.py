@@ -15,7 +15,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from choreo import App, Context
 from choreo.opening import open_transport
 from choreo.ports import TopicSpec
-from choreo.testing.otlp import OtlpReceiver, ReceivedSpan
+from choreo.testing.otlp import OtlpReceiver
+from choreo.testing.otlp_reading import ReceivedSpan
 from tests.integration.faststream_estate import WORK_S, Estate, out_of_order
 from tests.integration.tracing import unset_otel
 

@@ -15,7 +15,7 @@ from choreo.flow.drift_log import LogReading, Window
 from choreo.flow.model import Capability, to_json
 from choreo.opening import open_transport
 from choreo.record import Record
-from choreo.testing.otlp import ReceivedSpan
+from choreo.testing.otlp_reading import ReceivedSpan
 from handlers.order_fulfilment.app import app as order_fulfilment
 from handlers.order_fulfilment.events import OrderPlaced
 from handlers.order_fulfilment.orders import read, shipped_lines

@@ -13,7 +13,8 @@ from functools import partial
 import grpc  # type: ignore[import-untyped]
 import pytest
 
-from choreo.testing.otlp import OtlpReceiver, ReceivedSpan, parse
+from choreo.testing.otlp import OtlpReceiver
+from choreo.testing.otlp_reading import ReceivedSpan, parse
 from tests.integration.tracing import instruments, trace_one, unset_otel, warnings_of
 
 CLOSE_S_MAX = 3.0

@@ -9,7 +9,8 @@ from opentelemetry import trace
 from choreo.envelope import Envelope
 from choreo.ports import UnitInfo
 from choreo.record import Record
-from choreo.testing.otlp import MISSING, OtlpReceiver, ReceivedSpan, tree
+from choreo.testing.otlp import MISSING, OtlpReceiver, tree
+from choreo.testing.otlp_reading import ReceivedSpan
 from tests.integration.tracing import SAMPLED, SPAN, TRACE, UNSAMPLED, event, hop, instruments, unit, unset_otel
 
 
