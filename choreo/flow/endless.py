@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from choreo.event import Command
 from choreo.flow.findings import Finding
-from choreo.process.interpreting import Process, Version
+from choreo.process.interpreting import Process
+from choreo.process.versions import Version
 from choreo.process.watching import RUNNING, WatchInstance
 
 

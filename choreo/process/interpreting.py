@@ -4,56 +4,41 @@ All of it happens in the transaction that the event's key commits in. What wakes
 as an event of the process's own topic, and is dropped as a duplicate like any other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import orjson
 
 from choreo.context import Context
 from choreo.core import process as core
-from choreo.core.definition import CORRELATION, DEFERRED_MAX, Definition, State
+from choreo.core.definition import DEFERRED_MAX, State
 from choreo.core.emission import key_digest
-from choreo.errors import DeclarationError, Reject, UndeclaredEmission, UnknownVersion
+from choreo.errors import Reject, UndeclaredEmission, UnknownVersion
 from choreo.event import Event
 from choreo.instances import Instance, Instances, Timer
 from choreo.process.declaring import ProcessManager
 from choreo.process.states import Action
 from choreo.process.timing import TimerDue, due_class
+from choreo.process.versions import Versions
 from choreo.service import Service
 
 STEPS_MAX = 1_000
 """Of one event with the deferred ones it lets go on: more is a definition that goes round in a circle."""
 
 
-class Version:
-    """One version of a process, ready to be interpreted."""
+class Process(Versions):
+    """Every version of one process that this build knows, and the service that runs them.
 
-    def __init__(self, made: type[ProcessManager]) -> None:
-        self.definition: Definition = made.definition()
-        self.made = made
-        self.actions: Mapping[str, Action] = made.actions()
-        self.guards = made.guards()
-        self.classes = {event.event_type: event for event in made.events()}
-
-    def has(self, state: str) -> bool:
-        """Whether there is a state of the name."""
-        return any(each.name == state for each in self.definition.states)
-
-
-class Process:
-    """Every version of one process that this build knows, and the service that runs them."""
+    Attributes:
+        due: The event that comes when a timer of its instances is due.
+        service: Its one handler takes every event that some version takes.
+    """
 
     def __init__(self, newest: type[ProcessManager]) -> None:
-        self.name = newest.process_name
-        versions = [Version(made) for made in (*newest.process_previous, newest)]
-        self.versions = {each.made.process_version: each for each in versions}
-        if len(self.versions) < len(versions):
-            raise DeclarationError(f"{newest.__name__}: two classes of {self.name} have one version")
-        self.newest = self.versions[newest.process_version]
-        self.told: set[tuple[int, str]] = set()
-        """Versions and states that it does not know, and has said so."""
+        super().__init__(newest)
         self.due = due_class(self.name)
         self.service = Service(self.name)
+        versions = self.versions.values()
         events = tuple(dict.fromkeys(event for each in versions for event in each.classes.values()))
         emits = tuple(dict.fromkeys(event for each in versions for event in each.made.emits()))
         self.service.handler(*events, self.due, name="process", emits=emits)(self._handler(events))
@@ -64,49 +49,11 @@ class Process:
 
         return handle
 
-    def hasten(self, times: float) -> None:
-        """Divide all delays of what is declared; 1 is as declared. For simulations."""
-        for version in self.versions.values():
-            version.definition = version.made.definition().hastened(times)
-
-    def version(self, number: int) -> Version:
-        """The version of that number.
-
-        Raises:
-            UnknownVersion: This build does not have it.
-        """
-        found = self.versions.get(number)
-        if found is None:
-            raise UnknownVersion(
-                f"{self.name} v{number} is not in this build, which knows {self.known}: deploy one that has both, "
-                "with previous="
-            )
-        return found
-
-    @property
-    def retention_s(self) -> float | None:
-        """How long instances of any version are kept when they have ended, as the newest says; None: for ever."""
-        retention = self.newest.made.process_retention
-        return None if retention is None else retention.total_seconds()
-
-    @property
-    def known(self) -> str:
-        """The versions of this build, for people."""
-        return ", ".join(f"v{number}" for number in sorted(self.versions))
-
-    def key_of(self, event: Event, correlation_id: str) -> str:
-        """The instance that an event of this flow is about."""
-        for version in (self.newest, *self.versions.values()):
-            field = version.definition.correlate.get(event.event_type)
-            if field is not None:
-                return correlation_id if field == CORRELATION else str(getattr(event, field))
-        raise AssertionError(event.event_type)
-
 
 class Turn:
     """One event and its instance."""
 
-    def __init__(self, process: Process, instances: Instances, context: Context) -> None:
+    def __init__(self, process: Versions, instances: Instances, context: Context) -> None:
         self._process = process
         self._instances = instances
         self._context = context

@@ -12,7 +12,8 @@ from choreo.core.engine import Engine
 from choreo.core.units import Unit
 from choreo.errors import UnknownVersion
 from choreo.instances import Timer
-from choreo.process.interpreting import Process, Turn, Version
+from choreo.process.interpreting import Process, Turn
+from choreo.process.versions import Version
 from choreo.runtime.timers import TimerPoller
 from choreo.stores.sqlite import instances
 from handlers.ci_pipeline.events import DeployCommit
