@@ -6,7 +6,7 @@ A store that has them offers `INSTANCES` among its `transaction_types`, and is a
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from choreo.errors import Reject
+from choreo.errors import Reject, StoreError
 
 INSTANCES = "choreo.instances.Instances"
 """Of `transaction_types` and `BoundHandler.transaction`: the unit's transaction is given as `Instances`."""
@@ -125,6 +125,14 @@ def check_key(process: str, key: str) -> None:
     """
     if len(key) * 4 > KEY_BYTES_MAX and (size := len(key.encode("utf-8", "surrogatepass"))) > KEY_BYTES_MAX:
         raise Reject(f"the key of an instance of {process} has {size} bytes, and may have {KEY_BYTES_MAX}")
+
+
+def overtaken(instance: Instance) -> StoreError:
+    """What `save` raises."""
+    return StoreError(
+        f"an instance of {instance.process} was stored by somebody else since it was loaded at revision "
+        f"{instance.revision}; its event is tried again"
+    )
 
 
 class TimerStore(Protocol):

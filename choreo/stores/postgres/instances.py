@@ -5,13 +5,12 @@ from typing import Any
 
 import psycopg
 
-from choreo.errors import StoreError
-from choreo.instances import Instance, Intervention, Timer, check_key
+from choreo.instances import Instance, Intervention, Timer, check_key, overtaken
 from choreo.stores.postgres.pool import Statement, flush_plain
+from choreo.stores.postgres.queries import NOW_MS
 from choreo.stores.postgres.schema import Names
 from choreo.stores.postgres.values import Row, decode, encode
 
-_NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::int8"
 INSTANCE = "process, key, version, state, data, ended, deferred, correlation_id, revision, updated_ms"
 TIMER = "process, key, name, token, due_ms, number, correlation_id, traceparent"
 OF_KEY = "WHERE process = %(process)b AND key = %(key)b"
@@ -20,9 +19,9 @@ LOAD = f"SELECT {INSTANCE} FROM {{instance}} {OF_KEY}"
 # A row of the same key that is not committed yet is waited for; once it is there, nothing is written.
 _INSERT = f"""INSERT INTO {{instance}} ({INSTANCE})
     VALUES (%(process)b, %(key)b, %(version)s, %(state)b, %(data)b, %(ended)s, %(deferred)b, %(correlation_id)b, 1,
-        {_NOW_MS}) ON CONFLICT DO NOTHING RETURNING revision"""
+        {NOW_MS}) ON CONFLICT DO NOTHING RETURNING revision"""
 _UPDATE = f"""UPDATE {{instance}} SET version = %(version)s, state = %(state)b, data = %(data)b, ended = %(ended)s,
-        deferred = %(deferred)b, correlation_id = %(correlation_id)b, revision = revision + 1, updated_ms = {_NOW_MS}
+        deferred = %(deferred)b, correlation_id = %(correlation_id)b, revision = revision + 1, updated_ms = {NOW_MS}
     {OF_KEY} AND revision = %(revision)s RETURNING revision"""
 TIMERS = f"SELECT {TIMER} FROM {{timer}} {OF_KEY} ORDER BY name"
 _SET = f"""INSERT INTO {{timer}} ({TIMER}, wake_ms)
@@ -44,7 +43,7 @@ class InstanceQueries:
 
     def __init__(self, names: Names) -> None:
         fill = names.parameterised
-        self.now, self.lock = fill(f"SELECT {_NOW_MS}"), fill(f"{LOAD} FOR UPDATE")
+        self.now, self.lock = fill(f"SELECT {NOW_MS}"), fill(f"{LOAD} FOR UPDATE")
         self.insert, self.update = fill(_INSERT), fill(_UPDATE)
         self.timers, self.set_timer = fill(TIMERS), fill(_SET)
         self.cancel, self.cancel_named, self.note = fill(_CANCEL), fill(_CANCEL_NAMED), fill(_NOTE)
@@ -140,10 +139,7 @@ class PostgresInstances:
         rows = flush_plain(self._connection, [*(statement for statement, _ in unsent), *reads])
         for (_, instance), stored in zip(unsent, rows, strict=False):
             if instance is not None and not stored:
-                raise StoreError(
-                    f"an instance of {instance.process} was stored by somebody else since it was loaded at revision "
-                    f"{instance.revision}; its event is tried again"
-                )
+                raise overtaken(instance)
         return rows[len(unsent) :]
 
 

@@ -8,11 +8,10 @@ from choreo.ports import Lease
 from choreo.record import ProducerRecord
 from choreo.sqlite.log import decode_headers, encode_headers
 from choreo.stores.postgres.pool import Statement
-from choreo.stores.postgres.queries import LOCK
+from choreo.stores.postgres.queries import LOCK, NOW_MS
 from choreo.stores.postgres.schema import Names
 from choreo.stores.postgres.values import Row, decode, emit_of, encode
 
-_NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::int8"
 _RECORD = "to_topic, key, value, headers"
 _PARKED = f'"row", handler, {_RECORD}, reason, detail, attempts, correlation_id, parked_ms, wake_ms'
 _IS_HEAD = "NOT EXISTS (SELECT FROM {parked} b WHERE b.queue = p.queue AND b.seq < p.seq)"
@@ -25,7 +24,7 @@ _RETURNING = "RETURNING id, to_topic, to_partition, key, value, headers"
 _WAIT = f"""WITH put AS (
     INSERT INTO {{parked}} AS p (queue, "group", {_PARKED})
     VALUES (%(queue)b, %(group)b, %(row)b, %(handler)b, %(to_topic)b, %(key)b, %(value)b, %(headers)b, %(reason)b,
-        %(detail)b, %(attempts)s::int4, %(correlation_id)b, {_NOW_MS}, {_NOW_MS} + %(due_ms)s::int8)
+        %(detail)b, %(attempts)s::int4, %(correlation_id)b, {NOW_MS}, {NOW_MS} + %(due_ms)s::int8)
     ON CONFLICT ("row") DO UPDATE SET to_topic = excluded.to_topic, key = excluded.key, value = excluded.value,
         headers = excluded.headers, reason = excluded.reason, detail = excluded.detail,
         attempts = p.attempts + excluded.attempts, wake_ms = excluded.wake_ms
@@ -54,13 +53,13 @@ _HEADS = f"""SELECT {_PARKED}, (SELECT count(*) - 1 FROM {{parked}} a WHERE a.qu
 _COUNT = 'SELECT count(DISTINCT queue) FROM {parked} WHERE "group" = %(group)b'
 # A row that is locked is one that a commit is about to change.
 _DUE = f"""WITH found AS MATERIALIZED (
-    SELECT "row" FROM {{parked}} p WHERE "group" = %(group)b AND wake_ms <= {_NOW_MS} AND {_IS_HEAD}
+    SELECT "row" FROM {{parked}} p WHERE "group" = %(group)b AND wake_ms <= {NOW_MS} AND {_IS_HEAD}
     ORDER BY wake_ms LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-) UPDATE {{parked}} p SET wake_ms = {_NOW_MS} + %(claim_ms)s FROM found f WHERE p."row" = f."row"
+) UPDATE {{parked}} p SET wake_ms = {NOW_MS} + %(claim_ms)s FROM found f WHERE p."row" = f."row"
 RETURNING {", ".join(f"p.{column}" for column in _PARKED.split(", "))}, 0"""
-_NEXT = f"""SELECT min(wake_ms) - {_NOW_MS} FROM {{parked}} p
+_NEXT = f"""SELECT min(wake_ms) - {NOW_MS} FROM {{parked}} p
     WHERE "group" = %(group)b AND wake_ms IS NOT NULL AND {_IS_HEAD}"""
-_SENT = f"""UPDATE {{parked}} p SET wake_ms = {_NOW_MS} + %(again_ms)s
+_SENT = f"""UPDATE {{parked}} p SET wake_ms = {NOW_MS} + %(again_ms)s
     FROM unnest(%(rows)b::bytea[], %(headers)b::bytea[]) AS s ("row", headers)
     WHERE p."row" = s."row" AND p.headers = s.headers AND p.wake_ms IS NOT NULL"""
 _OF = "SELECT DISTINCT queue FROM {parked} WHERE queue = ANY(%(queues)b::bytea[])"

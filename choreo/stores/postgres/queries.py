@@ -1,6 +1,6 @@
 """The SQL of the PostgreSQL store. Requests are arrays: their size does not change the number of statements.
 
-Parameters are as `postgres_values` names them. A statement that finds something not as it must be raises
+Parameters are as `values.py` names them. A statement that finds something not as it must be raises
 `RAISED`: all of it happens in one flush to the server, where nobody could look at a result before the COMMIT.
 """
 
@@ -21,6 +21,8 @@ FORGETTABLE = LIMITS + b", set_config('synchronous_commit', 'off', true)"
 LOCK_TIMEOUT = b"SELECT set_config('lock_timeout', %(lock_ms)s, true)"
 LOCK = b"SELECT pg_advisory_xact_lock(%(lock)s)"
 CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
+# The server's clock, which goes on within a transaction.
+NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::int8"
 
 _HELD = """held AS (
     SELECT * FROM unnest(%(groups)b::bytea[], %(topics)b::bytea[], %(partitions)b::int4[], %(epochs)b::int8[])

@@ -3,8 +3,7 @@
 import sqlite3
 from collections.abc import Collection, Sequence
 
-from choreo.errors import StoreError
-from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Intervention, Timer, check_key
+from choreo.instances import COUNT_KEYS_MAX, Count, Instance, Intervention, Timer, check_key, overtaken
 
 _INSTANCE = "process, key, version, state, data, ended, deferred, correlation_id, revision, updated_ms"
 _TIMER = "process, key, name, token, due_ms, number, correlation_id, traceparent"
@@ -54,10 +53,7 @@ class SqliteInstances:
             query = f"INSERT INTO choreo_instance ({_INSTANCE}) VALUES ({_marks(new)}) ON CONFLICT DO NOTHING"
             done = self._db.execute(query, new)
         if not done.rowcount:
-            raise StoreError(
-                f"an instance of {instance.process} was stored by somebody else since it was loaded at revision "
-                f"{instance.revision}; its event is tried again"
-            )
+            raise overtaken(instance)
 
     def timers(self, process: str, key: str) -> Sequence[Timer]:
         """Its timers, by name."""
