@@ -1,13 +1,11 @@
 """The SQL of the PostgreSQL store. Requests are arrays: their size does not change the number of statements.
 
-Parameters are as `values.py` names them. A statement that finds something not as it must be raises
-`RAISED`: all of it happens in one flush to the server, where nobody could look at a result before the COMMIT.
+Parameters are as `values.py` names them. A statement that finds something not as it must be fails by a cast, as
+`InvalidTextRepresentation`: all of it happens in one flush to the server, where nobody could look at a result before
+the COMMIT.
 """
 
 from choreo.stores.postgres.schema import Names
-
-RAISED = "22P02"
-"""SQLSTATE of the cast by which a statement refuses to go on."""
 
 BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 COMMIT = b"COMMIT"
