@@ -20,7 +20,7 @@ from choreo.testing.crash_points import CrashPoint, arm
 from choreo.transports.embedded import membership
 
 LIFE_S_MAX = 90.0
-SETTLE_S = 0.3
+SETTLE_S = 1.0
 
 
 class Job(TypedDict):
