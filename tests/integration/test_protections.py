@@ -278,7 +278,7 @@ async def test_lease_fences_a_member_that_was_overtaken(stage: Stage) -> None:
 
 async def test_lease_is_needed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the epoch, in leases and in claims, a member that lost its partition commits for it."""
-    monkeypatch.setattr(leases, "holds", lambda db, lease: True)
+    monkeypatch.setattr(leases, "lost", lambda db, held: set())
     monkeypatch.setattr(sqlite_commit, "OUR_CLAIM", '"group" = ? AND topic = ? AND "partition" = ? AND ? IS NOT NULL')
     assert await overtaken(stage) > 0
 
