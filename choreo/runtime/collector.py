@@ -1,8 +1,7 @@
-"""Python's garbage collector, and its turns between threads, in a process that choreo owns."""
+"""Python's garbage collector, in a process that choreo owns."""
 
 import asyncio
 import gc
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,9 +11,6 @@ hundred thousand, but what grows beside it. Python's own 700 are those of 20 eve
 COLLECT_S = 10.0
 FULL_EVERY = 60
 """Every so manieth time the old ones too, which takes 0.2 s where ten million keys are held in memory."""
-SWITCH_S = 0.0005
-"""Until a thread that wants the interpreter is given it. SQLite's thread wants it after each statement, librdkafka's
-after each call; Python's own 5 ms are those of a hundred events, each time."""
 
 
 @asynccontextmanager
@@ -23,14 +19,11 @@ async def collecting_less() -> AsyncIterator[None]:
 
     Some thousand events in flight are a hundred thousand objects, none of them garbage, which Python goes through
     again and again: a fifth of the CPU time of an event. Garbage is what failures leave, tracebacks mostly.
-
-    The threads of store and client get their turn beside a busy event loop a tenth as late as Python would have it.
     """
-    before, switch_s = gc.get_threshold(), sys.getswitchinterval()
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(ALLOCATIONS, 10, 10)
-    sys.setswitchinterval(SWITCH_S)
     task = asyncio.create_task(_collect())
     try:
         yield
@@ -38,7 +31,6 @@ async def collecting_less() -> AsyncIterator[None]:
         task.cancel()
         gc.unfreeze()
         gc.set_threshold(*before)
-        sys.setswitchinterval(switch_s)
 
 
 async def _collect() -> None:
