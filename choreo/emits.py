@@ -52,7 +52,7 @@ def _read(hint: Any) -> Emits:
     if hint in (None, type(None)):
         return Emits({}, 0)
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is None:
+    if origin in (None, Callable):  # what a function takes is a list, and no hint
         return Emits({hint: (1, 1)}, 1)
     if origin is typing.Annotated:
         return _read(arguments[0])

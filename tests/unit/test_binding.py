@@ -292,7 +292,9 @@ def test_a_handler_says_what_it_returns() -> None:
     )
 
 
-@pytest.mark.parametrize("returns", [str, Any, dict[str, A], list[int], Mixin, A | int, Event, list])
+@pytest.mark.parametrize(
+    "returns", [str, Any, dict[str, A], list[int], Mixin, A | int, Event, list, Callable[[A], B]]
+)
 def test_a_handler_returns_events_only(returns: Any) -> None:
     """Anything else, a class without a type included, could not be sent."""
 
