@@ -38,10 +38,11 @@ def _executed(
     at = 0
     for count in _AT_ONCE:
         while len(rows) - at >= count:
-            yield db.execute(_filled(statement, row, count), list(chain.from_iterable(rows[at : at + count])))
+            yield db.execute(filled(statement, row, count), list(chain.from_iterable(rows[at : at + count])))
             at += count
 
 
 @lru_cache(maxsize=128)
-def _filled(statement: str, row: str, count: int) -> str:
+def filled(statement: str, row: str, count: int) -> str:
+    """The statement with `count` rows where `{rows}` stands; the same string each time, so it is parsed once."""
     return statement.replace("{rows}", ", ".join([row] * count))

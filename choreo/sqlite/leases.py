@@ -2,12 +2,15 @@
 
 import sqlite3
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 
 from choreo.ports import Lease
 from choreo.record import TopicPartition
+from choreo.sqlite import batched
 
 _WHERE = '"group" = ? AND topic = ? AND "partition" = ?'
+_LOST = """SELECT v.column2, v.column3 FROM (VALUES {rows}) v
+    LEFT JOIN choreo_lease l ON l."group" = v.column1 AND l.topic = v.column2 AND l."partition" = v.column3
+    WHERE l.epoch IS NOT v.column4"""
 
 
 def take(db: sqlite3.Connection, group: str, partition: TopicPartition, owner: str, expires_ms: int) -> Lease:
@@ -26,14 +29,7 @@ def lost(db: sqlite3.Connection, held: Collection[Lease]) -> set[TopicPartition]
     if not held:
         return set()
     values = [each for lease in held for each in (lease.group, *lease.partition, lease.epoch)]
-    return {TopicPartition(*row) for row in db.execute(_lost(len(held)), values)}
-
-
-@lru_cache(maxsize=64)
-def _lost(count: int) -> str:
-    return f"""SELECT v.column2, v.column3 FROM (VALUES {", ".join(["(?, ?, ?, ?)"] * count)}) v
-        LEFT JOIN choreo_lease l ON l."group" = v.column1 AND l.topic = v.column2 AND l."partition" = v.column3
-        WHERE l.epoch IS NOT v.column4"""
+    return {TopicPartition(*row) for row in db.execute(batched.filled(_LOST, "(?, ?, ?, ?)", len(held)), values)}
 
 
 def renew(db: sqlite3.Connection, lease: Lease, expires_ms: int, progress_ms: int | None) -> bool:

@@ -12,6 +12,8 @@ what is rolled back was never in memory. No id is given twice, so none is missed
 import sqlite3
 from collections.abc import Iterable, Sequence
 
+from choreo.sqlite import batched
+
 RUN_KEYS, RUN_KEYS_MAX = 65_536, 262_144
 """In memory some 10 to 45 MB; sorting them in holds the write lock for 0.2 s at 10^6 keys, for a second at 10^7."""
 RUN_SHARE = 40
@@ -25,12 +27,9 @@ _INDEXED = (
 )
 # A statement each would be the larger part of what it costs to find nothing.
 _FEW, _MANY = 64, 512
-_ALL_INDEXED = {
-    count: f"""SELECT v.column1, k.id FROM (VALUES {", ".join(["(?)"] * count)}) v
+_ALL_INDEXED = """SELECT v.column1, k.id FROM (VALUES {rows}) v
     CROSS JOIN choreo_digest d ON d.prefix = substr(v.column1, 1, 8)
     CROSS JOIN choreo_key k ON k.id = d.id AND k.digest = v.column1"""
-    for count in (_FEW, _MANY)
-}
 
 
 class Digests:
@@ -88,7 +87,9 @@ class Digests:
             while at < len(older):
                 count = _MANY if len(older) - at > _MANY // 2 else _FEW
                 some = older[at : at + count]
-                found.update(db.execute(_ALL_INDEXED[count], some + [None] * (count - len(some))))
+                found.update(
+                    db.execute(batched.filled(_ALL_INDEXED, "(?)", count), some + [None] * (count - len(some)))
+                )
                 at += count
         return found
 
