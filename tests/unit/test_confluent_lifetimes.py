@@ -4,13 +4,16 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 
 from choreo.errors import TransportError
 from choreo.record import ProducerRecord, TopicPartition
-from choreo.transports.confluent import ConfluentConsumer, ConfluentTransport, calling
+from choreo.transports.confluent import ConfluentConsumer, ConfluentTransport, calling, succession
+from choreo.transports.confluent import producer as sending
 from choreo.transports.confluent.calling import Hung
+from choreo.transports.confluent.delivery import produce
 from choreo.transports.confluent.producer import ConfluentProducer
 from choreo.transports.confluent.succession import Succession
 
@@ -72,8 +75,15 @@ async def test_partition_that_comes_again_is_assigned_once(member: ConfluentCons
 
 
 @pytest.mark.parametrize("turns", [1, 100])
-async def test_send_beside_one_that_failed_is_told_at_once(turns: int) -> None:
+async def test_send_beside_one_that_failed_is_told_at_once(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it hands its records over, and when all are handed over: it does not wait out its own deadline."""
+    handed: list[ProducerRecord] = []
+
+    def handing(kafka: Any, record: ProducerRecord, report: Any) -> None:
+        handed.append(record)
+        produce(kafka, record, report)
+
+    monkeypatch.setattr(sending, "produce", handing)
     producer = ConfluentProducer({"bootstrap.servers": NOWHERE}, timeout_s=20)
     record = ProducerRecord("teas", b"k", b"v", ())
     other, many = (asyncio.create_task(producer.send([record] * number)) for number in (1, 600))
@@ -84,6 +94,7 @@ async def test_send_beside_one_that_failed_is_told_at_once(turns: int) -> None:
     with pytest.raises(TransportError):
         await many
     assert time.monotonic() - began_s < 5
+    assert (len(handed) == 601) is (turns == 100), "the rest is not handed to a producer that was discarded"
     await asyncio.gather(other, return_exceptions=True)
     await producer.close()
 
@@ -107,3 +118,39 @@ async def test_thread_that_hangs_leaves_none_behind(ended_first: bool, monkeypat
     while any("transactions-kitchen" in each.name for each in threading.enumerate()):
         assert time.monotonic() < until_s, "it is still there"
         await asyncio.sleep(0.01)
+
+
+class Obedient:
+    """A transactional producer that does at once what it is told."""
+
+    def init_transactions(self, timeout_s: float) -> None:
+        """Started."""
+
+    def begin_transaction(self) -> None:
+        """Begun."""
+
+    def abort_transaction(self, timeout_s: float) -> None:
+        """Aborted."""
+
+    def purge(self, **_: bool) -> None:
+        """There is nothing."""
+
+
+async def test_what_comes_back_late_ends_no_transaction_of_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that had hung, and was given up: what it says of its own producer is not said of the next one."""
+    monkeypatch.setattr(succession, "made", lambda *_: Obedient())
+    producers = Succession("kitchen", {"bootstrap.servers": NOWHERE}, lambda: 0, timeout_s=1)
+    first = producers.current()
+    producers.begin(first)
+    producers.discard(first)
+    second = producers.current()
+    assert second is not first
+    producers.begin(second)
+    producers.ended(first)
+    assert producers.begun
+    for late in (producers.check, producers.begin):
+        with pytest.raises(TransportError, match="given up meanwhile"):
+            late(first)
+    producers.ended(second)
+    assert not producers.begun
+    producers.end()
